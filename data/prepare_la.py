@@ -1,0 +1,133 @@
+"""Turn the 2018 Atrial Segmentation Challenge's own folders into the HDF5 layout that the scripts read.
+
+    python data/prepare_la.py "Training Set" data/LA                 # needs pynrrd: pip install pynrrd
+    python data/prepare_la.py "Training Set" data/LA --crop margins  # without looking at any label
+
+Reads <folder>/<case>/lgemri.nrrd and laendo.nrrd; writes <out>/data/<case>/mri_norm2.h5 with 'image' (float32, zero
+mean and unit variance over the whole scan) and 'label' (uint8), the voxel spacing in millimetres as the attribute
+'spacing', and the 80 / 20 split of UA-MT as train.list and test.list.
+
+The default, --crop label, is UA-MT's preprocessing, on which the field's tables are made: along W and H it cuts each
+scan to the bounding box of its label, enlarged to 112 voxels and then by a random 10 to 19 on each side; D stays
+whole. Mind that this looks at the labels of unlabelled and of test cases too: results on it compare methods, and say
+little about whole scans. --crop margins cuts the same share off every scan's borders instead and looks at no label.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import zlib
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+SPLITS = Path(__file__).resolve().parent / "splits" / "LA"
+PATCH = 112
+
+
+def label_box(label, rng):
+    """UA-MT's crop, as three slices: the label's extent along W and H, enlarged to the patch and by a random margin."""
+    box = []
+    for axis in (0, 1):
+        inside = np.flatnonzero(label.any(axis=(1 - axis, 2)))
+        low, high = inside[0], inside[-1]
+        widen = max(PATCH - (high - low), 0) // 2
+        low = max(low - rng.integers(10, 20) - widen, 0)
+        # As in UA-MT's code, the last labelled voxel's index ends the slice, which its margin makes harmless.
+        high = min(high + rng.integers(10, 20) + widen, label.shape[axis])
+        box.append(slice(int(low), int(high)))
+    return (*box, slice(None))
+
+
+def margin_box(shape, share):
+    """The middle of a volume without `share` of its length at each end of W and H; all of D."""
+    return (*(slice(int(n * share), n - int(n * share)) for n in shape[:2]), slice(None))
+
+
+def spacing_of(header):
+    """Millimetres between voxels along each axis, from an NRRD header; None where it does not say."""
+    if "space directions" in header:
+        return np.linalg.norm(np.asarray(header["space directions"], dtype=float), axis=1)
+    return np.asarray(header["spacings"], dtype=float) if "spacings" in header else None
+
+
+def prepare(source, out, crop="label", share=0.25, seed=0):
+    """Write all cases of `source` to the new folder `out`; returns their names. ValueError says what is wrong."""
+    import nrrd
+
+    cases = sorted(path.parent.name for path in source.glob("*/lgemri.nrrd"))
+    if not cases:
+        raise ValueError(f"{source}: no <case>/lgemri.nrrd in it; give the challenge's 'Training Set' folder")
+    if out.exists():
+        raise ValueError(f"{out}: exists already; name another folder or remove it")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        for number, case in enumerate(cases):
+            if not (source / case / "laendo.nrrd").is_file():
+                raise ValueError(f"{source / case / 'laendo.nrrd'}: no such file, but its image is there")
+            try:
+                image, header = nrrd.read(str(source / case / "lgemri.nrrd"))
+                label, _ = nrrd.read(str(source / case / "laendo.nrrd"))
+            except (nrrd.NRRDError, OSError, EOFError, zlib.error, ValueError) as error:
+                raise ValueError(f"{source / case}: its .nrrd files are damaged ({error}); copy them again") from error
+            label = (label > 0).astype(np.uint8)
+            if image.shape != label.shape:
+                raise ValueError(f"{source / case}: image {image.shape} and label {label.shape} differ in shape")
+            if crop == "label" and not label.any():
+                raise ValueError(f"{source / case / 'laendo.nrrd'}: the label is empty; use --crop margins")
+            rng = np.random.default_rng([seed, number])
+            box = label_box(label, rng) if crop == "label" else margin_box(label.shape, share)
+            image = ((image - image.mean()) / max(image.std(), 1e-8)).astype(np.float32)[box]
+            (temporary / "data" / case).mkdir(parents=True)
+            with h5py.File(temporary / "data" / case / "mri_norm2.h5", "w") as file:
+                file.create_dataset("image", data=image, compression="gzip")
+                file.create_dataset("label", data=label[box], compression="gzip")
+                if spacing_of(header) is not None:
+                    file.attrs["spacing"] = spacing_of(header)
+            print(f"{case}: {' x '.join(map(str, image.shape))}")
+        for name in ("train", "test"):
+            listed = [case for case in (SPLITS / f"{name}.list").read_text().split() if case in cases]
+            if not listed:
+                raise ValueError(f"{source}: no case of it is in {SPLITS / name}.list; give the challenge's folder")
+            (temporary / f"{name}.list").write_text("".join(f"{case}\n" for case in listed))
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return cases
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="the challenge's folder, with a folder per case")
+    parser.add_argument("out", type=Path, help="folder to make, e.g. data/LA")
+    parser.add_argument(
+        "--crop",
+        choices=("label", "margins"),
+        default="label",
+        help="label: as UA-MT, around the label, of unlabelled and test cases too (default); margins: without labels",
+    )
+    parser.add_argument(
+        "--share",
+        type=float,
+        default=0.25,
+        help="with --crop margins: share of W and H cut at each end (default: 0.25)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random margins of --crop label (default: 0)")
+    args = parser.parse_args(argv)
+    try:
+        import nrrd  # noqa: F401
+    except ImportError:
+        print("error: reading .nrrd files needs pynrrd: pip install pynrrd", file=sys.stderr)
+        raise SystemExit(2) from None
+    try:
+        cases = prepare(args.source, args.out, args.crop, args.share, args.seed)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(f"{len(cases)} cases in {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Files that are written whole or not at all, and weights from anywhere that run no code when they are read."""
+
+import contextlib
+import hashlib
+import io
+import os
+import pickle
+import re
+import struct
+from pathlib import Path
+
+import torch
+
+# What torch.load raises on files that are cut short, damaged, or no checkpoints at all.
+UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError)
+UNREADABLE += (LookupError, AttributeError, TypeError)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, written or used; the message is one sentence with the file and the remedy."""
+
+
+def write_whole(path, data):
+    """Write the bytes `data` to `path` so that the file is there whole or, whatever happens, as it was before.
+
+    A temporary file in the same folder is written, flushed to the disk and renamed over `path`. Raises CheckpointError
+    where that fails (a full disk, a folder that cannot be written); the previous file is then untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        kept = "the previous one is still whole" if path.exists() else "nothing was left half-written"
+        raise CheckpointError(
+            f"{path}: could not be saved ({error.strerror or error}), {kept}; free space there or choose another "
+            f"--output_dir"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def save_checkpoint(state, path):
+    """torch.save `state` (tensors, numbers, strings and containers of them) to `path`, whole or not at all.
+
+    Raises CheckpointError as `write_whole` does.
+    """
+    # PyTorch's own writer can abort the process when the disk is full; bytes in memory fail as an ordinary OSError.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_whole(path, buffer.getbuffer())
+
+
+def load_checkpoint(path, map_location="cpu"):
+    """What `save_checkpoint` or any torch.save wrote to `path`, tensors on `map_location`.
+
+    Always with weights_only=True: a file that would run code when unpickled is refused. Raises CheckpointError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint; give the path of a .pth file")
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except UNREADABLE as error:
+        refused = re.search(r"(?:GLOBAL |Unsupported class )([\w]+\.[\w.]+)", str(error))
+        if refused:
+            raise CheckpointError(
+                f"{path}: refused, because reading it could run code (it asks for {refused[1]}); save its "
+                f"state_dict() alone"
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path}: not a whole checkpoint ({reason}); copy it again or take an older one"
+        ) from error
+
+
+def find_state_dict(checkpoint):
+    """The state_dict in what `load_checkpoint` gave, without the prefix 'module.' of (Distributed)DataParallel.
+
+    Understood are a plain state_dict, and one under 'state_dict', 'model_state_dict' or 'model'. Returns None where
+    there is none.
+    """
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
+            checkpoint = checkpoint[key]
+            break
+    if not isinstance(checkpoint, dict) or not checkpoint:
+        return None
+    if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        return None
+    return {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
+
+
+def load_weights(net, checkpoint, path):
+    """Load the weights in `checkpoint`, read from file `path`, into `net`, all of them; returns `net`.
+
+    Understands what `find_state_dict` does. Raises CheckpointError naming what does not fit; `net` is then unchanged.
+    """
+    state = find_state_dict(checkpoint)
+    if state is None:
+        raise CheckpointError(
+            f"{path}: holds no state_dict; save net.state_dict(), or put it under 'state_dict' or 'model_state_dict'"
+        )
+    own = net.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise CheckpointError(
+            f"{path}: the weights are of another network ({'; '.join(problems[:3])}{more}); give the settings it was "
+            f"trained with (--network, --n_filters, --normalization, --n_channels, --num_classes)"
+        )
+    net.load_state_dict(state)
+    return net
+
+
+def file_sha256(path):
+    """The SHA-256 of a file, as a hexadecimal string."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -1,0 +1,168 @@
+"""Volumes in the HDF5 layout of the UA-MT family.
+
+<root>/train.list, <root>/test.list     one case name a line
+<root>/data/<case>/mri_norm2.h5         'image' float (W, H, D) or (C, W, H, D), normalised; 'label' int (W, H, D)
+"""
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from torch.utils.data import Dataset
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message is one sentence with the file and the remedy."""
+
+    def __init__(self, message):
+        # A DataLoader hands on a worker's error as a whole traceback in the message: the sentence is its last line.
+        super().__init__(message.strip().splitlines()[-1].split("DataError: ")[-1])
+
+
+def read_list(path):
+    """The case names of a list file, one a line, in order; blank lines are passed over.
+
+    Raises DataError where the file is missing or empty, or a name is a path (it would reach outside the data folder)
+    or stands there twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        missing = "list" if path.parent.is_dir() else "folder"
+        raise DataError(
+            f"{path}: no such {missing}; the data's folder must hold train.list, test.list and data/<case>/mri_norm2.h5"
+        )
+    try:
+        cases = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a text file of case names ({error}); write one name a line") from error
+    if not cases:
+        raise DataError(f"{path}: the list names no case; write one case name a line")
+    seen = set()
+    for case in cases:
+        if case in (".", "..") or "/" in case or "\\" in case:
+            raise DataError(f"{path}: case {case!r} is a path; write the name of a folder in data/ alone")
+        if case in seen:
+            raise DataError(f"{path}: case {case!r} stands there twice; remove one of the lines")
+        seen.add(case)
+    return cases
+
+
+def training_cases(root, val_cases=(), num=None):
+    """The first `num` (default: all) cases of `<root>/train.list` that are not among `val_cases`.
+
+    Raises DataError where one of them is in `<root>/test.list` as well.
+    """
+    root = Path(root)
+    cases = [case for case in read_list(root / "train.list") if case not in set(val_cases)][:num]
+    shared = sorted(set(cases) & set(test_cases(root)))
+    if shared:
+        raise DataError(
+            f"{root / 'train.list'}: case {shared[0]} is in test.list too ({len(shared)} in all); remove it from one"
+        )
+    return cases
+
+
+def test_cases(root):
+    """The cases of `<root>/test.list`, [] where there is no such list."""
+    path = Path(root) / "test.list"
+    return read_list(path) if path.exists() else []
+
+
+test_cases.__test__ = False  # not a test, whatever pytest thinks of the name
+
+
+class LAHeart(Dataset):
+    """Samples {'image', 'label'} of the listed cases, each read from its HDF5 file when asked for.
+
+    `base_dir`: the folder with the case folders, `<root>/data`, as in the family; `<root>` itself is understood too.
+    `split`: which list, `<root>/<split>.list`; or `cases`: names instead of a list. `num`: only the first `num` cases.
+    `transform`: called with the sample. `num_classes`: labels of this value or above raise; None lets all pass.
+
+    `dataset[index]` gives a sample. `dataset[(index, seed)]` puts numpy.random.default_rng(seed) under 'rng' for the
+    transforms to draw from, so that the sample depends on nothing else (see samplers.IterationSampler); 'rng' is
+    taken out of the sample at the end.
+
+    `n_channels` is the number of image channels, the same in all cases.
+
+    The constructor opens every file and checks that keys and shapes are there and fit; values (finite images, labels
+    in range) are checked whenever a case is read. Both raise DataError with file and remedy.
+    """
+
+    def __init__(self, base_dir, split="train", num=None, transform=None, cases=None, num_classes=None):
+        base_dir = Path(base_dir)
+        if not base_dir.is_dir():
+            raise DataError(f"{base_dir}: no such folder; give the one that holds train.list, test.list and data/")
+        root = base_dir if (base_dir / "data").is_dir() else base_dir.parent
+        self.base_dir = root / "data" if root == base_dir else base_dir
+        self.image_list = (read_list(root / f"{split}.list") if cases is None else list(cases))[:num]
+        self.transform = transform
+        self.num_classes = num_classes
+        channels = {}
+        for case in self.image_list:
+            shape, _ = self._open(case, lambda file: (file["image"].shape, None))
+            channels.setdefault(1 if len(shape) == 3 else shape[0], case)
+        if len(channels) > 1:
+            (a, first), (b, second) = list(channels.items())[:2]
+            raise DataError(
+                f"{self.base_dir}: case {first} has {a} channels and case {second} has {b}; prepare all cases alike"
+            )
+        self.n_channels = next(iter(channels), 1)
+
+    def __len__(self):
+        return len(self.image_list)
+
+    def __getitem__(self, index):
+        index, seed = index if isinstance(index, tuple) else (index, None)
+        sample = self.read(self.image_list[index])
+        if seed is not None:
+            sample["rng"] = np.random.default_rng(seed)
+        if self.transform is not None:
+            sample = self.transform(sample)
+        sample.pop("rng", None)
+        return sample
+
+    def path(self, case):
+        return self.base_dir / case / "mri_norm2.h5"
+
+    def read(self, case):
+        """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
+        path = self.path(case)
+        image, label = self._open(case, lambda file: (file["image"][...].astype(np.float32), file["label"][...]))
+        if not np.isfinite(image).all():
+            raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or unlist the case")
+        classes = 256 if self.num_classes is None else self.num_classes
+        with np.errstate(invalid="ignore"):  # NaN becomes some number here, and differs from it below
+            checked = label.astype(np.uint8, copy=False)
+        wrong = label[(checked != label) | (checked >= classes)]
+        if wrong.size:
+            raise DataError(
+                f"{path}: case {case} has a label of value {wrong[0]}, but labels must be whole numbers in "
+                f"0 .. {classes - 1}; relabel it or raise --num_classes"
+            )
+        return {"image": image, "label": checked}
+
+    def _open(self, case, take):
+        """What `take` makes of the case's open file, once keys and shapes were found to be right."""
+        path = self.path(case)
+        try:
+            if not path.is_file():
+                raise DataError(f"{path}: no such file, but case {case} is listed; add the file or unlist the case")
+            with h5py.File(path, "r") as file:
+                for key in ("image", "label"):
+                    if key not in file:
+                        raise DataError(f"{path}: case {case} has no '{key}', only {sorted(file)}; prepare it again")
+                image, label = file["image"].shape, file["label"].shape
+                if image[-3:] != label or len(image) not in (3, 4):
+                    raise DataError(
+                        f"{path}: case {case} has an image of shape {image} and a label of shape {label}; "
+                        f"they must be (W, H, D) or (C, W, H, D), and (W, H, D)"
+                    )
+                return take(file)
+        except DataError:
+            raise
+        except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
+            # HDF5 meets damage in many ways; whichever it is, the file is of no use.
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"{path}: case {case} is not a whole HDF5 file ({reason}); make or copy it again"
+            ) from error

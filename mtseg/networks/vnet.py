@@ -1,0 +1,123 @@
+"""V-Net for volumes, as the UA-MT / LASeg family builds it: checkpoints of those papers load unchanged.
+
+Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation", 3DV 2016
+(arXiv:1606.04797), with skips that add instead of concatenate, and normalization after every convolution.
+"""
+
+import math
+
+from torch import nn
+
+NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
+
+
+def normalization_layers(normalization, channels):
+    """A list with the normalization layer for (N, channels, W, H, D) features, empty for 'none'."""
+    if normalization == "none":
+        return []
+    if normalization == "batchnorm":
+        return [nn.BatchNorm3d(channels)]
+    if normalization == "groupnorm":
+        # 16 groups wherever they divide the channels, which with the family's n_filters=16 is everywhere.
+        return [nn.GroupNorm(math.gcd(16, channels), channels)]
+    if normalization == "instancenorm":
+        return [nn.InstanceNorm3d(channels)]
+    raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
+
+
+class ConvBlock(nn.Module):
+    """`n_stages` of 3x3x3 convolution, normalization, ReLU; keeps the size."""
+
+    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none"):
+        super().__init__()
+        layers = []
+        for stage in range(n_stages):
+            layers.append(nn.Conv3d(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
+            layers += normalization_layers(normalization, n_filters_out)
+            layers.append(nn.ReLU(inplace=True))
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class DownsamplingConvBlock(nn.Module):
+    """Strided convolution, normalization, ReLU; divides the size by `stride`."""
+
+    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
+        super().__init__()
+        layers = [nn.Conv3d(n_filters_in, n_filters_out, stride, stride=stride)]
+        layers += normalization_layers(normalization, n_filters_out)
+        self.conv = nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class UpsamplingDeconvBlock(nn.Module):
+    """Transposed convolution, normalization, ReLU; multiplies the size by `stride`."""
+
+    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
+        super().__init__()
+        layers = [nn.ConvTranspose3d(n_filters_in, n_filters_out, stride, stride=stride)]
+        layers += normalization_layers(normalization, n_filters_out)
+        self.conv = nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class VNet(nn.Module):
+    """V-Net: five levels, 16 x smaller at the bottom.
+
+    Input: float (N, n_channels, W, H, D), each of W, H, D a multiple of 16; output: logits (N, n_classes, W, H, D).
+    `normalization`: none, batchnorm, groupnorm or instancenorm (the papers on LA use batchnorm).
+    `has_dropout`: in training mode whole channels are dropped with p = 0.5 at the bottom and before the last
+    convolution. `forward(x, turnoff_drop=True)` leaves them in for that one call.
+    A size that 16 does not divide raises ValueError.
+    """
+
+    def __init__(self, n_channels=3, n_classes=2, n_filters=16, normalization="none", has_dropout=False):
+        super().__init__()
+        self.has_dropout = has_dropout
+        f, norm = n_filters, normalization
+        self.block_one = ConvBlock(1, n_channels, f, norm)
+        self.block_one_dw = DownsamplingConvBlock(f, 2 * f, normalization=norm)
+        self.block_two = ConvBlock(2, 2 * f, 2 * f, norm)
+        self.block_two_dw = DownsamplingConvBlock(2 * f, 4 * f, normalization=norm)
+        self.block_three = ConvBlock(3, 4 * f, 4 * f, norm)
+        self.block_three_dw = DownsamplingConvBlock(4 * f, 8 * f, normalization=norm)
+        self.block_four = ConvBlock(3, 8 * f, 8 * f, norm)
+        self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, normalization=norm)
+        self.block_five = ConvBlock(3, 16 * f, 16 * f, norm)
+        self.block_five_up = UpsamplingDeconvBlock(16 * f, 8 * f, normalization=norm)
+        self.block_six = ConvBlock(3, 8 * f, 8 * f, norm)
+        self.block_six_up = UpsamplingDeconvBlock(8 * f, 4 * f, normalization=norm)
+        self.block_seven = ConvBlock(3, 4 * f, 4 * f, norm)
+        self.block_seven_up = UpsamplingDeconvBlock(4 * f, 2 * f, normalization=norm)
+        self.block_eight = ConvBlock(2, 2 * f, 2 * f, norm)
+        self.block_eight_up = UpsamplingDeconvBlock(2 * f, f, normalization=norm)
+        self.block_nine = ConvBlock(1, f, f, norm)
+        self.out_conv = nn.Conv3d(f, n_classes, 1)
+        self.dropout = nn.Dropout3d(p=0.5)
+
+    def forward(self, x, turnoff_drop=False):
+        if any(size % 16 for size in x.shape[2:]):
+            raise ValueError(f"VNet halves a volume four times: 16 must divide each side of {tuple(x.shape[2:])}")
+        drop = self.has_dropout and not turnoff_drop
+
+        x1 = self.block_one(x)
+        x2 = self.block_two(self.block_one_dw(x1))
+        x3 = self.block_three(self.block_two_dw(x2))
+        x4 = self.block_four(self.block_three_dw(x3))
+        x5 = self.block_five(self.block_four_dw(x4))
+        if drop:
+            x5 = self.dropout(x5)
+
+        x6 = self.block_six(self.block_five_up(x5) + x4)
+        x7 = self.block_seven(self.block_six_up(x6) + x3)
+        x8 = self.block_eight(self.block_seven_up(x7) + x2)
+        x9 = self.block_nine(self.block_eight_up(x8) + x1)
+        if drop:
+            x9 = self.dropout(x9)
+        return self.out_conv(x9)

@@ -1,0 +1,38 @@
+"""Ramps for weights and rates over the course of training.
+
+Every function takes the current step and the ramp's length in the same unit (iterations, epochs, blocks of 150
+iterations: the caller's choice) and returns a multiplier between 0 and 1. Steps outside the ramp are clipped to it.
+"""
+
+import math
+
+
+def sigmoid_rampup(current, rampup_length):
+    """exp(-5 (1 - t)^2) with t = current / rampup_length: exp(-5) at the start, 1 from the ramp's end on.
+
+    Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017 (arXiv:1610.02242), section 3.1.
+    A ramp of length 0 is over at once: 1.0.
+    """
+    if rampup_length == 0:
+        return 1.0
+    t = min(max(current / rampup_length, 0.0), 1.0)
+    return math.exp(-5.0 * (1.0 - t) ** 2)
+
+
+def linear_rampup(current, rampup_length):
+    """current / rampup_length: 0 at the start, 1 from the ramp's end on. A ramp of length 0 is over at once: 1.0."""
+    if rampup_length == 0:
+        return 1.0
+    return min(max(current / rampup_length, 0.0), 1.0)
+
+
+def cosine_rampdown(current, rampdown_length):
+    """(cos(pi t) + 1) / 2 with t = current / rampdown_length: 1 at the start, 0 from the ramp's end on.
+
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017 (arXiv:1608.03983),
+    equation 5 without restarts. A ramp of length 0 is over at once: 0.0.
+    """
+    if rampdown_length == 0:
+        return 0.0
+    t = min(max(current / rampdown_length, 0.0), 1.0)
+    return 0.5 * (math.cos(math.pi * t) + 1.0)

@@ -1,0 +1,131 @@
+"""What a run says and records: log.txt, metrics.csv, and an orderly stop on Ctrl-C."""
+
+import csv
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class NotFiniteError(ArithmeticError):
+    """Training went to NaN or infinity; the message is one sentence with the iteration and what is left."""
+
+
+class LogError(OSError):
+    """A log that cannot be written; the message is one sentence with the file and the remedy."""
+
+
+class RunLog:
+    """`<folder>/log.txt`, a line for everything said, and `<folder>/metrics.csv`, a row per logged iteration.
+
+    `fields`: the columns of metrics.csv, 'iteration' first. `start`: the iteration training starts from; rows of later
+    iterations, and a last line cut short by a crash, are dropped, so that after a resume every iteration stands there
+    once. With `start=0` both files begin anew.
+    """
+
+    def __init__(self, folder, fields, start=0):
+        self.folder = Path(folder)
+        self.fields = fields
+        metrics = self.folder / "metrics.csv"
+        rows = [row for row in read_metrics(metrics) if int(row["iteration"]) <= start] if start else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        temporary = metrics.with_name(".metrics.csv.tmp")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_text(text.getvalue())
+            os.replace(temporary, metrics)
+            if not start:
+                (self.folder / "log.txt").write_text("")
+        except OSError as error:
+            raise self._failure(metrics, error) from error
+
+    def say(self, text):
+        """Print `text` above the progress bar and append it to log.txt with the time."""
+        tqdm.write(text)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+    def row(self, values):
+        """Append a row to metrics.csv; floats keep nine significant digits, enough for any float32."""
+        cells = (values.get(field, "") for field in self.fields)
+        self._append("metrics.csv", ",".join(f"{v:.9g}" if isinstance(v, float) else str(v) for v in cells) + "\n")
+
+    def _append(self, name, text):
+        # Opened anew each time: what was said is in the file at once, whatever happens to the process next.
+        try:
+            with open(self.folder / name, "a") as file:
+                file.write(text)
+        except OSError as error:
+            raise self._failure(self.folder / name, error) from error
+
+    @staticmethod
+    def _failure(path, error):
+        why = error.strerror or error
+        return LogError(f"{path}: could not be written ({why}); free space there and go on with --resume")
+
+
+def read_metrics(path):
+    """The complete rows of a metrics.csv as dicts of strings; [] where there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    return [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values() and None not in row]
+
+
+class StopSignals:
+    """A context in which Ctrl-C and SIGTERM only set `received` to the signal's number, for the loop to look at.
+
+    A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, signals act as always.
+    """
+
+    def __init__(self):
+        self.received = None
+        self._previous = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, _):
+        if self.received is not None:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def until_stopped(batches, stop):
+    """Yield from `batches` until they end, or until `stop` (StopSignals) has received a signal."""
+    iterator = iter(batches)
+    while stop.received is None:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError:
+            # A batch system's SIGTERM reaches the workers as well, and the loader misses them before it is looked at.
+            time.sleep(0.1)
+            if stop.received is None:
+                raise
+            return
+        yield batch
+
+
+def ignore_ctrl_c(_worker):
+    """A DataLoader's `worker_init_fn`: leave Ctrl-C, which reaches every process at once, to the main one.
+
+    Not SIGTERM, with which Python ends its workers when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

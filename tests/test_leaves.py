@@ -1,0 +1,57 @@
+"""Every module of mtseg stands alone, and the scripts do nothing when they are imported."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LEAVES = sorted(p for p in (ROOT / "mtseg").rglob("*.py") if p.name != "__init__.py")
+ALLOWED = {"torch", "numpy", "scipy", "h5py", "tqdm", *sys.stdlib_module_names}
+
+IMPORT_ALONE = """
+import importlib, json, shutil, sys, tempfile
+from pathlib import Path
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mtseg", "data"):
+            raise ImportError(f"{name} is not there in an empty folder")
+
+sys.meta_path.insert(0, Blocked())
+for leaf in map(Path, json.loads(sys.argv[1])):
+    folder = tempfile.mkdtemp()
+    shutil.copy(leaf, folder)
+    sys.path.insert(0, folder)
+    module = importlib.import_module(leaf.stem)
+    assert Path(module.__file__).parent == Path(folder), module.__file__
+    sys.path.pop(0)
+    shutil.rmtree(folder)
+    print(leaf.stem)
+"""
+
+
+def test_each_leaf_can_be_copied_into_an_empty_folder(tmp_path):
+    paths = json.dumps([str(p) for p in LEAVES])
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALONE, paths], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [p.stem for p in LEAVES]
+
+
+@pytest.mark.parametrize("leaf", LEAVES, ids=lambda p: p.stem)
+def test_a_leaf_imports_only_what_the_library_depends_on(leaf):
+    for node in ast.walk(ast.parse(leaf.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        assert {name.split(".")[0] for name in names} <= ALLOWED
+        assert not (isinstance(node, ast.ImportFrom) and node.level)
+
+
+def test_scripts_do_nothing_when_they_are_imported(tmp_path):
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train_mean_teacher, train_sup, inference"
+    done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []

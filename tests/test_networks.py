@@ -1,0 +1,87 @@
+import pytest
+import torch
+from reference import FAMILY, assert_digest, fill, wave_input
+
+from mtseg.networks.unet import UNet
+from mtseg.networks.vnet import VNet
+
+
+def test_vnet_has_the_familys_names_and_shapes():
+    net = VNet(n_channels=1, n_classes=2, n_filters=16, normalization="batchnorm", has_dropout=True)
+    entries = [[name, list(tensor.shape)] for name, tensor in net.state_dict().items()]
+    assert entries == FAMILY["vnet_state_dict"]["entries"]
+
+
+@pytest.mark.parametrize("key", FAMILY["vnet"]["values"])
+def test_vnet_gives_the_familys_values(key):
+    normalization, has_dropout = key.split("/")
+    net = VNet(1, 2, 16, normalization, has_dropout == "True").eval()
+    assert_digest(fill(net)(wave_input((1, 1, 32, 48, 16))), FAMILY["vnet"]["values"][key])
+
+
+@pytest.mark.parametrize("normalization", ["none", "batchnorm", "groupnorm", "instancenorm"])
+@pytest.mark.parametrize("network", [VNet, UNet])
+def test_channels_classes_and_normalization(network, normalization):
+    net = network(n_channels=3, n_classes=4, n_filters=2, normalization=normalization)
+    out = net(torch.randn(2, 3, 32, 16, 32))
+    assert out.shape == (2, 4, 32, 16, 32)
+    out.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+@pytest.mark.parametrize("network", [VNet, UNet])
+def test_unknown_normalization_and_odd_sizes_say_so(network):
+    with pytest.raises(ValueError, match="use one of none, batchnorm"):
+        network(normalization="layernorm")
+    with pytest.raises(ValueError, match=r"16 must divide each side of \(32, 32, 24\)"):
+        network(n_channels=1, n_filters=2)(torch.zeros(1, 1, 32, 32, 24))
+
+
+@pytest.mark.parametrize("network", [VNet, UNet])
+def test_dropout_acts_in_training_only_and_can_be_turned_off(network):
+    torch.manual_seed(0)
+    net = network(n_channels=1, n_filters=2, has_dropout=True)
+    x = torch.randn(1, 1, 16, 16, 16)
+    assert not torch.equal(net(x), net(x))
+    assert torch.equal(net(x, turnoff_drop=True), net(x, turnoff_drop=True))
+    net.eval()
+    assert torch.equal(net(x), net(x, turnoff_drop=True))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_unet_deep_supervision(dims, residual):
+    net = UNet(2, 3, n_filters=2, dims=dims, residual=residual, deep_supervision=True, depth=3)
+    x = torch.randn(1, 2, *[24, 16, 8][:dims])
+    outputs = net(x)
+    assert [tuple(o.shape[2:]) for o in outputs] == [tuple(s // 2**level for s in x.shape[2:]) for level in range(3)]
+    assert all(o.shape[1] == 3 for o in outputs)
+    net.eval()
+    assert torch.equal(net(x), net.train()(x)[0])
+
+
+def test_unet_is_a_function_of_its_whole_input():
+    """The bottom sees everything at depth 2 on 16 x 16: a change in one corner reaches the opposite one."""
+    torch.manual_seed(0)
+    net = UNet(1, 2, n_filters=4, dims=2, depth=2).eval()
+    x = torch.randn(1, 1, 16, 16)
+    y = x.clone()
+    y[..., 0, 0] += 10
+    assert not torch.equal(net(x)[..., 15, 15], net(y)[..., 15, 15])
+
+
+def test_residual_block_adds_its_input():
+    net = UNet(1, 2, n_filters=2, residual=True)
+    block = net.encoder[0]
+    with torch.no_grad():
+        for p in (*block.conv1.parameters(), *block.conv2.parameters()):
+            p.zero_()
+    x = torch.randn(1, 1, 16, 16, 16)
+    assert torch.equal(block(x), torch.relu(block.shortcut(x)))
+
+
+def test_unet_refuses_the_wrong_number_of_axes():
+    with pytest.raises(ValueError, match="2-D UNet takes 4 axes"):
+        UNet(dims=2)(torch.zeros(1, 1, 16, 16, 16))
+    with pytest.raises(ValueError, match="2 or 3"):
+        UNet(dims=4)

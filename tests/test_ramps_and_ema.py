@@ -1,0 +1,72 @@
+import copy
+import math
+
+import pytest
+import torch
+from reference import FAMILY
+from torch import nn
+
+from mtseg.ema import update_ema_variables
+from mtseg.ramps import cosine_rampdown, linear_rampup, sigmoid_rampup
+
+
+@pytest.mark.parametrize("key", FAMILY["sigmoid_rampup(current, length)"])
+def test_sigmoid_rampup_gives_the_familys_values(key):
+    current, length = map(float, key.split("/"))
+    assert sigmoid_rampup(current, length) == pytest.approx(FAMILY["sigmoid_rampup(current, length)"][key], rel=1e-9)
+
+
+@pytest.mark.parametrize(("ramp", "first", "last"), [(linear_rampup, 0, 1), (cosine_rampdown, 1, 0)])
+def test_other_ramps(ramp, first, last):
+    assert ramp(0, 8) == first
+    assert ramp(4, 8) == pytest.approx(0.5)
+    assert ramp(8, 8) == ramp(80, 8) == ramp(0, 0) == pytest.approx(last)
+    assert ramp(-3, 8) == first
+
+
+def test_cosine_is_a_cosine():
+    assert cosine_rampdown(2, 8) == pytest.approx((math.cos(math.pi / 4) + 1) / 2)
+
+
+def networks():
+    student = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
+    return student, copy.deepcopy(student)
+
+
+def test_first_steps_are_the_true_average_then_alpha_holds():
+    student, teacher = networks()
+    seen = []
+    for step in range(5):
+        nn.init.constant_(student[0].weight, float(step**2))
+        seen.append(float(step**2))
+        update_ema_variables(student, teacher, 0.99, step)
+        assert teacher[0].weight[0].item() == pytest.approx(sum(seen) / len(seen))
+    nn.init.constant_(student[0].weight, 1.0)
+    nn.init.constant_(teacher[0].weight, 0.0)
+    update_ema_variables(student, teacher, 0.75, 1000)
+    assert teacher[0].weight[0].item() == pytest.approx(0.25)
+
+
+def test_buffers_stay_the_teachers_own_unless_averaged():
+    student, teacher = networks()
+    student[1].running_mean.fill_(1.0)
+    student[1].num_batches_tracked.fill_(7)
+    update_ema_variables(student, teacher, 0.75, 1000)
+    assert teacher[1].running_mean[0].item() == 0
+    update_ema_variables(student, teacher, 0.75, 1000, average_buffers=True)
+    assert teacher[1].running_mean[0].item() == pytest.approx(0.25)
+    assert teacher[1].num_batches_tracked.item() == 7
+
+
+def test_networks_that_do_not_match_are_refused():
+    student, _ = networks()
+    with pytest.raises(ValueError, match="zip"):
+        update_ema_variables(student, nn.Conv3d(1, 2, 1), 0.99, 3)
+
+
+def test_the_students_gradients_are_left_alone():
+    student, teacher = networks()
+    student[0](torch.ones(1, 1, 1, 1, 1)).sum().backward()
+    before = student[0].weight.grad.clone()
+    update_ema_variables(student, teacher.requires_grad_(False), 0.99, 3)
+    assert torch.equal(student[0].weight.grad, before)

@@ -1,0 +1,98 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from mtseg.transforms import CenterCrop, Compose, RandomCrop, RandomNoise, RandomRotFlip, ToTensor
+
+
+def sample(shape=(5, 4, 3), channels=None, **extra):
+    """An image whose voxels are all different, with its own copy as the label."""
+    label = np.arange(np.prod(shape)).reshape(shape)
+    image = label.astype(np.float32)
+    return {"image": image if channels is None else np.stack([image] * channels), "label": label, **extra}
+
+
+def test_every_position_of_a_crop_is_reached_equally_often():
+    crop = RandomCrop((3, 3, 2))
+    rng = np.random.default_rng(0)
+    corners = Counter(int(crop(sample(rng=rng))["label"][0, 0, 0]) for _ in range(3000))
+    possible = {x * 12 + y * 3 + z for x in range(3) for y in range(2) for z in range(2)}
+    assert set(corners) == possible
+    assert min(corners.values()) > 3000 / 12 / 1.5
+
+
+@pytest.mark.parametrize("channels", [None, 2])
+@pytest.mark.parametrize("crop", [RandomCrop((8, 4, 2)), CenterCrop((8, 4, 2))])
+def test_small_volumes_are_padded_with_zero_in_the_middle(crop, channels):
+    out = crop(sample(channels=channels))
+    assert out["label"].shape == (8, 4, 2)
+    assert out["image"].shape[-3:] == (8, 4, 2)
+    assert not out["label"][0].any()
+    assert not out["label"][6:].any()
+    assert out["label"][2].all()
+    image = out["image"] if channels is None else out["image"][1]
+    np.testing.assert_array_equal(image, out["label"])
+
+
+def test_center_crop_takes_the_middle():
+    np.testing.assert_array_equal(CenterCrop((3, 2, 1))(sample())["label"], sample()["label"][1:4, 1:3, 1:2])
+
+
+def test_rotations_and_flips_are_equally_often_each_of_the_four_mirror_images():
+    rng = np.random.default_rng(0)
+    seen = Counter()
+    for _ in range(800):
+        out = RandomRotFlip()(sample((3, 3, 2), channels=2, rng=rng))
+        np.testing.assert_array_equal(out["image"][0], out["label"])
+        assert (np.diff(out["label"], axis=2) == 1).all()  # the third axis stays
+        seen[out["label"].tobytes()] += 1
+    original = sample((3, 3, 2))["label"]
+    transposed = original.transpose(1, 0, 2)
+    mirrors = (original[::-1], original[:, ::-1], transposed, transposed[::-1, ::-1])
+    assert set(seen) == {mirror.tobytes() for mirror in mirrors}
+    assert min(seen.values()) > 150
+
+
+def test_noise_is_clamped():
+    zero = {
+        "image": np.zeros((40, 40, 40), np.float32),
+        "label": np.zeros((40, 40, 40)),
+        "rng": np.random.default_rng(0),
+    }
+    image = RandomNoise(mu=1, sigma=0.1)(zero)["image"]
+    assert image.dtype == np.float32
+    assert image.min() == pytest.approx(0.8)
+    assert image.max() == pytest.approx(1.2)
+    assert image.mean() == pytest.approx(1, abs=1e-2)
+    assert image.std() == pytest.approx(0.0959, abs=1e-3)  # of a standard normal clamped to two: 0.959
+
+
+def test_to_tensor():
+    out = ToTensor()(RandomRotFlip()(sample()))
+    assert out["image"].dtype == torch.float32
+    assert out["image"].shape[0] == 1
+    assert out["label"].dtype == torch.int64
+    assert ToTensor()(sample(channels=3))["image"].shape == (3, 5, 4, 3)
+
+
+def test_rng_or_numpys_global_state_decides():
+    transform = Compose([RandomRotFlip(), RandomCrop((2, 2, 2)), RandomNoise(), ToTensor()])
+
+    def draw(seed=None):
+        return transform(sample() if seed is None else sample(rng=np.random.default_rng(seed)))["image"]
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    np.random.seed(4)
+    first = draw()
+    np.random.seed(4)
+    assert torch.equal(draw(), first)
+    assert not torch.equal(draw(), first)
+
+
+def test_transforms_leave_their_input_alone():
+    before = sample()
+    Compose([RandomRotFlip(), RandomNoise()])(before)
+    np.testing.assert_array_equal(before["image"], sample()["image"])
