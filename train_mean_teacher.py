@@ -42,7 +42,7 @@ from mtseg.runfolder import (
     run_folder,
     versions,
 )
-from mtseg.runlog import LogError, NotFiniteError, RunLog, StopSignals, ignore_ctrl_c, until_stopped
+from mtseg.runlog import LogError, NotFiniteError, RunLog, StopSignals, leave_signals_to_main, until_stopped
 from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import test_single_case
@@ -184,7 +184,7 @@ def train(args, command):
         db_train,
         batch_sampler=IterationSampler(batches, args.seed, start, args.max_iterations),
         num_workers=args.num_workers,
-        worker_init_fn=ignore_ctrl_c,
+        worker_init_fn=leave_signals_to_main,
         pin_memory=device.type == "cuda",
     )
     model.train()

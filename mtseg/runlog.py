@@ -114,18 +114,21 @@ def until_stopped(batches, stop):
             batch = next(iterator)
         except StopIteration:
             return
-        except RuntimeError:
-            # A batch system's SIGTERM reaches the workers as well, and the loader misses them before it is looked at.
-            time.sleep(0.1)
+        except Exception:
+            # A batch system's SIGTERM reaches the workers as well, and whatever the loader was doing with them fails;
+            # it may do so before the signal is seen here.
+            time.sleep(0.5)
             if stop.received is None:
                 raise
             return
         yield batch
 
 
-def ignore_ctrl_c(_worker):
-    """A DataLoader's `worker_init_fn`: leave Ctrl-C, which reaches every process at once, to the main one.
+def leave_signals_to_main(_worker):
+    """A DataLoader's `worker_init_fn`: the stop signals, which reach every process at once, are the main one's to see.
 
-    Not SIGTERM, with which Python ends its workers when it exits.
+    Ctrl-C is ignored. SIGTERM, with which Python also ends its workers when it exits, ends a worker as if it were
+    done: the loader takes any other end for a crash, at whatever moment it learns of it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

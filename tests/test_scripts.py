@@ -210,7 +210,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, number):
     process = start(train_mean_teacher, arguments, 3)
     os.killpg(process.pid, number)  # to the workers as well, as a terminal and a batch system do
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     command = shlex.split(next(line for line in out.splitlines() if line.endswith("--resume")))
     state = torch.load(folder_of(tmp_path, "MT") / "latest.pth", weights_only=True)
