@@ -31,6 +31,7 @@ from mtseg.losses import multiclass_dice_loss, softmax_kl_loss, softmax_mse_loss
 from mtseg.metrics import dice
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
+from mtseg.optim import Schedule, make_optimizer
 from mtseg.ramps import sigmoid_rampup
 from mtseg.runfolder import (
     RunError,
@@ -105,7 +106,8 @@ def train(args, command):
             f"of a batch: lower --labelnum or --batch_size"
         )
     check_normalization(args, unlabeled_bs)  # the teacher's batch, the smaller one
-    transform = Compose([RandomRotFlip(), RandomCrop(args.patch_size), ToTensor()])
+    rotflip = [] if args.rotflip == "none" else [RandomRotFlip(args.rotflip)]
+    transform = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
     db_train = LAHeart(root / "data", cases=train_cases, transform=transform, num_classes=args.num_classes)
     db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes)
     if val_cases and db_val.n_channels != db_train.n_channels:
@@ -127,7 +129,19 @@ def train(args, command):
     ).to(device)
     # The teacher stays in train() mode, as the student does: with dropout, and batch norm over its own batches.
     ema_model = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
+    optimizer = make_optimizer(
+        args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
+    )
+    schedule = Schedule(
+        optimizer,
+        args.lr_schedule,
+        args.max_iterations,
+        args.lr_step,
+        args.lr_gamma,
+        args.lr_power,
+        args.lr_patience,
+        args.warmup_iterations,
+    )
     consistency_criterion = {"mse": softmax_mse_loss, "kl": softmax_kl_loss}[args.consistency_type]
 
     watched = sorted(set(val_cases) & set(test_cases(root)))
@@ -139,10 +153,11 @@ def train(args, command):
     note = ""
     if resume_from is not None:
         state = load_checkpoint(resume_from, device)
-        note = check_same_run(config, state, resume_from, ("model", "ema_model", "optimizer"))
+        note = check_same_run(config, state, resume_from, ("model", "ema_model", "optimizer", "schedule"))
         load_weights(model, state["model"], resume_from)
         load_weights(ema_model, state["ema_model"], resume_from)
         optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
         start, best = state["iteration"], state["best"]
 
     # ------------------------------------------------------------------------------------------- the run's folder
@@ -170,7 +185,13 @@ def train(args, command):
     def save_latest(iteration):
         """Everything that resuming needs; never over a good state with a broken one."""
         check_finite(iteration)
-        state = {"iteration": iteration, "best": best, "config": config, "optimizer": optimizer.state_dict()}
+        state = {
+            "iteration": iteration,
+            "best": best,
+            "config": config,
+            "optimizer": optimizer.state_dict(),
+            "schedule": schedule.state_dict(),
+        }
         state |= {"model": model.state_dict(), "ema_model": ema_model.state_dict()}
         save_checkpoint(state, folder / "latest.pth")
 
@@ -214,12 +235,11 @@ def train(args, command):
             if not math.isfinite(loss.item()):
                 raise NotFiniteError(f"the loss became {loss.item()} at iteration {iteration}; {last_good_state()}")
 
-            lr = args.base_lr * 0.1 ** ((iteration - 1) // args.lr_step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            lr = schedule.lr
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             update_ema_variables(model, ema_model, args.ema_decay, iteration - 1)
 
             bar.update()

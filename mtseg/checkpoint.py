@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import math
 import os
 import pickle
 import re
@@ -18,6 +19,10 @@ UNREADABLE += (LookupError, AttributeError, TypeError)
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, written or used; the message is one sentence with the file and the remedy."""
+
+
+class NotFiniteError(ArithmeticError):
+    """Training went to NaN or infinity; the message is one sentence with the iteration and what is left."""
 
 
 def write_whole(path, data):
@@ -123,6 +128,83 @@ def load_weights(net, checkpoint, path):
         )
     net.load_state_dict(state)
     return net
+
+
+def load_fitting(net, checkpoint, path):
+    """Load those weights in `checkpoint`, read from `path`, that `net` has under the same name and in the same shape.
+
+    Returns a line for each that was left out, in either direction, with name and shapes; CheckpointError where nothing
+    fits.
+    """
+    state, own = find_state_dict(checkpoint) or {}, net.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    if not fitting:
+        raise CheckpointError(f"{path}: no weight in it fits the network by name and shape; give weights of its kind")
+    lines = [f"{name}: not in {path}, left as it was" for name in own if name not in state]
+    lines += [f"{name}: not in the network, left out" for name in state if name not in own]
+    for name in own.keys() & (state.keys() - fitting.keys()):
+        there, here = tuple(state[name].shape), tuple(own[name].shape)
+        lines.append(f"{name}: {there} in {path}, {here} in the network, left as it was")
+    net.load_state_dict(fitting, strict=False)
+    return sorted(lines)
+
+
+class RunState:
+    """Everything a run goes on from: the state_dicts of `parts` in <folder>/latest.pth, whole and finite, or as before.
+
+    `parts`: dict of name -> anything with state_dict and load_state_dict (networks, optimizer, schedule, scaler).
+    `weights`: of those, prefix -> name of the networks whose plain state_dicts are results, such as {"": "model",
+    "ema_": "ema_model"}. `config`: the run's settings, kept beside.
+    """
+
+    def __init__(self, folder, parts, weights, config):
+        self.folder = Path(folder)
+        self.parts = parts
+        self.weights = weights
+        self.config = config
+
+    def load(self, state, path):
+        """Take over `state`, read from a latest.pth at `path`; returns its iteration and its `best`."""
+        for name, part in self.parts.items():
+            if isinstance(part, torch.nn.Module):
+                load_weights(part, state[name], path)
+            else:
+                part.load_state_dict(state[name])
+        return state["iteration"], state["best"]
+
+    def check_finite(self, iteration):
+        """NotFiniteError where a network has a weight that is no number."""
+        for name in self.weights.values():
+            if not all(value.isfinite().all() for value in self.parts[name].state_dict().values()):
+                raise NotFiniteError(f"the weights are not finite after iteration {iteration}; {self.last_good()}")
+
+    def check_loss(self, loss, iteration):
+        """NotFiniteError where the float `loss` is no number."""
+        if not math.isfinite(loss):
+            raise NotFiniteError(f"the loss became {loss} at iteration {iteration}; {self.last_good()}")
+
+    def save(self, iteration, best):
+        """Write latest.pth; never over a good state with a broken one."""
+        self.check_finite(iteration)
+        state = {"iteration": iteration, "best": best, "config": self.config}
+        state |= {name: part.state_dict() for name, part in self.parts.items()}
+        save_checkpoint(state, self.folder / "latest.pth")
+
+    def save_weights(self, iteration, keep_last=None):
+        """Write iter_<iteration>.pth of each network; with `keep_last`, only the newest so many stay."""
+        for prefix, name in self.weights.items():
+            save_checkpoint(self.parts[name].state_dict(), self.folder / f"{prefix}iter_{iteration}.pth")
+            if keep_last is not None:
+                found = self.folder.glob(f"{prefix}iter_*.pth")
+                number = {path: int(path.stem.rpartition("_")[2]) for path in found}
+                for path in sorted(number, key=number.get)[:-keep_last]:
+                    path.unlink()
+
+    def last_good(self):
+        """What is left of the run, in words, for the sentence that ends it."""
+        if not (self.folder / "latest.pth").exists():
+            return "no checkpoint was written yet; lower --base_lr"
+        return f"{self.folder / 'latest.pth'} keeps the last good state; lower --base_lr"
 
 
 def file_sha256(path):

@@ -2,9 +2,11 @@
 
 import argparse
 import contextlib
+import difflib
 import json
 import math
 import sys
+from pathlib import Path
 
 # What the built-in data is trained with where a flag does not say otherwise: small volumes, minutes on a CPU.
 PHANTOM_SETTINGS = {
@@ -19,6 +21,14 @@ PHANTOM_SETTINGS = {
     "stride_xy": 16,
     "stride_z": 16,
 }
+
+
+# What a run adds to its flags in config.json.
+RECORDED = {"n_channels", "has_dropout", "python", "torch", "device", "threads", "train_cases", "val_cases"}
+RECORDED |= {"selection", "unlabeled_cases", "preprocessing", "ranks"}
+
+SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
+ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 
 class FlagError(ValueError):
@@ -39,7 +49,24 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **kwargs):
         super().__init__(formatter_class=Formatter, allow_abbrev=False, **kwargs)
 
+    @contextlib.contextmanager
+    def errors_as(self, make):
+        """A context in which a wrong flag raises `make(message)` instead of ending the process."""
+        self.make_error = make
+        try:
+            yield
+        finally:
+            self.make_error = None
+
+    make_error = None
+
     def error(self, message):
+        if self.make_error is not None:
+            raise self.make_error(message)
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized arguments: --"):
+            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
+            message += f"; did you mean {near[0]}?" if near else ""
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
@@ -85,6 +112,16 @@ def patch_side(text):
     return number
 
 
+def loss_terms(text):
+    terms = {}
+    for term in text.split(","):
+        name, _, weight = term.strip().partition(":")
+        if name not in ("ce", "dice", "focal", "tversky") or name in terms:
+            raise argparse.ArgumentTypeError(f"{term!r} is none of ce, dice, focal, tversky, or stands there twice")
+        terms[name] = rate(weight or "1")
+    return text
+
+
 def rate(text):
     number = float(text)
     if not 0 <= number < float("inf"):
@@ -102,6 +139,9 @@ def fraction(text):
 def training_parser(description, model, batch_size):
     """The parser of a training script, with LASeg's flags and defaults; `model` names the method."""
     parser = Parser(description=description)
+    switch = argparse.BooleanOptionalAction
+    parser.add_argument("--config", metavar="FILE", help="JSON file with any of these flags; the command line wins")
+
     flag = parser.add_argument_group("data").add_argument
     flag("--root_path", help="folder with train.list, test.list and data/ (default: data/LA, else the Phantom data)")
     flag("--dataset_name", default="LA", help="name of the data, for the run's folder; 'Phantom' is built in")
@@ -109,6 +149,7 @@ def training_parser(description, model, batch_size):
     flag("--max_samples", type=positive, help="use only the first cases of train.list (default: all listed)")
     flag("--num_classes", type=classes, default=2, help="classes, background included")
     flag("--patch_size", type=patch_side, nargs=3, default=[112, 112, 80], metavar=("W", "H", "D"), help="voxels")
+    flag("--rotflip", choices=("mirror", "all", "none"), default="mirror", help=ROTFLIP)
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
 
     flag = parser.add_argument_group("network").add_argument
@@ -120,15 +161,41 @@ def training_parser(description, model, batch_size):
         default="batchnorm",
         help="normalization after each convolution",
     )
+    flag("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
+    flag("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
+    flag("--pretrained", metavar="FILE", help="weights to start from: what fits is loaded, what does not is listed")
+
+    flag = parser.add_argument_group("optimizer").add_argument
+    flag("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="which one")
+    flag("--base_lr", type=rate, default=0.01, help="learning rate at the start, after the warm-up")
+    flag("--momentum", type=fraction, default=0.9, help="of sgd")
+    flag("--nesterov", action=switch, default=False, help="sgd: Nesterov's momentum")
+    flag("--betas", type=fraction, nargs=2, default=[0.9, 0.999], metavar=("B1", "B2"), help="of adam and adamw")
+    flag("--weight_decay", type=rate, default=1e-4, help="of every optimizer")
+    flag("--lr_schedule", choices=SCHEDULES, default="step", help="course of the learning rate")
+    flag("--lr_step", type=positive, default=2500, help="iterations: of step, exponential, cosine_restarts")
+    flag("--lr_gamma", type=fraction, default=0.1, help="factor of step, exponential (per --lr_step) and plateau")
+    flag("--lr_power", type=rate, default=0.9, help="exponent of poly")
+    flag("--lr_patience", type=natural, default=5, help="validations without a better Dice before plateau lowers it")
+    flag("--warmup_iterations", type=natural, default=0, help="iterations over which the rate rises to --base_lr")
+
+    flag = parser.add_argument_group("supervised loss").add_argument
+    flag("--loss", type=loss_terms, default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, focal and tversky")
+    flag("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
+    flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
 
     flag = parser.add_argument_group("training").add_argument
     flag("--max_iterations", type=positive, default=6000, help="iterations to train")
     flag("--batch_size", type=positive, default=batch_size, help="patches an iteration")
-    flag("--base_lr", type=rate, default=0.01, help="learning rate at the start; a tenth every --lr_step iterations")
-    flag("--lr_step", type=positive, default=2500, help="iterations between two steps of the learning rate")
     flag("--deterministic", type=int, choices=(0, 1), default=1, help="1: the same seed gives the same weights")
     flag("--seed", type=natural, default=1337, help="seed of weights, batches, crops, noise and dropout")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward passes")
+    flag("--compile", action=switch, default=False, help="torch.compile the networks; changes the last bits")
+    flag("--channels_last", action=switch, default=False, help="memory format of the networks; changes the last bits")
+    flag("--accumulation_steps", type=positive, default=1, help="parts of a batch that pass one after the other")
+    flag("--gradient_checkpointing", action=switch, default=False, help="recompute instead of storing activations")
+    flag("--gradient_clipping", type=rate, default=0, help="largest norm of the gradient; 0 does not clip")
 
     flag = parser.add_argument_group("run").add_argument
     flag("--exp", default="vnet", help="name of the experiment, for the run's folder")
@@ -137,19 +204,33 @@ def training_parser(description, model, batch_size):
     flag("--resume", nargs="?", const="latest", metavar="FILE", help="go on from FILE, or from the run's latest.pth")
     flag("--overwrite", action="store_true", help="start anew where a run of this name already lies")
     flag("--save_freq", type=positive, default=500, help="iterations between two writings of latest.pth")
-    flag("--log_freq", type=positive, default=1, help="iterations between two rows of metrics.csv")
+    flag("--keep_last", type=natural, default=0, help="also keep the weights of so many of the last writings")
+    flag("--test_only", action="store_true", help="no training: test the weights of this run's last iteration")
 
     flag = parser.add_argument_group("validation").add_argument
     flag("--val_list", help="file with the names of cases to monitor, kept out of training")
     flag("--val_freq", type=positive, default=500, help="iterations between two validations")
+    flag("--patience", type=positive, help="stop after so many validations without a better Dice (default: never)")
     flag("--stride_xy", type=positive, default=18, help="voxels between windows along W and H in validation")
     flag("--stride_z", type=positive, default=4, help="voxels between windows along D in validation")
+
+    flag = parser.add_argument_group("monitoring").add_argument
+    flag("--log_freq", type=positive, default=1, help="iterations between two rows of metrics.csv")
+    flag("--tensorboard", action=switch, default=False, help="event files in the run's folder; needs tensorboard")
+    flag("--wandb", choices=("off", "offline", "online"), default="off", help="Weights & Biases; needs wandb")
+    flag("--progress", type=natural, default=60, help="seconds between two drawings of progress.png; 0 draws none")
     return parser
 
 
 def parse(parser, argv, la_folder, phantom_folder):
-    """The flags in `argv`. Without --root_path: `la_folder` where it has a train.list, else the Phantom data's
-    folder and PHANTOM_SETTINGS for all flags not given; --dataset_name says which of the two by name."""
+    """The flags in `argv`, after those of its --config. Without --root_path: `la_folder` where it has a train.list,
+    else the Phantom data's folder and PHANTOM_SETTINGS for all flags not given; --dataset_name says which by name."""
+    argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    finder = Parser(add_help=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    if path is not None:
+        argv = [*config_words(parser, Path(path)), *argv]
     args = parser.parse_args(argv)
     if args.root_path is None:
         parser.set_defaults(dataset_name=None)
@@ -159,7 +240,101 @@ def parse(parser, argv, la_folder, phantom_folder):
         else:
             parser.set_defaults(root_path=str(la_folder), dataset_name="LA")
         args = parser.parse_args(argv)
+    check_flags(args)
     return args
+
+
+def config_words(parser, path):
+    """The settings of the JSON file `path` as words of a command line; FlagError names a wrong key or value.
+
+    Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over.
+    """
+    if not path.is_file():
+        raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
+    known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    words = []
+    for key, value in read_config(path).items():
+        if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
+            continue
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise FlagError(f"{path}: unknown key {key!r}; the nearest flag is {near[0]!r}")
+        switch = isinstance(known[key], argparse.BooleanOptionalAction)
+        if switch and isinstance(value, bool):
+            words.append(f"--{key}" if value else f"--no-{key}")
+        elif switch or isinstance(value, (dict, bool)):
+            raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
+        elif value is not None:
+            own = [f"--{key}", *(str(entry) for entry in (value if isinstance(value, list) else [value]))]
+            with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
+                parser.parse_args(own)
+            words += own
+    return words
+
+
+def check_flags(args):
+    """FlagError where flags contradict each other, whatever the data."""
+    if args.batch_size % args.accumulation_steps:
+        raise FlagError(
+            f"--accumulation_steps {args.accumulation_steps} does not divide --batch_size {args.batch_size}: change one"
+        )
+    if args.warmup_iterations >= args.max_iterations:
+        raise FlagError(
+            f"--warmup_iterations {args.warmup_iterations} is not less than --max_iterations {args.max_iterations}: "
+            f"nothing would be left after the warm-up"
+        )
+    for name, given in (("--patience", args.patience), ("--lr_schedule plateau", args.lr_schedule == "plateau")):
+        if given and not args.val_list:
+            raise FlagError(f"{name} without --val_list: it goes by the Dice of the cases there, every --val_freq")
+    if args.class_weights and len(args.class_weights) != args.num_classes:
+        raise FlagError(
+            f"--class_weights gives {len(args.class_weights)} weights and --num_classes {args.num_classes}: give one "
+            f"for each class, background first"
+        )
+    if args.deep_supervision and args.network != "unet":
+        raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
+
+
+def check_two_streams(args, n_cases, n_unlabeled):
+    """FlagError where labelled and unlabelled cases, `n_cases` in train.list and `n_unlabeled` of its own, are too few
+    for the batches that --labeled_bs and --batch_size ask for."""
+    if not 0 < args.labeled_bs < args.batch_size:
+        raise FlagError(
+            f"--labeled_bs {args.labeled_bs} with --batch_size {args.batch_size}: a batch holds labelled and "
+            f"unlabelled patches, so --labeled_bs is at least 1 and less than --batch_size"
+        )
+    left, train_list = n_cases - args.labelnum + n_unlabeled, Path(args.root_path) / "train.list"
+    if left <= 0 or args.labelnum > n_cases:
+        raise FlagError(
+            f"--labelnum {args.labelnum} leaves nothing unlabelled of the {n_cases} training cases of {train_list}: "
+            f"take fewer, or use train_sup.py, which needs no unlabelled cases"
+        )
+    if args.labelnum < args.labeled_bs:
+        raise FlagError(f"--labelnum {args.labelnum} is less than --labeled_bs {args.labeled_bs}: lower the latter")
+    if left < args.batch_size - args.labeled_bs:
+        raise FlagError(
+            f"--labelnum {args.labelnum} leaves {left} cases unlabelled, fewer than the "
+            f"{args.batch_size - args.labeled_bs} of a batch: lower --labelnum or --batch_size"
+        )
+
+
+def markdown_table(parser):
+    """All flags of `parser` as Markdown, a table for each group: flag, default, meaning."""
+    lines = []
+    for group in parser._action_groups:
+        actions = [a for a in group._group_actions if a.dest != "help" and a.option_strings]
+        if actions:
+            title = "settings" if group.title == "options" else group.title
+            lines += ["", f"| {title} | default | what |", "|---|---|---|"]
+        for action in actions:
+            default = action.default
+            if isinstance(default, (list, tuple)):
+                default = " ".join(map(str, default))
+            shown = {None: "", False: "off", True: "on"}.get(default, f"`{default}`")
+            text = action.help.replace("|", "\\|")
+            values = "" if action.choices is None else ": " + ", ".join(f"`{choice}`" for choice in action.choices)
+            lines.append(f"| `{action.option_strings[0]}` | {shown} | {text}{values} |")
+    return "\n".join(lines[1:])
 
 
 def check_normalization(args, patches):

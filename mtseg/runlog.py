@@ -11,10 +11,6 @@ from pathlib import Path
 from tqdm import tqdm
 
 
-class NotFiniteError(ArithmeticError):
-    """Training went to NaN or infinity; the message is one sentence with the iteration and what is left."""
-
-
 class LogError(OSError):
     """A log that cannot be written; the message is one sentence with the file and the remedy."""
 

@@ -1,0 +1,72 @@
+"""Optimizers and learning-rate schedules by name: PyTorch's own classes, put together."""
+
+import torch
+from torch.optim import lr_scheduler
+
+SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
+
+
+def make_optimizer(name, parameters, lr, momentum=0.9, nesterov=False, weight_decay=1e-4, betas=(0.9, 0.999)):
+    """`sgd` (with `momentum`, `nesterov`), `adam` or `adamw` (with `betas`); `weight_decay` goes to each of them.
+
+    adam adds weight decay to the gradient; adamw takes it off the weights (Loshchilov and Hutter, arXiv:1711.05101).
+    """
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    return kind(parameters, lr, betas=tuple(betas), weight_decay=weight_decay)
+
+
+class Schedule:
+    """The learning rate of an optimizer over `max_iterations` iterations; call `step()` after each.
+
+    `name`: `constant`; `step`, times `gamma` every `lr_step` iterations; `exponential`, `gamma` per `lr_step`
+    iterations, evenly; `poly`, (1 - i / max_iterations)^power; `cosine`, half a cosine down to 0; `cosine_restarts`,
+    the same every `lr_step` iterations (Loshchilov and Hutter, arXiv:1608.03983, equation 5); `plateau`, times `gamma`
+    after more than `patience` calls of `validated` without a better score.
+    `warmup_iterations`: the rate rises linearly over so many iterations first; the schedule covers those that are left.
+    """
+
+    def __init__(
+        self, optimizer, name, max_iterations, lr_step=2500, gamma=0.1, power=0.9, patience=5, warmup_iterations=0
+    ):
+        length = max(max_iterations - warmup_iterations, 1)
+        main = {
+            "constant": lambda: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            "step": lambda: lr_scheduler.StepLR(optimizer, lr_step, gamma),
+            "exponential": lambda: lr_scheduler.ExponentialLR(optimizer, gamma ** (1 / lr_step)),
+            "poly": lambda: lr_scheduler.PolynomialLR(optimizer, length, power),
+            "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, length),
+            "cosine_restarts": lambda: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, lr_step),
+            "plateau": lambda: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        }[name]
+        self.optimizer = optimizer
+        self.plateau = None
+        if warmup_iterations:
+            warmup = lr_scheduler.LinearLR(optimizer, 1 / (warmup_iterations + 1), total_iters=warmup_iterations)
+            self.scheduler = lr_scheduler.SequentialLR(optimizer, [warmup, main()], [warmup_iterations])
+        else:
+            self.scheduler = main()
+        if name == "plateau":
+            self.plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=gamma, patience=patience)
+
+    @property
+    def lr(self):
+        return self.optimizer.param_groups[0]["lr"]
+
+    def step(self):
+        self.scheduler.step()
+
+    def validated(self, score):
+        """Tell the schedule a validation's score (more is better); only `plateau` listens."""
+        if self.plateau is not None:
+            self.plateau.step(score)
+
+    def state_dict(self):
+        own = {"scheduler": self.scheduler.state_dict()}
+        return own if self.plateau is None else {**own, "plateau": self.plateau.state_dict()}
+
+    def load_state_dict(self, state):
+        self.scheduler.load_state_dict(state["scheduler"])
+        if self.plateau is not None:
+            self.plateau.load_state_dict(state["plateau"])

@@ -1,0 +1,93 @@
+"""Gradients of batches in parts and of recomputed activations are those of the plain batch."""
+
+import copy
+
+import pytest
+import torch
+
+from mtseg.losses import dice_ce_loss
+from mtseg.memory import InParts, checkpoint_blocks
+from mtseg.networks.unet import UNet
+from mtseg.networks.vnet import VNet
+
+
+def networks(normalization):
+    settings = {"n_channels": 1, "n_classes": 2, "n_filters": 4, "normalization": normalization, "has_dropout": True}
+    torch.manual_seed(0)
+    return VNet(**settings), UNet(**settings, dims=3)
+
+
+def step(net, forward, batch, labels):
+    """Loss, gradients and buffers after one pass with the same dropout."""
+    torch.manual_seed(1)
+    net.train().zero_grad()
+    loss = dice_ce_loss(forward(batch), labels)
+    loss.backward()
+    return loss.detach(), [p.grad.clone() for p in net.parameters()], [b.clone() for b in net.buffers()]
+
+
+def sample(n):
+    torch.manual_seed(2)
+    return torch.randn(n, 1, 16, 32, 16), torch.randint(0, 2, (n, 16, 32, 16))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("normalization", ["none", "groupnorm", "instancenorm"])
+def test_parts_give_the_gradients_of_the_whole_batch(normalization, parts):
+    batch, labels = sample(4)
+    batch = batch.double()
+    for net in networks(normalization):
+        net.double()
+        net.has_dropout = False
+        net.dropout = torch.nn.Identity()
+        loss, gradients, _ = step(net, net, batch, labels)
+        loss_in_parts, in_parts, _ = step(net, InParts(net, parts), batch, labels)
+        assert torch.allclose(loss, loss_in_parts, rtol=1e-12)
+        assert all(torch.allclose(a, b, rtol=1e-7, atol=1e-12) for a, b in zip(gradients, in_parts, strict=True))
+
+
+def test_parts_mix_labelled_and_unlabelled_samples_and_keep_the_order():
+    seen = []
+
+    class Recorder(torch.nn.Module):
+        def forward(self, batch):
+            seen.append(batch.flatten().tolist())
+            return batch * 10
+
+    batch = torch.arange(6.0).reshape(6, 1)
+    with torch.no_grad():
+        assert torch.equal(InParts(Recorder(), 3)(batch), batch * 10)
+    assert seen == [[0, 3], [1, 4], [2, 5]]
+    with pytest.raises(ValueError, match="4 parts do not divide a batch of 6"):
+        InParts(Recorder(), 4)(batch)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_recomputed_blocks_change_nothing_but_memory(index):
+    batch, labels = sample(2)
+    net = networks("batchnorm")[index]
+    other = checkpoint_blocks(copy.deepcopy(net))
+    assert other.state_dict().keys() == net.state_dict().keys()
+    plain, recomputed = step(net, net, batch, labels), step(other, other, batch, labels)
+    assert torch.equal(plain[0], recomputed[0])
+    for a, b in zip(plain[1] + plain[2], recomputed[1] + recomputed[2], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_recomputed_blocks_store_less():
+    batch, labels = sample(2)
+    net = networks("batchnorm")[0].train()
+
+    def stored(forward):
+        sizes = {}
+
+        def keep(tensor):
+            sizes[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            dice_ce_loss(forward(batch), labels)
+        return sum(sizes.values())
+
+    plain = stored(net)
+    assert stored(checkpoint_blocks(net)) < 0.5 * plain

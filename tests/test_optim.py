@@ -1,0 +1,83 @@
+"""Learning rates against closed forms, and schedules that go on where they were saved."""
+
+import io
+import math
+
+import pytest
+import torch
+
+from mtseg.optim import SCHEDULES, Schedule, make_optimizer
+
+
+def rates(name, iterations, lr=0.1, resume_at=None, scores=(), **settings):
+    """The rate of each iteration; at `resume_at` everything is saved, read as weights only, and built anew."""
+
+    def build():
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = make_optimizer("sgd", [parameter], lr)
+        return parameter, optimizer, Schedule(optimizer, name, iterations, **settings)
+
+    parameter, optimizer, schedule = build()
+    seen = []
+    for iteration in range(iterations):
+        if iteration == resume_at:
+            buffer = io.BytesIO()
+            torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, buffer)
+            state = torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+            parameter, optimizer, schedule = build()
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+        seen.append(schedule.lr)
+        parameter.sum().backward()
+        optimizer.step()
+        schedule.step()
+        if iteration < len(scores):
+            schedule.validated(scores[iteration])
+    return seen
+
+
+CLOSED = {
+    "constant": lambda i, n: 0.1,
+    "step": lambda i, n: 0.1 * 0.5 ** (i // 4),
+    "exponential": lambda i, n: 0.1 * 0.5 ** (i / 4),
+    "poly": lambda i, n: 0.1 * (1 - i / n) ** 0.9,
+    "cosine": lambda i, n: 0.05 * (1 + math.cos(math.pi * i / n)),
+    "cosine_restarts": lambda i, n: 0.05 * (1 + math.cos(math.pi * (i % 4) / 4)),
+}
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("name", CLOSED)
+def test_rates_follow_their_closed_forms(name, warmup):
+    expected = [0.1 * (i + 1) / (warmup + 1) for i in range(warmup)] + [CLOSED[name](i, 12) for i in range(12)]
+    seen = rates(name, 12 + warmup, lr_step=4, gamma=0.5, warmup_iterations=warmup)
+    assert seen == pytest.approx(expected, rel=1e-6)
+
+
+def test_plateau_lowers_the_rate_after_enough_validations_without_a_better_score():
+    seen = rates("plateau", 8, gamma=0.5, patience=2, scores=[0.5, 0.6, 0.6, 0.55, 0.6, 0.7, 0.7])
+    assert seen == pytest.approx([0.1] * 5 + [0.05] * 3)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_resumed_schedule_repeats_an_uninterrupted_one(name, warmup):
+    settings = {"lr_step": 3, "gamma": 0.5, "patience": 1, "warmup_iterations": warmup, "scores": [0.5, 0.4, 0.4, 0.4]}
+    whole = rates(name, 14, **settings)
+    for resume_at in (2, 5, 9):
+        assert rates(name, 14, resume_at=resume_at, **settings) == whole
+
+
+def test_optimizers_take_their_settings():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    sgd = make_optimizer("sgd", [parameter], 0.1, momentum=0.8, nesterov=True, weight_decay=0.01)
+    assert {k: sgd.defaults[k] for k in ("momentum", "nesterov", "weight_decay")} == {
+        "momentum": 0.8,
+        "nesterov": True,
+        "weight_decay": 0.01,
+    }
+    for name in ("adam", "adamw"):
+        optimizer = make_optimizer(name, [parameter], 0.1, betas=[0.8, 0.9], weight_decay=0.01)
+        assert type(optimizer).__name__.lower() == name
+        assert optimizer.defaults["betas"] == (0.8, 0.9)
+        assert optimizer.defaults["weight_decay"] == 0.01
