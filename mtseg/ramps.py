@@ -26,6 +26,19 @@ def linear_rampup(current, rampup_length):
     return min(max(current / rampup_length, 0.0), 1.0)
 
 
+def cosine_rampup(current, rampup_length):
+    """(1 - cos(pi t)) / 2 with t = current / rampup_length: 0 at the start, 1 from the ramp's end on.
+
+    1 - `cosine_rampdown`: level at both ends, steepest in the middle. A ramp of length 0 is over at once: 1.0.
+    """
+    return 1.0 - cosine_rampdown(current, rampup_length)
+
+
+def constant(current, rampup_length):
+    """1.0 at every step: no ramp."""
+    return 1.0
+
+
 def cosine_rampdown(current, rampdown_length):
     """(cos(pi t) + 1) / 2 with t = current / rampdown_length: 1 at the start, 0 from the ramp's end on.
 
@@ -36,3 +49,13 @@ def cosine_rampdown(current, rampdown_length):
         return 0.0
     t = min(max(current / rampdown_length, 0.0), 1.0)
     return 0.5 * (math.cos(math.pi * t) + 1.0)
+
+
+RAMPUPS = {"sigmoid": sigmoid_rampup, "linear": linear_rampup, "cosine": cosine_rampup, "constant": constant}
+
+
+def rampup(shape, current, rampup_length):
+    """The ramp-up named `shape`, a key of RAMPUPS, at `current`; ValueError for another name."""
+    if shape not in RAMPUPS:
+        raise ValueError(f"unknown ramp {shape!r}: take one of {', '.join(RAMPUPS)}")
+    return RAMPUPS[shape](current, rampup_length)

@@ -1,0 +1,76 @@
+"""Pseudo-labels: what a teacher is sure of, as labels for a student.
+
+Logits are (N, C, *spatial), labels int64 (N, *spatial) with any number of spatial dimensions; a voxel that is not
+used has the label `ignore_index`, which the loss has to leave out. Nothing here has a gradient. Every result is a
+tensor on the device of its input: nothing waits for the GPU.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=None, ignore_index=255):
+    """The most probable class of each voxel where the teacher is sure of it, `ignore_index` elsewhere.
+
+    A voxel is used if its largest softmax probability is at least `threshold` (0 to 1; FixMatch, Sohn et al., NeurIPS
+    2020, arXiv:2001.07685) and, with `max_entropy`, if the entropy of its C probabilities is at most that share of the
+    largest possible one, log C (0 to 1: 0 is certainty, 1 sets no limit).
+
+    `foreground` (MIN, MAX), shares from 0 to 1: a volume is left out whole unless MIN <= share <= MAX, with the share
+    of its voxels, sure or not, whose most probable class is not 0. What the teacher sees is the volume here: patches,
+    where it sees patches. Voxels with NaN among their logits are not used. Raises ValueError for limits outside
+    these ranges, fewer than two classes, and an `ignore_index` that is a class.
+    """
+    num_classes = teacher_logits.shape[1]
+    if num_classes < 2:
+        raise ValueError(f"pseudo-labels of {num_classes} class: the softmax needs two or more, background included")
+    if 0 <= ignore_index < num_classes:
+        raise ValueError(f"ignore_index {ignore_index} is one of the {num_classes} classes: take another, such as 255")
+    for name, limit in (("threshold", threshold), ("entropy limit", 0 if max_entropy is None else max_entropy)):
+        if not 0 <= limit <= 1:
+            raise ValueError(f"the {name} of pseudo-labels is {limit}: take one between 0 and 1")
+    if foreground is not None and not 0 <= foreground[0] <= foreground[1] <= 1:
+        raise ValueError(f"the pseudo-foreground limits are {tuple(foreground)}: take 0 <= MIN <= MAX <= 1")
+
+    logits = teacher_logits.detach()
+    # In half precision the probabilities next to the threshold are up to 0.004 apart.
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    probabilities = F.softmax(logits, dim=1)
+    confidence, labels = probabilities.max(dim=1)
+    used = confidence >= threshold
+    if max_entropy is not None:
+        used &= torch.special.entr(probabilities).sum(dim=1) / math.log(num_classes) <= max_entropy
+    if foreground is not None:
+        share = (labels != 0).flatten(1).float().mean(dim=1)
+        accepted = (share >= foreground[0]) & (share <= foreground[1])
+        used &= accepted.view(-1, *[1] * (labels.dim() - 1))
+    return labels.masked_fill(~used, ignore_index)
+
+
+def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
+    """How much of a batch of `pseudo_labels` is used and, for monitoring alone, how much of that is right.
+
+    Returns a dict of scalar tensors, shares from 0 to 1, ready for a log:
+
+    - 'pseudo_voxels_used': of all voxels of the batch;
+    - 'pseudo_volumes_used': the volumes (or patches) with at least one voxel used;
+    - 'pseudo_accuracy_monitoring_only', with `hidden_labels`: of the voxels used, those with the hidden label; NaN
+      where no voxel is used.
+
+    `hidden_labels` integer (N, *spatial), the true labels of cases that count as unlabelled; volumes or voxels that
+    have none hold `ignore_index` there and do not count. Training must not see this number: neither the loss nor the
+    choice of a threshold or a checkpoint may depend on it, or the cases are no longer unlabelled.
+    """
+    used = labels != ignore_index
+    statistics = {
+        "pseudo_voxels_used": used.float().mean(),
+        "pseudo_volumes_used": used.flatten(1).any(dim=1).float().mean(),
+    }
+    if hidden_labels is not None:
+        if hidden_labels.shape != labels.shape:
+            raise ValueError(f"hidden labels of shape {tuple(hidden_labels.shape)} for {tuple(labels.shape)}")
+        judged = used & (hidden_labels != ignore_index)
+        statistics["pseudo_accuracy_monitoring_only"] = (judged & (labels == hidden_labels)).sum() / judged.sum()
+    return statistics
