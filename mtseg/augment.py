@@ -1,0 +1,284 @@
+"""Strong augmentation of batches for the student, with the same geometry for the teacher's output.
+
+The teacher sees a batch as it is, the student a strong view of it: turned, scaled, deformed, blurred, noisy, with boxes
+cut out or pasted from labelled images. `StrongView.align` applies the view's geometry to the teacher's output and
+says which voxels may be compared, so that both networks speak of the same tissue voxel for voxel:
+
+    view = strong_view(unlabeled_batch, Strengths())
+    outputs = model(view.image)
+    target_logits, compared = view.align(ema_model(unlabeled_batch))
+
+Weak and strong views: Sohn et al., "FixMatch", NeurIPS 2020 (arXiv:2001.07685); French et al., "Semi-supervised
+semantic segmentation needs strong, varied perturbations", BMVC 2020 (arXiv:1906.01916). Boxes from labelled images:
+Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023 (arXiv:2305.00673).
+
+Batches are (N, C, W, H, D) or (N, C, W, H), on any device; labels (N, W, H, D) or (N, W, H). All that is random is
+drawn from PyTorch's global CPU generator, whatever the device, and independently for every sample of the batch.
+"""
+
+import math
+from dataclasses import astuple, dataclass, fields
+
+import torch
+import torch.nn.functional as F
+
+CONTROL_SPACING = 16  # voxels between the control points of the elastic deformation
+# Choi and Lee, "Injectivity conditions of 2D and 3D uniform cubic B-spline functions", Graphical Models 2000: the
+# deformation folds nowhere if no control point moves further than this along any axis.
+LARGEST_ELASTIC = CONTROL_SPACING / 2.479472335
+CUTOUT_BOXES = 3
+TOLERANCE = 1e-3  # voxels: rounding must not put a patch's last voxels out of view
+
+
+@dataclass(frozen=True)
+class Strengths:
+    """How far each component goes at most; 0 switches it off. Each sample draws its own amounts, uniformly.
+
+    rotation: degrees, 0 to 180: an angle of up to this in either direction (about an axis in any direction)
+    scaling: 0 to below 1: a magnification between 1 - scaling and 1 + scaling, the same along all axes
+    elastic: voxels, 0 to 6.4: the largest move of a control point along an axis; they lie 16 voxels apart, with cubic
+        B-splines between. Voxels move by at most this, root mean square about 0.2 of it along each axis
+    gamma: at least 0: x -> x^g between each channel's minimum and maximum; g from 1 / (1 + gamma) to 1 + gamma, and
+        log g uniform
+    noise: at least 0, in units of the image's intensity: standard deviation of Gaussian noise
+    blur: voxels, at least 0: standard deviation of a Gaussian kernel
+    cutout: 0 to 1: share of the volume in three boxes that get the image's mean
+    mixin: 0 to 1: share of the volume in a box replaced by what a labelled image has there
+
+    Raises ValueError for a number outside its range.
+    """
+
+    rotation: float = 15.0
+    scaling: float = 0.15
+    elastic: float = 4.0
+    gamma: float = 0.5
+    noise: float = 0.1
+    blur: float = 1.0
+    cutout: float = 0.2
+    mixin: float = 0.2
+
+    def __post_init__(self):
+        largest = {"rotation": 180, "scaling": 1, "elastic": LARGEST_ELASTIC, "cutout": 1, "mixin": 1}
+        for field in fields(self):
+            value, limit = getattr(self, field.name), largest.get(field.name, math.inf)
+            if not (0 <= value <= limit and math.isfinite(value)) or (field.name == "scaling" and value == 1):
+                until = f"between 0 and {limit:.4g}" if limit < math.inf else "a finite number of at least 0"
+                raise ValueError(f"strength {field.name}={value} is not {until}" + " (excluded)" * (limit == value))
+
+
+@dataclass
+class StrongView:
+    """What `strong_view` returns.
+
+    image: (N, C, *spatial), the student's input
+    labels: (N, *spatial), the class of each voxel of `image` where it is known, else the ignore index; None where no
+        labels were given at all
+    compared: bool (N, 1, *spatial), voxels that come from the patch: in view, not cut out, not pasted
+    grid: (N, *spatial, ndim), where each voxel comes from, as grid_sample reads it; None without geometry
+    """
+
+    image: torch.Tensor
+    labels: torch.Tensor | None
+    compared: torch.Tensor
+    grid: torch.Tensor | None
+
+    @torch.no_grad()
+    def align(self, outputs):
+        """Logits or probabilities (N, K, *spatial) for the batch as it was -> (those for `image`, `compared`).
+
+        Linear interpolation, in float32, as the image's; no gradient flows. Without geometry the values are those
+        given, bit for bit. Outside `compared` they mean nothing.
+        """
+        if outputs.shape[0] != self.compared.shape[0] or outputs.shape[2:] != self.compared.shape[2:]:
+            raise ValueError(f"outputs {tuple(outputs.shape)} for a view {tuple(self.image.shape)} of another size")
+        if self.grid is None:
+            return outputs.detach(), self.compared
+        return _sample(outputs, self.grid, "bilinear"), self.compared
+
+
+@torch.no_grad()
+def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None, spacing=None, ignore_index=255):
+    """A strong view of each image of a batch: geometry, pasted box, blur, gamma, noise, cut-out, in this order.
+
+    `images`: floating point (N, C, *spatial). `labels`: integer (N, *spatial), which follow the geometry by nearest
+    neighbour; voxels out of view or cut out get `ignore_index`. `mix_images` (M, C, *spatial) and, where the view
+    shall know their labels, `mix_labels` (M, *spatial): what boxes are pasted from, for each sample one of the M at
+    random, at the same place. Pasted voxels are not compared with the teacher, which never saw them: where their
+    labels are given, the supervised loss can have them in their new surroundings.
+
+    `spacing`: the size of a voxel along each spatial axis, in any unit; by default all sides are equal. Rotations are
+    rotations in this space, about an axis that points anywhere, since patients and hearts do; of 2-D images, in the
+    plane. `elastic` then counts voxels of the finest axis. What comes from outside the patch is its mirror image.
+
+    With all strengths 0 nothing is drawn, and image and labels of the view are the given tensors themselves. What one
+    component draws does not depend on the strengths of the others. Raises ValueError where shapes do not fit.
+    """
+    _check(images, strengths, labels, mix_images, mix_labels, spacing)
+    number, size, device = images.shape[0], images.shape[2:], images.device
+    compared = torch.ones((number, 1, *size), dtype=torch.bool, device=device)
+    if not any(astuple(strengths)):
+        return StrongView(images, labels, compared, None)
+
+    cpu = {"device": "cpu", "dtype": torch.float64}
+    plane = torch.randn(number, len(size), len(size), **cpu)
+    angle, scale, gamma, noise, blur, partner = torch.rand(6, number, **cpu)
+    mix_box = torch.rand(1, number, 1 + len(size), **cpu)
+    cut_boxes = torch.rand(CUTOUT_BOXES, number, 1 + len(size), **cpu)
+    control = torch.rand(number, len(size), *[(side - 1) // CONTROL_SPACING + 4 for side in size], **cpu)
+
+    view, grid = images.float(), None
+    if strengths.rotation or strengths.scaling or strengths.elastic:
+        sides = torch.as_tensor([1.0] * len(size) if spacing is None else spacing, **cpu)
+        turned = rotation_matrix(plane, math.radians(strengths.rotation) * (2 * angle - 1))
+        magnification = 1 + strengths.scaling * (2 * scale - 1)
+        matrix = turned * sides / sides[:, None] / magnification[:, None, None]
+        reach = strengths.elastic * sides.min() / sides
+        control = reach.view(-1, *[1] * len(size)) * (2 * control - 1) if strengths.elastic else None
+        grid, in_view = sampling_grid(size, matrix, control, device)
+        view = _sample(view, grid, "bilinear")
+        compared = compared & in_view
+        if labels is not None:
+            moved = _sample(labels[:, None], grid, "nearest")[:, 0].to(labels.dtype)
+            labels = moved.masked_fill(~in_view[:, 0], ignore_index)
+
+    if strengths.mixin:
+        box = _boxes(mix_box, size, strengths.mixin, device)
+        partner = (partner * len(mix_images)).long().to(device)
+        view = torch.where(box, mix_images[partner].float(), view)
+        compared = compared & ~box
+        if mix_labels is not None:
+            labels = mix_labels.new_full((number, *size), ignore_index) if labels is None else labels
+            labels = torch.where(box[:, 0], mix_labels[partner], labels)
+        elif labels is not None:
+            labels = labels.masked_fill(box[:, 0], ignore_index)
+
+    axes = tuple(range(2, images.ndim))
+    if strengths.blur:
+        view = gaussian_blur(view, strengths.blur * blur)
+    if strengths.gamma:
+        exponent = torch.exp(math.log1p(strengths.gamma) * (2 * gamma - 1))
+        low, high = view.amin(axes, keepdim=True), view.amax(axes, keepdim=True)
+        unit = (view - low) / (high - low).clamp(min=torch.finfo(view.dtype).tiny)
+        view = low + (high - low) * unit ** _per_sample(exponent, view)
+    if strengths.noise:
+        view = view + _per_sample(strengths.noise * noise, view) * torch.randn(view.shape, device="cpu").to(device)
+    if strengths.cutout:
+        boxes = _boxes(cut_boxes, size, strengths.cutout, device)
+        view = torch.where(boxes, view.mean(axes, keepdim=True), view)
+        compared = compared & ~boxes
+        if labels is not None:
+            labels = labels.masked_fill(boxes[:, 0], ignore_index)
+    return StrongView(view.to(images.dtype), labels, compared, grid)
+
+
+def rotation_matrix(plane, angle):
+    """Rotations exp(angle K), (N, ndim, ndim), by `angle` (N,) in radians; K is `plane` - its transpose, normalised.
+
+    `plane` (N, ndim, ndim): with normally distributed entries every direction of the axis is equally likely. In two
+    dimensions there is only one plane, and its entries' order says which way it turns.
+    """
+    skew = plane - plane.mT
+    skew = skew * (math.sqrt(2) / torch.linalg.matrix_norm(skew, keepdim=True))
+    return torch.linalg.matrix_exp(angle[:, None, None] * skew)
+
+
+def sampling_grid(size, matrix, control=None, device="cpu"):
+    """Where each voxel p of a view comes from: q = c + matrix (p + u(p) - c), c the middle of the patch.
+
+    `size`: voxels along each axis. `matrix` (N, ndim, ndim), in voxels. `control` (N, ndim, *points): the moves u, in
+    voxels along each axis, of the control points of a uniform cubic B-spline (Rueckert et al., "Nonrigid registration
+    using free-form deformations", IEEE TMI 1999); an axis has (side - 1) // CONTROL_SPACING + 4 points, and point k
+    lies at voxel (k - 1) CONTROL_SPACING.
+
+    Returns `grid`, float32 (N, *size, ndim) for grid_sample with align_corners=False, and `in_view`, bool
+    (N, 1, *size): True where q lies between the centres of the patch's first and last voxels, so that nothing but the
+    patch is interpolated there.
+    """
+
+    def per_sample(values):
+        return values.float().to(device).view(-1, *[1] * len(size))
+
+    from_middle = [
+        (torch.arange(side, device=device) - (side - 1) / 2).view(-1, *[1] * (len(size) - axis - 1))
+        for axis, side in enumerate(size)
+    ]
+    if control is not None:
+        move = control.float().to(device)
+        for side in size:
+            # Each product takes the first of the spatial axes and makes it the last: after all, they are in order.
+            move = _multiply("ncp...,sp->nc...s", move, _bspline(side).to(device))
+        from_middle = [f + m for f, m in zip(from_middle, move.unbind(1), strict=True)]
+    in_view, grid = True, []
+    for side, row in zip(size, matrix.unbind(1), strict=True):
+        # A sum, not a matrix product: TF32 would round the coordinates.
+        source = sum(per_sample(entry) * f for entry, f in zip(row.unbind(1), from_middle, strict=True))
+        in_view = in_view & (source.abs() <= (side - 1) / 2 + TOLERANCE)
+        grid.append(source * (2 / side))
+    return torch.stack(grid[::-1], dim=-1), in_view[:, None]
+
+
+def gaussian_blur(images, sigma):
+    """Convolve every channel of `images` (N, C, *spatial) with a Gaussian of standard deviation `sigma` (N,) in voxels.
+
+    The kernel is sampled and made to sum to 1 over the voxels that lie in the image, at its border too. 0 changes
+    nothing.
+    """
+    variance = sigma.double().square().clamp(min=1e-9).view(-1, 1, 1)
+    for side in images.shape[2:]:
+        position = torch.arange(side, dtype=torch.float64)
+        kernel = torch.softmax(-(position[:, None] - position).square() / (2 * variance.cpu()), dim=-1)
+        images = _multiply("ncp...,nsp->nc...s", images, kernel.to(images.dtype).to(images.device))
+    return images
+
+
+def _bspline(side):
+    """The weight (side, points) of each control point in each voxel."""
+    points = (side - 1) // CONTROL_SPACING + 4
+    distance = (torch.arange(side)[:, None] / CONTROL_SPACING + 1 - torch.arange(points)).abs()
+    inner = 2 / 3 - distance**2 + distance**3 / 2
+    return torch.where(distance < 1, inner, (2 - distance).clamp(min=0) ** 3 / 6)
+
+
+def _boxes(draw, size, share, device):
+    """Bool (N, 1, *size), True in boxes of the volume's shape; each sample's have at most `share` of the volume.
+
+    `draw` (boxes, N, 1 + ndim), uniform in [0, 1): the share of each box, and where in its room it lies on each axis.
+    """
+    draw = draw.float().to(device)
+    extent = (draw[..., 0] * (share / len(draw))) ** (1 / len(size))
+    inside = True
+    for axis, side in enumerate(size):
+        first = draw[..., 1 + axis] * (1 - extent) * side
+        centre = torch.arange(side, device=device) + 0.5
+        along = (centre >= first[..., None]) & (centre < (first + extent * side)[..., None])
+        inside = inside & along.view(*along.shape[:2], 1, *[1] * axis, side, *[1] * (len(size) - axis - 1))
+    return inside.any(dim=0)
+
+
+def _sample(values, grid, mode):
+    return F.grid_sample(values.float(), grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+
+def _per_sample(values, like):
+    return values.to(like.dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
+
+
+def _multiply(equation, values, matrix):
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.einsum(equation, values, matrix)
+
+
+def _check(images, strengths, labels, mix_images, mix_labels, spacing):
+    shape = tuple(images.shape)
+    if images.ndim not in (4, 5) or not images.is_floating_point():
+        raise ValueError(f"images are floating point (N, C, W, H, D) or (N, C, W, H), not {images.dtype} {shape}")
+    if labels is not None and tuple(labels.shape) != (shape[0], *shape[2:]):
+        raise ValueError(f"labels {tuple(labels.shape)} for images {shape}")
+    if strengths.mixin and (mix_images is None or not len(mix_images)):
+        raise ValueError(f"strength mixin={strengths.mixin} needs mix_images to paste from")
+    if mix_images is not None and tuple(mix_images.shape[1:]) != shape[1:]:
+        raise ValueError(f"mix_images {tuple(mix_images.shape)} for images {shape}")
+    if mix_labels is not None and (mix_images is None or mix_labels.shape != mix_images[:, 0].shape):
+        raise ValueError(f"mix_labels {tuple(mix_labels.shape)} are not those of mix_images")
+    if spacing is not None and (len(spacing) != images.ndim - 2 or not all(side > 0 for side in spacing)):
+        raise ValueError(f"spacing {spacing} for images {shape}: one positive size for each spatial axis")
