@@ -11,58 +11,71 @@ arXiv:1907.07034), without its uncertainty mask. The last iteration is the resul
 
 import copy
 import json
-import math
 import shlex
 import sys
-import time
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import inference
 from data.make_phantom import PhantomError, make_phantom
-from mtseg.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, write_whole
-from mtseg.datasets import DataError, LAHeart, read_list, test_cases, training_cases
-from mtseg.ema import update_ema_variables
-from mtseg.flags import FlagError, check_normalization, fraction, one_sentence, parse, rate, training_parser
-from mtseg.losses import multiclass_dice_loss, softmax_kl_loss, softmax_mse_loss
-from mtseg.metrics import dice
-from mtseg.networks.unet import UNet
-from mtseg.networks.vnet import VNet
-from mtseg.optim import Schedule, make_optimizer
-from mtseg.ramps import sigmoid_rampup
-from mtseg.runfolder import (
-    RunError,
-    check_same_run,
-    checkpoint_to_resume,
-    choose_device,
-    lock_folder,
-    remove_old_weights,
-    run_folder,
-    versions,
+from mtseg import flags, runfolder
+from mtseg.augment import Strengths, strong_view
+from mtseg.checkpoint import (
+    CheckpointError,
+    NotFiniteError,
+    RunState,
+    load_checkpoint,
+    load_fitting,
+    load_weights,
+    save_checkpoint,
+    write_whole,
 )
-from mtseg.runlog import LogError, NotFiniteError, RunLog, StopSignals, leave_signals_to_main, until_stopped
+from mtseg.datasets import UNKNOWN, DataError, JoinedCases, LAHeart, read_list, test_cases, training_cases
+from mtseg.datasets import unlabeled_cases as read_unlabeled
+from mtseg.ema import relative_distance, update_ema_variables
+from mtseg.flags import FlagError
+from mtseg.losses import (
+    TERMS,
+    SupervisedLoss,
+    confidence_mask,
+    masked_mean,
+    softmax_ce_loss,
+    softmax_kl_loss,
+    softmax_mse_loss,
+)
+from mtseg.memory import InParts, checkpoint_blocks
+from mtseg.metrics import dice
+from mtseg.monitor import Monitor, MonitorError, StepClock, check_extras
+from mtseg.networks import build_network, initialize_kaiming
+from mtseg.optim import Schedule, gradient_scaler, make_optimizer
+from mtseg.ramps import rampup, sigmoid_rampup
+from mtseg.runfolder import RunError
+from mtseg.runlog import LogError, RunLog, StopSignals, leave_signals_to_main, until_stopped
 from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import test_single_case
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
 HERE = Path(__file__).resolve().parent
-FIELDS = ["iteration", "lr", "loss", "loss_ce", "loss_dice", "supervised_loss"]
-FIELDS += ["consistency_weight", "consistency_dist", "iterations_per_second"]
+CONSISTENCY = {"mse": softmax_mse_loss, "kl": softmax_kl_loss, "ce": softmax_ce_loss}
+FIELDS = ["iteration", "phase", "lr", "loss", *(f"loss_{name}" for name in TERMS), "supervised_loss"]
+FIELDS += ["consistency_weight", "consistency_dist", "teacher_distance", "val_dice_student", "val_dice_teacher"]
+FIELDS += ["skipped_steps", "iterations_per_second", "data_seconds", "step_seconds", "peak_memory_mb"]
 
 
 def parse_flags(argv):
-    parser = training_parser(__doc__, model="MT", batch_size=4)
-    flag = parser.add_argument_group("mean teacher").add_argument
-    flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
-    flag("--ema_decay", type=fraction, default=0.99, help="share of the teacher that an update keeps")
-    flag("--consistency_type", choices=("mse", "kl"), default="mse", help="distance between student and teacher")
-    flag("--consistency", type=rate, default=0.1, help="weight of the consistency loss at the end of its ramp")
-    flag("--consistency_rampup", type=rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
-    return parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
+    parser = flags.training_parser(__doc__, model="MT", batch_size=4)
+    flags.teacher_flags(parser)
+    return flags.parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
+
+
+def levels(outputs):
+    """The outputs of a network as a list, finest first, whether it gives one (deep supervision) or not."""
+    return outputs if isinstance(outputs, list) else [outputs]
 
 
 def validate(net, dataset, args):
@@ -86,205 +99,200 @@ def train(args, command):
         make_phantom(root)
     val_cases = read_list(args.val_list) if args.val_list else []
     train_cases = training_cases(root, val_cases, args.max_samples)
-    if not 0 < args.labeled_bs < args.batch_size:
-        raise FlagError(
-            f"--labeled_bs {args.labeled_bs} with --batch_size {args.batch_size}: a batch holds labelled and "
-            f"unlabelled patches, so --labeled_bs is at least 1 and less than --batch_size"
-        )
-    if args.labelnum >= len(train_cases):
-        raise FlagError(
-            f"--labelnum {args.labelnum} leaves nothing unlabelled of the {len(train_cases)} training cases of "
-            f"{root / 'train.list'}: take fewer, or use train_sup.py, which needs no unlabelled cases"
-        )
-    if args.labelnum < args.labeled_bs:
-        raise FlagError(f"--labelnum {args.labelnum} is less than --labeled_bs {args.labeled_bs}: lower the latter")
-    unlabeled_bs = args.batch_size - args.labeled_bs
-    labeled_idxs, unlabeled_idxs = range(args.labelnum), range(args.labelnum, len(train_cases))
-    if len(unlabeled_idxs) < unlabeled_bs:
-        raise FlagError(
-            f"--labelnum {args.labelnum} leaves {len(unlabeled_idxs)} cases unlabelled, fewer than the {unlabeled_bs} "
-            f"of a batch: lower --labelnum or --batch_size"
-        )
-    check_normalization(args, unlabeled_bs)  # the teacher's batch, the smaller one
+    unlabeled_cases = read_unlabeled(args.unlabeled_root) if args.unlabeled_root else []
+    flags.check_two_streams(args, len(train_cases), len(unlabeled_cases))
+    labeled_bs, unlabeled_bs = args.labeled_bs, args.batch_size - args.labeled_bs
+    flags.check_normalization(args, unlabeled_bs)  # the teacher's batch, the smaller one
+    check_extras(args.tensorboard, args.wandb)
     rotflip = [] if args.rotflip == "none" else [RandomRotFlip(args.rotflip)]
-    transform = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
-    db_train = LAHeart(root / "data", cases=train_cases, transform=transform, num_classes=args.num_classes)
-    db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes)
+    reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+    reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
+    db_train = LAHeart(root / "data", cases=train_cases, labelnum=args.labelnum, **reading)
+    if unlabeled_cases:
+        more = LAHeart(Path(args.unlabeled_root) / "data", cases=unlabeled_cases, labelnum=0, **reading)
+        db_train = JoinedCases([db_train, more])
+    db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes, ignore_index=args.ignore_index)
     if val_cases and db_val.n_channels != db_train.n_channels:
         raise FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
-    batches = TwoStreamBatchSampler(labeled_idxs, unlabeled_idxs, args.batch_size, unlabeled_bs, seed=args.seed)
-    folder = run_folder(args)
-    resume_from = checkpoint_to_resume(folder, args.resume, args.overwrite)
+    streams = range(args.labelnum), range(args.labelnum, len(db_train))
+    batches = TwoStreamBatchSampler(*streams, args.batch_size, unlabeled_bs, seed=args.seed)
+    folder = runfolder.run_folder(args)
+    if args.test_only:
+        return inference.main(["--model_path", str(runfolder.newest_weights(folder))])
+    strengths = Strengths(**{name[7:]: value for name, value in vars(args).items() if name.startswith("strong_")})
+    resume_from = runfolder.checkpoint_to_resume(folder, args.resume, args.overwrite)
 
     # ------------------------------------------------------------------------------ student, teacher and optimizer
-    device = choose_device(args.gpu)
+    device = runfolder.choose_device(args.gpu)
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
-    model = {"vnet": VNet, "unet": UNet}[args.network](
-        n_channels=db_train.n_channels,
-        n_classes=args.num_classes,
-        n_filters=args.n_filters,
-        normalization=args.normalization,
-        has_dropout=True,
-    ).to(device)
+    args.has_dropout = True
+    model = build_network(args, db_train.n_channels)
+    notes = ["no GPU was found: training on the CPU"] if device.type == "cpu" else []
+    if args.init == "kaiming":
+        initialize_kaiming(model)
+    if args.pretrained and resume_from is None:
+        notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
+    model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
     # The teacher stays in train() mode, as the student does: with dropout, and batch norm over its own batches.
     ema_model = copy.deepcopy(model).requires_grad_(False)
+    if args.teacher_checkpoint and resume_from is None:
+        for name, net in (("student", model), ("teacher", ema_model)):
+            if args.teacher_checkpoint_for in (name, "both"):
+                load_weights(net, load_checkpoint(args.teacher_checkpoint, device), args.teacher_checkpoint)
+    student = checkpoint_blocks(model) if args.gradient_checkpointing else model
+    student = InParts(torch.compile(student) if args.compile else student, args.accumulation_steps)
+    teacher = torch.compile(ema_model) if args.compile else ema_model
+    consistency_criterion = CONSISTENCY[args.consistency_type]
+    masked = any(astuple(strengths)) or args.consistency_threshold > 0
+    first = 0 if args.consistency_on == "all" else labeled_bs
+    ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
+    ignored = args.ignore_index if first or not masked else ignore_index
+    supervised = SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
     optimizer = make_optimizer(
         args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
-    schedule = Schedule(
-        optimizer,
-        args.lr_schedule,
-        args.max_iterations,
-        args.lr_step,
-        args.lr_gamma,
-        args.lr_power,
-        args.lr_patience,
-        args.warmup_iterations,
-    )
-    consistency_criterion = {"mse": softmax_mse_loss, "kl": softmax_kl_loss}[args.consistency_type]
+    course = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations)
+    schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *course)
+    scaler = gradient_scaler(device, args.amp)
+    autocast = torch.autocast(device.type, {"fp16": torch.float16}.get(args.amp, torch.bfloat16), args.amp != "off")
 
     watched = sorted(set(val_cases) & set(test_cases(root)))
     selection = "test set" if watched else "validation list" if val_cases else "last iteration"
-    config = {**vars(args), "n_channels": db_train.n_channels, "has_dropout": True, **versions(device)}
-    config.update(train_cases=train_cases, val_cases=val_cases, selection=selection)
-
-    start, best = 0, {"student": -1.0, "teacher": -1.0}
-    note = ""
+    config = {**vars(args), "n_channels": db_train.n_channels, **runfolder.versions(device)}
+    config.update(train_cases=train_cases, val_cases=val_cases, unlabeled_cases=unlabeled_cases, selection=selection)
+    parts = {"model": model, "ema_model": ema_model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    keeper = RunState(folder, parts, {"": "model", "ema_": "ema_model"}, config)
+    # A teacher that has learned before stays what it is; else the first updates are the average of the students so far.
+    ema_start = 10**6 if args.teacher_checkpoint and args.teacher_checkpoint_for != "student" else 0
+    start, progress = 0, {"student": -1.0, "teacher": -1.0, "waited": 0, "skipped": 0}
     if resume_from is not None:
         state = load_checkpoint(resume_from, device)
-        note = check_same_run(config, state, resume_from, ("model", "ema_model", "optimizer", "schedule"))
-        load_weights(model, state["model"], resume_from)
-        load_weights(ema_model, state["ema_model"], resume_from)
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        start, best = state["iteration"], state["best"]
+        notes += runfolder.check_same_run(config, state, resume_from, parts)
+        start, progress = keeper.load(state, resume_from)
+        notes.append(f"resuming at iteration {start} from {resume_from}")
+    elif args.resume:
+        notes.append(f"{folder} has no latest.pth yet: starting from iteration 0")
 
     # ------------------------------------------------------------------------------------------- the run's folder
-    lock = lock_folder(folder)
+    lock = runfolder.lock_folder(folder)
     if args.overwrite and resume_from is None:
-        remove_old_weights(folder)
+        runfolder.remove_old_weights(folder)
     write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
-
     log = RunLog(folder, FIELDS, start)
     log.say(shlex.join(command))
-    log.say(f"{folder}: {args.labelnum} labelled and {len(unlabeled_idxs)} unlabelled cases on {config['device']}")
-    if device.type == "cpu":
-        log.say("no GPU was found: training on the CPU")
+    log.say(f"{folder}: {args.labelnum} labelled and {len(streams[1])} unlabelled cases on {config['device']}")
     if watched:
         log.say(f"{len(watched)} cases of {args.val_list} are test cases: what they select is selected on the test set")
-    if start:
-        log.say(f"resuming at iteration {start} from {resume_from}" + f" ({note})" * bool(note))
-    elif args.resume:
-        log.say(f"{folder} has no latest.pth yet: starting from iteration 0")
-
-    def check_finite(iteration):
-        if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise NotFiniteError(f"the weights are not finite after iteration {iteration}; {last_good_state()}")
-
-    def save_latest(iteration):
-        """Everything that resuming needs; never over a good state with a broken one."""
-        check_finite(iteration)
-        state = {
-            "iteration": iteration,
-            "best": best,
-            "config": config,
-            "optimizer": optimizer.state_dict(),
-            "schedule": schedule.state_dict(),
-        }
-        state |= {"model": model.state_dict(), "ema_model": ema_model.state_dict()}
-        save_checkpoint(state, folder / "latest.pth")
-
-    def last_good_state():
-        if not (folder / "latest.pth").exists():
-            return "no checkpoint was written yet; lower --base_lr"
-        return f"{folder / 'latest.pth'} keeps the last good state; lower --base_lr"
+    for note in notes:
+        log.say(note)
+    monitor = Monitor(folder, start, log.say, args.tensorboard, args.wandb, config, args.progress)
 
     # ---------------------------------------------------------------------------------------------------- training
+    stop_at = start if progress["waited"] == args.patience else args.max_iterations
     loader = DataLoader(
         db_train,
-        batch_sampler=IterationSampler(batches, args.seed, start, args.max_iterations),
+        batch_sampler=IterationSampler(batches, args.seed, start, stop_at),
         num_workers=args.num_workers,
         worker_init_fn=leave_signals_to_main,
         pin_memory=device.type == "cuda",
     )
     model.train()
     ema_model.train()
-    iteration, logged_at, logged_time = start, start, time.perf_counter()
+    iteration, last, clock = start, False, StepClock(device)
     bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True)
     with StopSignals() as stop, bar:
-        for iteration, batch in enumerate(until_stopped(loader, stop), start=start + 1):
-            # Noise and dropout of an iteration depend on seed and iteration alone, as the loader's crops do.
+        for iteration, batch in enumerate(clock.batches(until_stopped(loader, stop)), start=start + 1):
+            # Noise, dropout and strong views depend on seed and iteration alone, as the loader's crops do.
             seed_iteration(args.seed, iteration)
             volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device)
-            label_batch = label_batch[: args.labeled_bs]
-            unlabeled_batch = volume_batch[args.labeled_bs :]
-            noise = torch.clamp(torch.randn_like(unlabeled_batch) * 0.1, -0.2, 0.2)
+            label_batch[labeled_bs:] = ignore_index  # whatever the files hold, nothing below learns from it
+            compared_batch = volume_batch[first:]
+            noise = torch.clamp(torch.randn_like(compared_batch) * 0.1, -0.2, 0.2)
+            pasted = volume_batch[:labeled_bs] if strengths.mixin else None
+            view = strong_view(compared_batch, strengths, label_batch[first:], pasted, ignore_index=ignore_index)
+            label_batch = torch.cat([label_batch[:first], view.labels])[:labeled_bs]
 
-            outputs = model(volume_batch)
-            with torch.no_grad():
-                ema_outputs = ema_model(unlabeled_batch + noise)
-
-            loss_ce = F.cross_entropy(outputs[: args.labeled_bs], label_batch)
-            loss_dice = multiclass_dice_loss(outputs[: args.labeled_bs], label_batch)
-            supervised_loss = 0.5 * (loss_ce + loss_dice)
-            ramp = sigmoid_rampup((iteration - 1) // 150, args.consistency_rampup)
+            with autocast:
+                outputs = levels(student(torch.cat([volume_batch[:first], view.image])))
+                with torch.no_grad():
+                    ema_outputs = levels(teacher(compared_batch + noise))[0]
+            supervised_loss, losses = supervised([output[:labeled_bs] for output in outputs], label_batch)
+            target, compared = view.align(ema_outputs)
+            if masked:
+                compared = compared & confidence_mask(target, args.consistency_threshold).unsqueeze(1)
+                consistency_map = consistency_criterion(outputs[0][first:], target, reduction="none")
+                consistency_dist = masked_mean(consistency_map, compared)
+            else:
+                consistency_dist = consistency_criterion(outputs[0][first:], target)
+            block = (iteration - 1 - args.consistency_warmup) // 150
+            ramp = rampup(args.consistency_ramp, block, args.consistency_rampup) if block >= 0 else 0.0
             consistency_weight = args.consistency * ramp
-            consistency_dist = consistency_criterion(outputs[args.labeled_bs :], ema_outputs)
             loss = supervised_loss + consistency_weight * consistency_dist
-            if not math.isfinite(loss.item()):
-                raise NotFiniteError(f"the loss became {loss.item()} at iteration {iteration}; {last_good_state()}")
+            keeper.check_loss(loss.item(), iteration)
 
-            lr = schedule.lr
+            row = {"iteration": iteration, "lr": schedule.lr, "consistency_weight": consistency_weight}
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            if args.gradient_clipping:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.gradient_clipping)
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            progress["skipped"] += scaler.get_scale() < scale  # float16 overflowed: these weights did not move
             schedule.step()
-            update_ema_variables(model, ema_model, args.ema_decay, iteration - 1)
+            alpha = args.ema_decay * sigmoid_rampup(iteration - 1, args.ema_rampup)
+            update_ema_variables(model, ema_model, alpha, ema_start + iteration - 1, args.ema_buffers)
+            clock.stepped()
 
             bar.update()
-            if iteration % args.log_freq == 0 or iteration == args.max_iterations:
-                now = time.perf_counter()
-                row = {
-                    "iteration": iteration,
-                    "lr": lr,
-                    "loss": loss.item(),
-                    "loss_ce": loss_ce.item(),
-                    "loss_dice": loss_dice.item(),
-                    "supervised_loss": supervised_loss.item(),
-                    "consistency_weight": consistency_weight,
-                    "consistency_dist": consistency_dist.item(),
-                    "iterations_per_second": (iteration - logged_at) / (now - logged_time),
-                }
-                logged_at, logged_time = iteration, now
-                log.row(row)
-                bar.set_postfix(loss=f"{row['loss']:.4f}", consistency=f"{row['consistency_dist']:.5f}")
-
-            if val_cases and (iteration % args.val_freq == 0 or iteration == args.max_iterations):
-                check_finite(iteration)
+            last = iteration == args.max_iterations
+            if val_cases and (last or iteration % args.val_freq == 0):
+                keeper.check_finite(iteration)
+                progress["waited"] += 1
                 for name, prefix, net in (("student", "", model), ("teacher", "ema_", ema_model)):
-                    score = validate(net, db_val, args)
+                    score = row[f"val_dice_{name}"] = validate(net, db_val, args)
                     log.say(f"iteration {iteration}: validation Dice of the {name} {score:.4f}")
-                    if score > best[name]:
-                        best[name] = score
+                    if score > progress[name]:
+                        progress[name] = score
+                        progress["waited"] *= name == "teacher"
                         save_checkpoint(net.state_dict(), folder / f"{prefix}{args.model}_best_model.pth")
-            if iteration % args.save_freq == 0 or iteration == args.max_iterations:
-                save_latest(iteration)
+                schedule.validated(row["val_dice_student"])
+                last = last or progress["waited"] == args.patience
+            if last or iteration % args.log_freq == 0:
+                row["phase"] = "warm-up" if block < 0 else "ramp" if block < args.consistency_rampup else "stable"
+                row.update({name: value.item() for name, value in losses.items()})
+                row.update(loss=loss.item(), supervised_loss=supervised_loss.item())
+                row.update(consistency_dist=consistency_dist.item(), skipped_steps=progress["skipped"])
+                row.update(teacher_distance=relative_distance(model, ema_model), **clock.row())
+                log.row(row)
+                monitor.row(row)
+                bar.set_postfix(loss=f"{row['loss']:.4f}", consistency=f"{row['consistency_dist']:.5f}")
+            if last or iteration % args.save_freq == 0:
+                keeper.save(iteration, progress)
+                if args.keep_last:
+                    keeper.save_weights(iteration, args.keep_last)
+            if last:
+                break
 
-    if stop.received and iteration < args.max_iterations:
-        save_latest(iteration)
+    monitor.close()
+    if stop.received and not last:
+        keeper.save(iteration, progress)
         again = [word for word in command if word != "--overwrite"] + ["--resume"]
         log.say(f"stopped after iteration {iteration}; all is saved, and this goes on:\n{shlex.join(again)}")
         raise SystemExit(128 + stop.received)
-    save_checkpoint(model.state_dict(), folder / f"iter_{args.max_iterations}.pth")
-    save_checkpoint(ema_model.state_dict(), folder / f"ema_iter_{args.max_iterations}.pth")
-    log.say(f"done; test it with:\npython inference.py --model_path {folder / f'iter_{args.max_iterations}.pth'}")
+    keeper.save_weights(iteration)
+    if iteration < args.max_iterations:
+        log.say(f"stopped early: no better validation Dice in {args.patience} validations")
+    log.say(f"done; test it with:\npython inference.py --model_path {folder / f'iter_{iteration}.pth'}")
     lock.close()
     return folder
 
 
 def main(argv=None):
-    with one_sentence(FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError):
+    errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
+    with flags.one_sentence(*errors):
         return train(parse_flags(argv), ["python", __file__, *(sys.argv[1:] if argv is None else argv)])
 
 

@@ -150,8 +150,9 @@ def load_fitting(net, checkpoint, path):
 
 
 class RunState:
-    """Everything a run goes on from: the state_dicts of `parts` in <folder>/latest.pth, whole and finite, or as before.
+    """Everything a run goes on from, in <folder>/latest.pth: the state_dicts of `parts`, the iteration, `progress`.
 
+    It is written whole and with finite weights, or stays as it was.
     `parts`: dict of name -> anything with state_dict and load_state_dict (networks, optimizer, schedule, scaler).
     `weights`: of those, prefix -> name of the networks whose plain state_dicts are results, such as {"": "model",
     "ema_": "ema_model"}. `config`: the run's settings, kept beside.
@@ -164,13 +165,13 @@ class RunState:
         self.config = config
 
     def load(self, state, path):
-        """Take over `state`, read from a latest.pth at `path`; returns its iteration and its `best`."""
+        """Take over `state`, read from a latest.pth at `path`; returns its iteration and its `progress`."""
         for name, part in self.parts.items():
             if isinstance(part, torch.nn.Module):
                 load_weights(part, state[name], path)
             else:
                 part.load_state_dict(state[name])
-        return state["iteration"], state["best"]
+        return state["iteration"], state["progress"]
 
     def check_finite(self, iteration):
         """NotFiniteError where a network has a weight that is no number."""
@@ -183,10 +184,10 @@ class RunState:
         if not math.isfinite(loss):
             raise NotFiniteError(f"the loss became {loss} at iteration {iteration}; {self.last_good()}")
 
-    def save(self, iteration, best):
+    def save(self, iteration, progress):
         """Write latest.pth; never over a good state with a broken one."""
         self.check_finite(iteration)
-        state = {"iteration": iteration, "best": best, "config": self.config}
+        state = {"iteration": iteration, "progress": progress, "config": self.config}
         state |= {name: part.state_dict() for name, part in self.parts.items()}
         save_checkpoint(state, self.folder / "latest.pth")
 

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 from torch.utils.data import Dataset
 
+UNKNOWN = 255  # the label of voxels of a case without labels
+
 
 class DataError(ValueError):
     """Data that cannot be used; the message is one sentence with the file and the remedy."""
@@ -68,6 +70,17 @@ def test_cases(root):
     return read_list(path) if path.exists() else []
 
 
+def unlabeled_cases(root):
+    """The cases of a folder of unlabelled data: of `<root>/unlabeled.list`, else train.list, else all in data/."""
+    for name in ("unlabeled.list", "train.list"):
+        if (Path(root) / name).exists():
+            return read_list(Path(root) / name)
+    cases = sorted(path.parent.name for path in Path(root).glob("data/*/mri_norm2.h5"))
+    if not cases:
+        raise DataError(f"{root}: holds no unlabeled.list, train.list or data/<case>/mri_norm2.h5; name another folder")
+    return cases
+
+
 test_cases.__test__ = False  # not a test, whatever pytest thinks of the name
 
 
@@ -76,7 +89,9 @@ class LAHeart(Dataset):
 
     `base_dir`: the folder with the case folders, `<root>/data`, as in the family; `<root>` itself is understood too.
     `split`: which list, `<root>/<split>.list`; or `cases`: names instead of a list. `num`: only the first `num` cases.
-    `transform`: called with the sample. `num_classes`: labels of this value or above raise; None lets all pass.
+    `transform`: called with the sample. `num_classes`: labels of this value or above raise, except
+    `ignore_index`; None lets all pass. `labelnum`: only the first so many cases must have a label (default: all); one
+    without has UNKNOWN everywhere.
 
     `dataset[index]` gives a sample. `dataset[(index, seed)]` puts numpy.random.default_rng(seed) under 'rng' for the
     transforms to draw from, so that the sample depends on nothing else (see samplers.IterationSampler); 'rng' is
@@ -88,7 +103,17 @@ class LAHeart(Dataset):
     in range) are checked whenever a case is read. Both raise DataError with file and remedy.
     """
 
-    def __init__(self, base_dir, split="train", num=None, transform=None, cases=None, num_classes=None):
+    def __init__(
+        self,
+        base_dir,
+        split="train",
+        num=None,
+        transform=None,
+        cases=None,
+        num_classes=None,
+        ignore_index=None,
+        labelnum=None,
+    ):
         base_dir = Path(base_dir)
         if not base_dir.is_dir():
             raise DataError(f"{base_dir}: no such folder; give the one that holds train.list, test.list and data/")
@@ -97,6 +122,8 @@ class LAHeart(Dataset):
         self.image_list = (read_list(root / f"{split}.list") if cases is None else list(cases))[:num]
         self.transform = transform
         self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.labeled = set(self.image_list[:labelnum])
         channels = {}
         for case in self.image_list:
             shape, _ = self._open(case, lambda file: (file["image"].shape, None))
@@ -127,13 +154,17 @@ class LAHeart(Dataset):
     def read(self, case):
         """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
         path = self.path(case)
-        image, label = self._open(case, lambda file: (file["image"][...].astype(np.float32), file["label"][...]))
+        image, label = self._open(
+            case, lambda file: (file["image"][...].astype(np.float32), file["label"][...] if "label" in file else None)
+        )
         if not np.isfinite(image).all():
             raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or unlist the case")
+        if label is None:
+            return {"image": image, "label": np.full(image.shape[-3:], UNKNOWN, np.uint8)}
         classes = 256 if self.num_classes is None else self.num_classes
         with np.errstate(invalid="ignore"):  # NaN becomes some number here, and differs from it below
             checked = label.astype(np.uint8, copy=False)
-        wrong = label[(checked != label) | (checked >= classes)]
+        wrong = label[(checked != label) | ((checked >= classes) & (checked != self.ignore_index))]
         if wrong.size:
             raise DataError(
                 f"{path}: case {case} has a label of value {wrong[0]}, but labels must be whole numbers in "
@@ -149,9 +180,10 @@ class LAHeart(Dataset):
                 raise DataError(f"{path}: no such file, but case {case} is listed; add the file or unlist the case")
             with h5py.File(path, "r") as file:
                 for key in ("image", "label"):
-                    if key not in file:
+                    if key not in file and (key == "image" or case in self.labeled):
                         raise DataError(f"{path}: case {case} has no '{key}', only {sorted(file)}; prepare it again")
-                image, label = file["image"].shape, file["label"].shape
+                image = file["image"].shape
+                label = file["label"].shape if "label" in file else image[-3:]
                 if image[-3:] != label or len(image) not in (3, 4):
                     raise DataError(
                         f"{path}: case {case} has an image of shape {image} and a label of shape {label}; "
@@ -166,3 +198,31 @@ class LAHeart(Dataset):
             raise DataError(
                 f"{path}: case {case} is not a whole HDF5 file ({reason}); make or copy it again"
             ) from error
+
+
+class JoinedCases(Dataset):
+    """The samples of several data sets one after the other; indices as in LAHeart, with or without a seed.
+
+    Raises DataError where their images have different numbers of channels.
+    """
+
+    def __init__(self, datasets):
+        self.datasets = list(datasets)
+        self.n_channels = self.datasets[0].n_channels
+        for other in self.datasets[1:]:
+            if other.n_channels != self.n_channels:
+                raise DataError(
+                    f"{other.base_dir}: its cases have {other.n_channels} channels and those of "
+                    f"{self.datasets[0].base_dir} have {self.n_channels}; prepare all cases alike"
+                )
+
+    def __len__(self):
+        return sum(map(len, self.datasets))
+
+    def __getitem__(self, index):
+        index, seed = index if isinstance(index, tuple) else (index, None)
+        for dataset in self.datasets:
+            if index < len(dataset):
+                return dataset[index if seed is None else (index, seed)]
+            index -= len(dataset)
+        raise IndexError(index)

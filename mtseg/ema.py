@@ -31,3 +31,11 @@ def update_ema_variables(model, ema_model, alpha, global_step, average_buffers=F
                 ema_buffer.mul_(alpha).add_(buffer, alpha=1 - alpha)
             else:
                 ema_buffer.copy_(buffer)
+
+
+@torch.no_grad()
+def relative_distance(model, ema_model):
+    """||teacher - student|| / ||student||, a float >= 0, over all parameters: how far the teacher lags behind."""
+    pairs = list(zip(ema_model.parameters(), model.parameters(), strict=True))
+    apart = sum((ema_parameter - parameter).square().sum() for ema_parameter, parameter in pairs)
+    return (apart / sum(parameter.square().sum() for _, parameter in pairs)).sqrt().item()

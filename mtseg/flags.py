@@ -28,6 +28,7 @@ RECORDED = {"n_channels", "has_dropout", "python", "torch", "device", "threads",
 RECORDED |= {"selection", "unlabeled_cases", "preprocessing", "ranks"}
 
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
+RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 
@@ -136,6 +137,16 @@ def fraction(text):
     return number
 
 
+def within(limit):
+    def bounded(text):
+        number = rate(text)
+        if number > limit:
+            raise argparse.ArgumentTypeError(f"{text} is above {limit}")
+        return number
+
+    return bounded
+
+
 def training_parser(description, model, batch_size):
     """The parser of a training script, with LASeg's flags and defaults; `model` names the method."""
     parser = Parser(description=description)
@@ -184,6 +195,18 @@ def training_parser(description, model, batch_size):
     flag("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
     flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
 
+    flag = parser.add_argument_group("strong views").add_argument
+    flag("--strong_rotation", type=within(180), default=0, help="degrees: rotation by up to this about any axis")
+    flag("--strong_scaling", type=within(0.99), default=0, help="magnification between 1 - this and 1 + this")
+    flag(
+        "--strong_elastic", type=within(6.4), default=0, help="voxels: largest move of a smooth deformation, up to 6.4"
+    )
+    flag("--strong_gamma", type=rate, default=0, help="gamma between 1 / (1 + this) and 1 + this")
+    flag("--strong_noise", type=rate, default=0, help="largest deviation of Gaussian noise, in the image's unit")
+    flag("--strong_blur", type=rate, default=0, help="voxels: largest deviation of a Gaussian blur")
+    flag("--strong_cutout", type=fraction, default=0, help="largest share of a patch that three boxes cut out")
+    flag("--strong_mixin", type=fraction, default=0, help="largest share of a box pasted from a labelled patch")
+
     flag = parser.add_argument_group("training").add_argument
     flag("--max_iterations", type=positive, default=6000, help="iterations to train")
     flag("--batch_size", type=positive, default=batch_size, help="patches an iteration")
@@ -217,9 +240,31 @@ def training_parser(description, model, batch_size):
     flag = parser.add_argument_group("monitoring").add_argument
     flag("--log_freq", type=positive, default=1, help="iterations between two rows of metrics.csv")
     flag("--tensorboard", action=switch, default=False, help="event files in the run's folder; needs tensorboard")
-    flag("--wandb", choices=("off", "offline", "online"), default="off", help="Weights & Biases; needs wandb")
+    flag("--wandb", choices=("offline", "online"), help="Weights & Biases; needs wandb (default: no)")
     flag("--progress", type=natural, default=60, help="seconds between two drawings of progress.png; 0 draws none")
     return parser
+
+
+def teacher_flags(parser):
+    """Add the flags of training scripts that have a teacher and unlabelled data."""
+    switch = argparse.BooleanOptionalAction
+    flag = parser.add_argument_group("mean teacher").add_argument
+    flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
+    flag("--unlabeled_root", help="folder with more unlabelled cases: unlabeled.list or train.list, and data/")
+    flag("--ema_decay", type=fraction, default=0.99, help="share of the teacher that an update keeps")
+    flag("--ema_rampup", type=natural, default=0, help="iterations over which that share rises, along a sigmoid")
+    flag("--ema_buffers", action=switch, default=False, help="average batch norm's statistics too")
+    flag("--teacher_checkpoint", metavar="FILE", help="weights to start from, such as those of a supervised run")
+    flag("--teacher_checkpoint_for", choices=("teacher", "student", "both"), default="both", help="who starts from it")
+
+    flag = parser.add_argument_group("consistency").add_argument
+    flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
+    flag("--consistency", type=rate, default=0.1, help="weight of the consistency loss at the end of its ramp")
+    flag("--consistency_ramp", choices=RAMPUPS, default="sigmoid", help="shape of the ramp")
+    flag("--consistency_rampup", type=rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
+    flag("--consistency_warmup", type=natural, default=0, help="iterations of supervised training before the ramp")
+    flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
+    flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
 
 
 def parse(parser, argv, la_folder, phantom_folder):
@@ -290,6 +335,11 @@ def check_flags(args):
         raise FlagError(
             f"--class_weights gives {len(args.class_weights)} weights and --num_classes {args.num_classes}: give one "
             f"for each class, background first"
+        )
+    if getattr(args, "consistency_warmup", 0) >= args.max_iterations:
+        raise FlagError(
+            f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}: "
+            f"nothing would ever be compared"
         )
     if args.deep_supervision and args.network != "unet":
         raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")

@@ -37,13 +37,15 @@ def recomputed(function, net):
 
 
 def checkpoint_blocks(net):
-    """Make every child of `net` that holds a normalization or several layers recompute its activations; returns `net`.
+    """Make every block of `net`, a child of several layers, recompute its activations; returns `net`.
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174): about a third more time. Names and
     shapes of the state_dict stay. Copy a network before, not after: a copy would run the layers of the original.
     """
     for child in net.children():
-        if len(list(child.modules())) > 1:
+        if isinstance(child, nn.ModuleList):
+            checkpoint_blocks(child)
+        elif len(list(child.modules())) > 1:
             child.forward = recomputed(child.forward, child)
     return net
 

@@ -70,3 +70,10 @@ class Schedule:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.plateau is not None:
             self.plateau.load_state_dict(state["plateau"])
+
+
+def gradient_scaler(device, amp):
+    """The scaler that keeps float16 gradients (`amp` 'fp16') from vanishing; for anything else it does nothing."""
+    if hasattr(torch.amp, "GradScaler"):
+        return torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+    return torch.cuda.amp.GradScaler(enabled=amp == "fp16")  # PyTorch 2.2

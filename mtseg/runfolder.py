@@ -10,7 +10,11 @@ import torch
 FREE_SETTINGS = {
     *("root_path", "dataset_name", "exp", "model", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
     *("max_iterations", "save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection"),
+    *("config", "keep_last", "patience", "test_only", "tensorboard", "wandb", "progress", "unlabeled_root"),
+    *("teacher_checkpoint", "teacher_checkpoint_for", "pretrained", "ranks"),
 }
+# With these schedules the length of a run decides every learning rate.
+LENGTH_SCHEDULES = ("poly", "cosine")
 VERSIONS = ("python", "torch", "device", "threads")
 
 
@@ -47,6 +51,15 @@ def checkpoint_to_resume(folder, resume, overwrite):
     return None
 
 
+def newest_weights(folder):
+    """The iter_<N>.pth with the largest N in `folder`; RunError where there is none."""
+    found = {path: path.stem.removeprefix("iter_") for path in folder.glob("iter_*.pth")}
+    found = {path: int(number) for path, number in found.items() if number.isdigit()}
+    if not found:
+        raise RunError(f"{folder}: holds no iter_<N>.pth to test; train first, or name another run by its flags")
+    return max(found, key=found.get)
+
+
 def remove_old_weights(folder):
     """Delete the .pth files of the run that --overwrite replaces, latest.pth first: nothing may resume from it."""
     for path in sorted(folder.glob("*.pth"), key=lambda path: path.name != "latest.pth"):
@@ -79,29 +92,30 @@ def lock_folder(folder):
 def check_same_run(config, state, path, parts):
     """RunError if `state`, read from `path`, is not of such a run: other parts, other settings in `config`, longer.
 
-    Returns a sentence on versions that differ, which may change the last bits of the numbers; '' where none does.
+    Returns a list: a sentence on versions that differ, which may change the last bits of the numbers, or nothing.
     """
-    if not isinstance(state, dict) or state.keys() != {"iteration", "best", "config", *parts}:
+    if not isinstance(state, dict) or state.keys() != {"iteration", "progress", "config", *parts}:
         raise RunError(f"{path}: does not hold the state of such a run; resume from a latest.pth of the same script")
     if state["iteration"] > config["max_iterations"]:
         raise RunError(
             f"{path}: is at iteration {state['iteration']}, past --max_iterations {config['max_iterations']}; raise it"
         )
-    for name in ("train_cases", "val_cases"):
-        if state["config"].get(name) != config[name]:
+    for name in ("train_cases", "val_cases", "unlabeled_cases"):
+        if state["config"].get(name) != config.get(name):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
     differing = {
         name: (config.get(name), value) for name, value in state["config"].items() if config.get(name) != value
     }
+    free = FREE_SETTINGS - ({"max_iterations"} if config.get("lr_schedule") in LENGTH_SCHEDULES else set())
     changed = [
         f"--{name} is {now} and was {then}"
         for name, (now, then) in differing.items()
-        if name not in FREE_SETTINGS and name not in VERSIONS
+        if name not in free and name not in VERSIONS
     ]
     if changed:
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
     versions = [f"{name} is {now} and was {then}" for name, (now, then) in differing.items() if name in VERSIONS]
-    return f"the last bits of the numbers may change: {', '.join(versions)}" if versions else ""
+    return [f"the last bits of the numbers may change: {', '.join(versions)}"] if versions else []
 
 
 def choose_device(gpu):

@@ -74,9 +74,10 @@ def test_recomputed_blocks_change_nothing_but_memory(index):
         assert torch.equal(a, b)
 
 
-def test_recomputed_blocks_store_less():
+@pytest.mark.parametrize("index", [0, 1])
+def test_recomputed_blocks_store_less(index):
     batch, labels = sample(2)
-    net = networks("batchnorm")[0].train()
+    net = networks("batchnorm")[index].train()
 
     def stored(forward):
         sizes = {}
