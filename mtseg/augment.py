@@ -27,7 +27,7 @@ CONTROL_SPACING = 16  # voxels between the control points of the elastic deforma
 # deformation folds nowhere if no control point moves further than this along any axis.
 LARGEST_ELASTIC = CONTROL_SPACING / 2.479472335
 CUTOUT_BOXES = 3
-TOLERANCE = 1e-3  # voxels: rounding must not put a patch's last voxels out of view
+TOLERANCE = 1e-4  # voxels: rounding must not put a patch's last voxels out of view
 
 
 @dataclass(frozen=True)

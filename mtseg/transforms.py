@@ -96,6 +96,27 @@ class RandomRotFlip:
         return {**sample, "image": turn(sample["image"]), "label": turn(sample["label"])}
 
 
+class RandomRot90Flip:
+    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then mirror along W or not: all eight symmetries of the
+    plane, equally often, the volume as it was among them. With `flip_d`, then mirror along D or not.
+
+    A quarter turn swaps W and H of volumes that are not square.
+    """
+
+    def __init__(self, flip_d=False):
+        self.flip_d = flip_d
+
+    def __call__(self, sample):
+        rng = _generator(sample)
+        turns = int(rng.integers(4))
+        axes = [axis for axis in ((-3, -1) if self.flip_d else (-3,)) if rng.integers(2)]
+
+        def turn(array):
+            return np.flip(np.rot90(array, turns, axes=(-3, -2)), axis=axes)
+
+        return {**sample, "image": turn(sample["image"]), "label": turn(sample["label"])}
+
+
 class RandomNoise:
     """Add mu + clamp(sigma N(0, 1), -2 sigma, 2 sigma) to every voxel of the image."""
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtseg.transforms import CenterCrop, Compose, RandomCrop, RandomNoise, RandomRotFlip, ToTensor
+from mtseg.transforms import CenterCrop, Compose, RandomCrop, RandomNoise, RandomRot90Flip, RandomRotFlip, ToTensor
 
 
 def sample(shape=(5, 4, 3), channels=None, **extra):
@@ -53,6 +53,29 @@ def test_rotations_and_flips_are_equally_often_each_of_the_four_mirror_images():
     mirrors = (original[::-1], original[:, ::-1], transposed, transposed[::-1, ::-1])
     assert set(seen) == {mirror.tobytes() for mirror in mirrors}
     assert min(seen.values()) > 150
+
+
+@pytest.mark.parametrize("flip_d", [False, True])
+def test_all_symmetries_of_the_plane_are_equally_often(flip_d):
+    rng = np.random.default_rng(0)
+    seen = Counter()
+    for _ in range(1600):
+        out = RandomRot90Flip(flip_d)(sample((3, 3, 2), channels=2, rng=rng))
+        np.testing.assert_array_equal(out["image"][1], out["label"])
+        seen[out["label"].tobytes()] += 1
+    original = sample((3, 3, 2))["label"]
+    planes = [original, original.transpose(1, 0, 2)]
+    symmetries = [
+        plane[::w, ::h, ::d] for plane in planes for w in (1, -1) for h in (1, -1) for d in (1, -1)[: 1 + flip_d]
+    ]
+    assert set(seen) == {symmetry.tobytes() for symmetry in symmetries}
+    assert min(seen.values()) > 0.6 * 1600 / len(symmetries)
+
+
+def test_a_quarter_turn_swaps_the_sides_of_volumes_that_are_not_square():
+    rng = np.random.default_rng(0)
+    shapes = Counter(RandomRot90Flip()(sample((5, 4, 3), rng=rng))["label"].shape for _ in range(100))
+    assert set(shapes) == {(5, 4, 3), (4, 5, 3)}
 
 
 def test_noise_is_clamped():
