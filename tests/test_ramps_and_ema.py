@@ -7,7 +7,7 @@ from reference import FAMILY
 from torch import nn
 
 from mtseg.ema import update_ema_variables
-from mtseg.ramps import cosine_rampdown, linear_rampup, sigmoid_rampup
+from mtseg.ramps import RAMPUPS, cosine_rampdown, cosine_rampup, linear_rampup, rampup, sigmoid_rampup
 
 
 @pytest.mark.parametrize("key", FAMILY["sigmoid_rampup(current, length)"])
@@ -16,7 +16,9 @@ def test_sigmoid_rampup_gives_the_familys_values(key):
     assert sigmoid_rampup(current, length) == pytest.approx(FAMILY["sigmoid_rampup(current, length)"][key], rel=1e-9)
 
 
-@pytest.mark.parametrize(("ramp", "first", "last"), [(linear_rampup, 0, 1), (cosine_rampdown, 1, 0)])
+@pytest.mark.parametrize(
+    ("ramp", "first", "last"), [(linear_rampup, 0, 1), (cosine_rampup, 0, 1), (cosine_rampdown, 1, 0)]
+)
 def test_other_ramps(ramp, first, last):
     assert ramp(0, 8) == first
     assert ramp(4, 8) == pytest.approx(0.5)
@@ -26,6 +28,22 @@ def test_other_ramps(ramp, first, last):
 
 def test_cosine_is_a_cosine():
     assert cosine_rampdown(2, 8) == pytest.approx((math.cos(math.pi / 4) + 1) / 2)
+    assert cosine_rampup(2, 8) == pytest.approx((1 - math.cos(math.pi / 4)) / 2)
+
+
+def test_a_ramp_by_its_name():
+    assert [rampup(shape, 2, 8) for shape in ("sigmoid", "linear", "cosine", "constant")] == [
+        sigmoid_rampup(2, 8),
+        linear_rampup(2, 8),
+        cosine_rampup(2, 8),
+        1.0,
+    ]
+    for shape in RAMPUPS:
+        values = [rampup(shape, step, 8) for step in range(-2, 12)]
+        assert values == sorted(values)
+        assert values[-1] == rampup(shape, 0, 0) == 1.0
+    with pytest.raises(ValueError, match=r"'exp'.*sigmoid, linear, cosine, constant"):
+        rampup("exp", 2, 8)
 
 
 def networks():

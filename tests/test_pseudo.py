@@ -1,0 +1,87 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import wave_input
+from scipy import special, stats
+
+from mtseg.pseudo import pseudo_label_statistics, pseudo_labels
+
+LOGITS = 2 * wave_input((3, 4, 5, 6, 7), 0.59)
+SOFT = special.softmax(LOGITS.numpy().astype(np.float64), axis=1)
+
+
+def test_threshold_and_entropy_limit():
+    sure, ordered = SOFT.max(axis=1) >= 0.6, stats.entropy(SOFT, axis=1, base=4) <= 0.5
+    assert 0 < (sure & ordered).sum() < sure.sum() < sure.size
+    for limit, used in ((None, sure), (0.5, sure & ordered), (1, sure)):
+        labels = pseudo_labels(LOGITS, threshold=0.6, max_entropy=limit)
+        assert labels.dtype == torch.int64
+        np.testing.assert_array_equal(labels, np.where(used, SOFT.argmax(axis=1), 255))
+    assert torch.equal(pseudo_labels(LOGITS, 0, ignore_index=-1), LOGITS.argmax(dim=1))
+    assert (pseudo_labels(LOGITS, 1.0) == 255).all()
+
+
+def test_volumes_outside_the_foreground_limits_are_left_out_whole():
+    argmax = torch.zeros(4, 10, 10, dtype=torch.long)
+    argmax[1, :1] = 2
+    argmax[2, :5] = 1
+    argmax[3] = 1
+    logits = 20 * F.one_hot(argmax, 3).movedim(-1, 1).float()
+    labels = pseudo_labels(logits, foreground=(0.1, 0.5))
+    assert (labels[[0, 3]] == 255).all()
+    assert torch.equal(labels[[1, 2]], argmax[[1, 2]])
+    # The share counts what the teacher is unsure of as well.
+    logits[1, :, 0] *= 0.01
+    labels = pseudo_labels(logits, foreground=(0.1, 0.5))
+    assert (labels[1, 0] == 255).all()
+    assert (labels[1, 1:] == 0).all()
+
+
+def test_half_precision_and_logits_that_are_no_numbers():
+    logits = LOGITS.bfloat16()
+    assert torch.equal(pseudo_labels(logits, 0.7, 0.4), pseudo_labels(logits.float(), 0.7, 0.4))
+    broken = (1e4 * LOGITS.sign()).half()
+    broken[0, 1] = float("nan")
+    labels = pseudo_labels(broken, 0.3, max_entropy=1)
+    assert (labels[0] == 255).all()
+    assert (labels[1:] != 255).any()
+
+
+def test_a_loss_that_ignores_unused_voxels_trains_the_student_alone():
+    teacher, student = LOGITS.clone().requires_grad_(), (0.1 * LOGITS).requires_grad_()
+    labels = pseudo_labels(teacher, 0.6)
+    F.cross_entropy(student, labels, ignore_index=255).backward()
+    assert not labels.requires_grad
+    assert torch.equal(student.grad.abs().sum(dim=1) > 0, labels != 255)
+
+
+def test_statistics_by_hand():
+    labels = torch.tensor([[[0, 1], [255, 255]], [[255, 255], [255, 255]], [[1, 1], [1, 0]], [[1, 1], [1, 1]]])
+    hidden = torch.tensor([[[0, 0], [1, 1]], [[1, 1], [1, 1]], [[1, 1], [0, 255]], [[255, 255], [255, 255]]])
+    seen = {name: value.item() for name, value in pseudo_label_statistics(labels, hidden).items()}
+    assert seen == pytest.approx(
+        {"pseudo_voxels_used": 10 / 16, "pseudo_volumes_used": 3 / 4, "pseudo_accuracy_monitoring_only": 3 / 5}
+    )
+    assert list(pseudo_label_statistics(labels)) == ["pseudo_voxels_used", "pseudo_volumes_used"]
+    nothing = pseudo_label_statistics(labels[1:2], hidden[1:2])
+    assert nothing["pseudo_voxels_used"] == 0
+    assert nothing["pseudo_accuracy_monitoring_only"].isnan()
+    with pytest.raises(ValueError, match="hidden labels"):
+        pseudo_label_statistics(labels, hidden[:1])
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"threshold": 80}, "threshold .* 80"),
+        ({"max_entropy": -0.1}, "entropy limit .* -0.1"),
+        ({"foreground": (0.5, 0.1)}, "MIN <= MAX"),
+        ({"ignore_index": 3}, "one of the 4 classes"),
+    ],
+)
+def test_limits_out_of_range_are_named(given, says):
+    with pytest.raises(ValueError, match=says):
+        pseudo_labels(LOGITS, **given)
+    with pytest.raises(ValueError, match="two or more"):
+        pseudo_labels(LOGITS[:, :1])
