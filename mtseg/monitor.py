@@ -287,10 +287,9 @@ class _WeightsAndBiases:
             name.write_text(secrets.token_hex(4) + "\n")
         for old in (folder / "wandb").glob("offline-run-*"):
             shutil.rmtree(old)
-        # Nothing but rows and settings is sent: no console, no code, no state of the repository, no machine's load.
-        settings = wandb.Settings(
-            console="off", silent=True, disable_code=True, disable_git=True, x_disable_stats=True, x_disable_meta=True
-        )
+        # Rows and settings are sent, nothing else: no console, no code or its repository, no packages, no machine.
+        off = ("disable_code", "disable_git", "x_disable_machine_info", "x_disable_meta", "x_disable_stats")
+        settings = wandb.Settings(console="off", silent=True, x_save_requirements=False, **dict.fromkeys(off, True))
         self.run = wandb.init(
             project="mtseg",
             name=f"{folder.parent.name}/{folder.name}",
