@@ -58,7 +58,7 @@ from mtseg.runlog import LogError, RunLog, StopSignals, leave_signals_to_main, u
 from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import test_single_case
-from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
+from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
 
 HERE = Path(__file__).resolve().parent
 CONSISTENCY = {"mse": softmax_mse_loss, "kl": softmax_kl_loss, "ce": softmax_ce_loss}
@@ -104,7 +104,7 @@ def train(args, command):
     labeled_bs, unlabeled_bs = args.labeled_bs, args.batch_size - args.labeled_bs
     flags.check_normalization(args, unlabeled_bs)  # the teacher's batch, the smaller one
     check_extras(args.tensorboard, args.wandb)
-    rotflip = [] if args.rotflip == "none" else [RandomRotFlip(args.rotflip)]
+    rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
     reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
     db_train = LAHeart(root / "data", cases=train_cases, labelnum=args.labelnum, **reading)

@@ -10,48 +10,51 @@ arXiv:1907.07034). The last iteration is the result; no checkpoint is selected.
 """
 
 import json
-import math
 import shlex
 import sys
-import time
+from dataclasses import astuple
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+import inference
 from data.make_phantom import PhantomError, make_phantom
-from mtseg.checkpoint import CheckpointError, load_checkpoint, load_weights, save_checkpoint, write_whole
-from mtseg.datasets import DataError, LAHeart, read_list, test_cases, training_cases
-from mtseg.flags import FlagError, check_normalization, one_sentence, parse, training_parser
-from mtseg.losses import multiclass_dice_loss
-from mtseg.metrics import dice
-from mtseg.networks.unet import UNet
-from mtseg.networks.vnet import VNet
-from mtseg.runfolder import (
-    RunError,
-    check_same_run,
-    checkpoint_to_resume,
-    choose_device,
-    lock_folder,
-    remove_old_weights,
-    run_folder,
-    versions,
+from mtseg import flags, runfolder
+from mtseg.augment import Strengths, strong_view
+from mtseg.checkpoint import (
+    CheckpointError,
+    NotFiniteError,
+    RunState,
+    load_checkpoint,
+    load_fitting,
+    save_checkpoint,
+    write_whole,
 )
-from mtseg.runlog import LogError, NotFiniteError, RunLog, StopSignals, leave_signals_to_main, until_stopped
+from mtseg.datasets import UNKNOWN, DataError, LAHeart, read_list, test_cases, training_cases
+from mtseg.flags import FlagError
+from mtseg.losses import TERMS, SupervisedLoss
+from mtseg.memory import InParts, checkpoint_blocks
+from mtseg.metrics import dice
+from mtseg.monitor import Monitor, MonitorError, StepClock, check_extras
+from mtseg.networks import build_network, initialize_kaiming
+from mtseg.optim import Schedule, gradient_scaler, make_optimizer
+from mtseg.runfolder import RunError
+from mtseg.runlog import LogError, RunLog, StopSignals, leave_signals_to_main, until_stopped
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import test_single_case
-from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
+from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
 
 HERE = Path(__file__).resolve().parent
-FIELDS = ["iteration", "lr", "loss", "loss_ce", "loss_dice", "iterations_per_second"]
+FIELDS = ["iteration", "lr", "loss", *(f"loss_{name}" for name in TERMS), "val_dice", "skipped_steps"]
+FIELDS += ["iterations_per_second", "data_seconds", "step_seconds", "peak_memory_mb"]
 
 
 def parse_flags(argv):
-    parser = training_parser(__doc__, model="supervised", batch_size=2)
-    return parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
+    parser = flags.training_parser(__doc__, model="supervised", batch_size=2)
+    return flags.parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
 
 
 def validate(net, dataset, args):
@@ -82,147 +85,157 @@ def train(args, command):
         )
     if args.labelnum < args.batch_size:
         raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
-    check_normalization(args, args.batch_size)
-    transform = Compose([RandomRotFlip(), RandomCrop(args.patch_size), ToTensor()])
     train_cases = train_cases[: args.labelnum]
-    db_train = LAHeart(root / "data", cases=train_cases, transform=transform, num_classes=args.num_classes)
-    db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes)
+    flags.check_normalization(args, args.batch_size)
+    check_extras(args.tensorboard, args.wandb)
+    rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
+    reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+    reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
+    db_train = LAHeart(root / "data", cases=train_cases, **reading)
+    db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes, ignore_index=args.ignore_index)
     if val_cases and db_val.n_channels != db_train.n_channels:
         raise FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
     batches = ShuffledBatchSampler(range(args.labelnum), args.batch_size, seed=args.seed)
-    folder = run_folder(args)
-    resume_from = checkpoint_to_resume(folder, args.resume, args.overwrite)
+    folder = runfolder.run_folder(args)
+    if args.test_only:
+        return inference.main(["--model_path", str(runfolder.newest_weights(folder))])
+    strengths = Strengths(**{name[7:]: value for name, value in vars(args).items() if name.startswith("strong_")})
+    resume_from = runfolder.checkpoint_to_resume(folder, args.resume, args.overwrite)
 
     # -------------------------------------------------------------------------------------- network and optimizer
-    device = choose_device(args.gpu)
+    device = runfolder.choose_device(args.gpu)
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
-    model = {"vnet": VNet, "unet": UNet}[args.network](
-        n_channels=db_train.n_channels,
-        n_classes=args.num_classes,
-        n_filters=args.n_filters,
-        normalization=args.normalization,
-        has_dropout=True,
-    ).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=args.base_lr, momentum=0.9, weight_decay=1e-4)
+    args.has_dropout = True
+    model = build_network(args, db_train.n_channels)
+    notes = ["no GPU was found: training on the CPU"] if device.type == "cpu" else []
+    if args.init == "kaiming":
+        initialize_kaiming(model)
+    if args.pretrained and resume_from is None:
+        notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
+    model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
+    forward = checkpoint_blocks(model) if args.gradient_checkpointing else model
+    forward = InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps)
+    ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
+    ignored = ignore_index if any(astuple(strengths)) else args.ignore_index
+    supervised = SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
+    optimizer = make_optimizer(
+        args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
+    )
+    course = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations)
+    schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *course)
+    scaler = gradient_scaler(device, args.amp)
+    autocast = torch.autocast(device.type, {"fp16": torch.float16}.get(args.amp, torch.bfloat16), args.amp != "off")
 
     watched = sorted(set(val_cases) & set(test_cases(root)))
     selection = "test set" if watched else "validation list" if val_cases else "last iteration"
-    config = {**vars(args), "n_channels": db_train.n_channels, "has_dropout": True, **versions(device)}
+    config = {**vars(args), "n_channels": db_train.n_channels, **runfolder.versions(device)}
     config.update(train_cases=train_cases, val_cases=val_cases, selection=selection)
-
-    start, best = 0, -1.0
-    note = ""
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    keeper = RunState(folder, parts, {"": "model"}, config)
+    start, progress = 0, {"best": -1.0, "waited": 0, "skipped": 0}
     if resume_from is not None:
         state = load_checkpoint(resume_from, device)
-        note = check_same_run(config, state, resume_from, ("model", "optimizer"))
-        load_weights(model, state["model"], resume_from)
-        optimizer.load_state_dict(state["optimizer"])
-        start, best = state["iteration"], state["best"]
+        notes += runfolder.check_same_run(config, state, resume_from, parts)
+        start, progress = keeper.load(state, resume_from)
+        notes.append(f"resuming at iteration {start} from {resume_from}")
+    elif args.resume:
+        notes.append(f"{folder} has no latest.pth yet: starting from iteration 0")
 
     # ------------------------------------------------------------------------------------------- the run's folder
-    lock = lock_folder(folder)
+    lock = runfolder.lock_folder(folder)
     if args.overwrite and resume_from is None:
-        remove_old_weights(folder)
+        runfolder.remove_old_weights(folder)
     write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
-
     log = RunLog(folder, FIELDS, start)
     log.say(shlex.join(command))
     log.say(f"{folder}: {args.labelnum} labelled cases on {config['device']}")
-    if device.type == "cpu":
-        log.say("no GPU was found: training on the CPU")
     if watched:
         log.say(f"{len(watched)} cases of {args.val_list} are test cases: what they select is selected on the test set")
-    if start:
-        log.say(f"resuming at iteration {start} from {resume_from}" + f" ({note})" * bool(note))
-    elif args.resume:
-        log.say(f"{folder} has no latest.pth yet: starting from iteration 0")
-
-    def check_finite(iteration):
-        if not all(value.isfinite().all() for value in model.state_dict().values()):
-            raise NotFiniteError(f"the weights are not finite after iteration {iteration}; {last_good_state()}")
-
-    def save_latest(iteration):
-        """Everything that resuming needs; never over a good state with a broken one."""
-        check_finite(iteration)
-        state = {"iteration": iteration, "best": best, "config": config}
-        state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        save_checkpoint(state, folder / "latest.pth")
-
-    def last_good_state():
-        if not (folder / "latest.pth").exists():
-            return "no checkpoint was written yet; lower --base_lr"
-        return f"{folder / 'latest.pth'} keeps the last good state; lower --base_lr"
+    for note in notes:
+        log.say(note)
+    monitor = Monitor(folder, start, log.say, args.tensorboard, args.wandb, config, args.progress)
 
     # ---------------------------------------------------------------------------------------------------- training
+    stop_at = start if progress["waited"] == args.patience else args.max_iterations
     loader = DataLoader(
         db_train,
-        batch_sampler=IterationSampler(batches, args.seed, start, args.max_iterations),
+        batch_sampler=IterationSampler(batches, args.seed, start, stop_at),
         num_workers=args.num_workers,
         worker_init_fn=leave_signals_to_main,
         pin_memory=device.type == "cuda",
     )
     model.train()
-    iteration, logged_at, logged_time = start, start, time.perf_counter()
+    iteration, last, clock = start, False, StepClock(device)
     bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True)
     with StopSignals() as stop, bar:
-        for iteration, batch in enumerate(until_stopped(loader, stop), start=start + 1):
-            # The dropout of an iteration depends on seed and iteration alone, as the loader's crops do.
+        for iteration, batch in enumerate(clock.batches(until_stopped(loader, stop)), start=start + 1):
+            # Dropout and strong views depend on seed and iteration alone, as the loader's crops do.
             seed_iteration(args.seed, iteration)
             volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device)
+            pasted = (volume_batch, label_batch) if strengths.mixin else ()
+            view = strong_view(volume_batch, strengths, label_batch, *pasted, ignore_index=ignore_index)
 
-            outputs = model(volume_batch)
-            loss_ce = F.cross_entropy(outputs, label_batch)
-            loss_dice = multiclass_dice_loss(outputs, label_batch)
-            loss = 0.5 * (loss_ce + loss_dice)
-            if not math.isfinite(loss.item()):
-                raise NotFiniteError(f"the loss became {loss.item()} at iteration {iteration}; {last_good_state()}")
+            with autocast:
+                outputs = forward(view.image)
+            loss, losses = supervised(outputs, view.labels)
+            keeper.check_loss(loss.item(), iteration)
 
-            lr = args.base_lr * 0.1 ** ((iteration - 1) // args.lr_step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            row = {"iteration": iteration, "lr": schedule.lr}
             optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            if args.gradient_clipping:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), args.gradient_clipping)
+            scale = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            progress["skipped"] += scaler.get_scale() < scale  # float16 overflowed: these weights did not move
+            schedule.step()
+            clock.stepped()
 
             bar.update()
-            if iteration % args.log_freq == 0 or iteration == args.max_iterations:
-                now = time.perf_counter()
-                row = {
-                    "iteration": iteration,
-                    "lr": lr,
-                    "loss": loss.item(),
-                    "loss_ce": loss_ce.item(),
-                    "loss_dice": loss_dice.item(),
-                    "iterations_per_second": (iteration - logged_at) / (now - logged_time),
-                }
-                logged_at, logged_time = iteration, now
-                log.row(row)
-                bar.set_postfix(loss=f"{row['loss']:.4f}")
-
-            if val_cases and (iteration % args.val_freq == 0 or iteration == args.max_iterations):
-                check_finite(iteration)
-                score = validate(model, db_val, args)
+            last = iteration == args.max_iterations
+            if val_cases and (last or iteration % args.val_freq == 0):
+                keeper.check_finite(iteration)
+                progress["waited"] += 1
+                score = row["val_dice"] = validate(model, db_val, args)
                 log.say(f"iteration {iteration}: validation Dice {score:.4f}")
-                if score > best:
-                    best = score
+                if score > progress["best"]:
+                    progress.update(best=score, waited=0)
                     save_checkpoint(model.state_dict(), folder / f"{args.model}_best_model.pth")
-            if iteration % args.save_freq == 0 or iteration == args.max_iterations:
-                save_latest(iteration)
+                schedule.validated(score)
+                last = last or progress["waited"] == args.patience
+            if last or iteration % args.log_freq == 0:
+                row.update({name: value.item() for name, value in losses.items()})
+                row.update(loss=loss.item(), skipped_steps=progress["skipped"], **clock.row())
+                log.row(row)
+                monitor.row(row)
+                bar.set_postfix(loss=f"{row['loss']:.4f}")
+            if last or iteration % args.save_freq == 0:
+                keeper.save(iteration, progress)
+                if args.keep_last:
+                    keeper.save_weights(iteration, args.keep_last)
+            if last:
+                break
 
-    if stop.received and iteration < args.max_iterations:
-        save_latest(iteration)
+    monitor.close()
+    if stop.received and not last:
+        keeper.save(iteration, progress)
         again = [word for word in command if word != "--overwrite"] + ["--resume"]
         log.say(f"stopped after iteration {iteration}; all is saved, and this goes on:\n{shlex.join(again)}")
         raise SystemExit(128 + stop.received)
-    save_checkpoint(model.state_dict(), folder / f"iter_{args.max_iterations}.pth")
-    log.say(f"done; test it with:\npython inference.py --model_path {folder / f'iter_{args.max_iterations}.pth'}")
+    keeper.save_weights(iteration)
+    if iteration < args.max_iterations:
+        log.say(f"stopped early: no better validation Dice in {args.patience} validations")
+    log.say(f"done; test it with:\npython inference.py --model_path {folder / f'iter_{iteration}.pth'}")
     lock.close()
     return folder
 
 
 def main(argv=None):
-    with one_sentence(FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError):
+    errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
+    with flags.one_sentence(*errors):
         return train(parse_flags(argv), ["python", __file__, *(sys.argv[1:] if argv is None else argv)])
 
 

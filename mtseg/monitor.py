@@ -61,9 +61,9 @@ def check_extras(tensorboard=False, wandb=None):
 class Monitor:
     """Takes each row that metrics.csv gets, and keeps the views of it in the run's `folder` up to date.
 
-    progress.png: redrawn, where Matplotlib is installed, no oftener than every `seconds`, and so seldom that it takes
-    at most 2 % of the time. `tensorboard`: event files in `<folder>/tensorboard`. `wandb`: 'offline' (no network is
-    touched; `wandb sync` uploads later) or 'online'; `config` goes there as the run's settings.
+    progress.png: redrawn, where Matplotlib is installed, no oftener than every `seconds` (0: never), and so seldom
+    that it takes at most 2 % of the time. `tensorboard`: event files in `<folder>/tensorboard`. `wandb`: 'offline' (no
+    network is touched; `wandb sync` uploads later) or 'online'; `config` goes there as the run's settings.
 
     `start`: the iteration training goes on from; 0 begins everything anew. `say`: called with one line on each view
     that fails. Raises MonitorError only here, where a view that was asked for cannot begin.
@@ -74,7 +74,7 @@ class Monitor:
         self.say = say
         self.seconds = seconds
         self.draw_next = time.monotonic() + seconds
-        self.picture_works = True
+        self.picture_works = seconds > 0
         self.views = {}
         rows = [row for row in _read(self.folder / "metrics.csv") if int(row["iteration"]) <= start] if start else []
         if not start:

@@ -71,27 +71,19 @@ class CenterCrop:
 
 
 class RandomRotFlip:
-    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then mirror along W or H, always, as the family does.
+    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then always mirror along W or H, as the family does.
 
     What comes out is one of the four mirror images of the plane (along W, along H, along either diagonal), equally
-    often; never the volume as it was. With `symmetries="all"` it is one of all eight symmetries, equally often: the
-    four rotations as well, and with them the volume as it was. Those along a diagonal, and quarter turns, swap W and H
-    of volumes that are not square.
+    often; never the volume as it was (`RandomRot90Flip` gives that as well). Those along a diagonal swap W and H of
+    volumes that are not square.
     """
-
-    def __init__(self, symmetries="mirror"):
-        if symmetries not in ("mirror", "all"):
-            raise ValueError(f"symmetries are 'mirror' or 'all', not {symmetries!r}")
-        self.always = symmetries == "mirror"
 
     def __call__(self, sample):
         rng = _generator(sample)
         turns, axis = int(rng.integers(4)), int(rng.integers(2)) - 3
-        flip = self.always or axis == -3
 
         def turn(array):
-            array = np.rot90(array, turns, axes=(-3, -2))
-            return np.flip(array, axis=axis) if flip else array
+            return np.flip(np.rot90(array, turns, axes=(-3, -2)), axis=axis)
 
         return {**sample, "image": turn(sample["image"]), "label": turn(sample["label"])}
 
@@ -109,7 +101,7 @@ class RandomRot90Flip:
     def __call__(self, sample):
         rng = _generator(sample)
         turns = int(rng.integers(4))
-        axes = [axis for axis in ((-3, -1) if self.flip_d else (-3,)) if rng.integers(2)]
+        axes = [axis for axis in ((-3, -1) if self.flip_d else (-3,)) if rng.integers(2) == 0]
 
         def turn(array):
             return np.flip(np.rot90(array, turns, axes=(-3, -2)), axis=axes)

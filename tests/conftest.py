@@ -18,7 +18,8 @@ def write_case(root, case, image, label):
     folder.mkdir(parents=True, exist_ok=True)
     with h5py.File(folder / "mri_norm2.h5", "w") as file:
         file.create_dataset("image", data=image)
-        file.create_dataset("label", data=label)
+        if label is not None:
+            file.create_dataset("label", data=label)
 
 
 def ball(shape, centre, radius):

@@ -33,7 +33,7 @@ SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup}
 
 def flags(data, out, **changes):
     given = {"root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 6, "n_filters": 2, "save_freq": 2}
-    given |= {"num_workers": 0, "patch_size": "16 16 16", "stride_xy": 8, "stride_z": 8, **changes}
+    given |= {"num_workers": 0, "patch_size": "16 16 16", "stride_xy": 8, "stride_z": 8, "progress": 0, **changes}
     return [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
 
 
