@@ -40,7 +40,10 @@ def test_volumes_outside_the_foreground_limits_are_left_out_whole():
 
 def test_half_precision_and_logits_that_are_no_numbers():
     logits = LOGITS.bfloat16()
-    assert torch.equal(pseudo_labels(logits, 0.7, 0.4), pseudo_labels(logits.float(), 0.7, 0.4))
+    for threshold in np.linspace(0.5, 0.8, 31):
+        expected = pseudo_labels(logits.float(), threshold, 0.6)
+        assert (expected != 255).any()
+        assert torch.equal(pseudo_labels(logits, threshold, 0.6), expected)
     broken = (1e4 * LOGITS.sign()).half()
     broken[0, 1] = float("nan")
     labels = pseudo_labels(broken, 0.3, max_entropy=1)
