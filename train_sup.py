@@ -67,7 +67,7 @@ def validate(net, dataset, args):
         )
         scores += [dice(prediction == c, sample["label"] == c) for c in range(1, args.num_classes)]
     net.train()
-    return sum(scores) / len(scores)
+    return float(sum(scores) / len(scores))
 
 
 def train(args, command):
@@ -103,7 +103,7 @@ def train(args, command):
     resume_from = runfolder.checkpoint_to_resume(folder, args.resume, args.overwrite)
 
     # -------------------------------------------------------------------------------------- network and optimizer
-    device = runfolder.choose_device(args.gpu)
+    device = runfolder.choose_device(args.gpu, args.amp)
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
     args.has_dropout = True
