@@ -265,9 +265,9 @@ def test_blur_against_scipy():
 
 def test_gamma_is_a_power_between_minimum_and_maximum():
     torch.manual_seed(0)
-    image = torch.randn(40, 2, *SIZE)
+    image = torch.randn(40, 2, 20, 14)
     view = strong_view(image, only(gamma=0.5)).image
-    axes = (2, 3, 4)
+    axes = (2, 3)
     torch.testing.assert_close(view.amin(axes), image.amin(axes))
     torch.testing.assert_close(view.amax(axes), image.amax(axes))
 
@@ -275,10 +275,11 @@ def test_gamma_is_a_power_between_minimum_and_maximum():
         low, high = x.amin(axes, keepdim=True), x.amax(axes, keepdim=True)
         return ((x - low) / (high - low)).double().clamp(1e-3, 1 - 1e-3).log()
 
-    middle = (logarithm(image) < -0.2) & (logarithm(image) > -1.5)
+    before, after = logarithm(image), logarithm(view)
+    middle = (before < -0.2) & (before > -1.5)
     exponents = []
     for n in range(40):
-        ratio = logarithm(view)[n][middle[n]] / logarithm(image)[n][middle[n]]
+        ratio = after[n][middle[n]] / before[n][middle[n]]
         assert ratio.std() < 1e-4
         exponents.append(ratio.mean().item())
     assert 1 / 1.5 <= min(exponents) < 0.72
