@@ -102,7 +102,7 @@ def by_hand(data, model, iterations=10):
 
 
 # What the scripts gave before they had most of their flags: the norm of all weights and statistics after ten
-# iterations, and the last loss. Processors round differently, so these hold to a thousandth; the loop by hand, to the bit.
+# iterations, and the last loss. Processors round differently: these hold to a thousandth, the loop by hand to the bit.
 PINNED = {"MT": (23.23727, 0.741837), "supervised": (23.82397, 0.670156)}
 
 
