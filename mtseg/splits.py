@@ -1,6 +1,9 @@
 """Splits of a data set's cases by patient: no patient is on both sides of one."""
 
+import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -55,7 +58,7 @@ def split_by_patient(
     own = sorted({patients[case] for case in labeled})
     own = [own[index] for index in np.random.default_rng(seed).permutation(len(own))]
     asked = test + val + (labelnum or 0) + (unlabeled or 0)
-    if asked > len(own) or (labelnum is None and test + val == len(own)):
+    if asked > len(own) or (own and labelnum is None and test + val == len(own)):
         raise SplitError(
             f"--test {test}, --val {val}, --labelnum {labelnum or 0} and --unlabeled {unlabeled or 0} are {asked} "
             f"patients, but {len(own)} have a label, and some must be trained on; ask for fewer"
@@ -91,10 +94,41 @@ def check_split(split, patients):
                 raise SplitError(f"patient {patients[case]} is on two sides, {other} and {side}: no such split is made")
 
 
+def write_split(root, split, settings):
+    """Write `split` to the folder `root`: a list file for each list that is not empty, and splits.json.
+
+    An old list that the new split does not have is removed, and all are written before any is put into its place.
+    `settings`: what the split was made with, for splits.json. SplitError where that cannot be written.
+    """
+    root = Path(root)
+    lists = {f"{name}.list": split[name] for name in ("train", "val", "test", "unlabeled")}
+    files = {name: "".join(f"{case}\n" for case in cases) for name, cases in lists.items() if cases}
+    files["splits.json"] = json.dumps({**settings, **split}, indent=1)
+    try:
+        for name, text in files.items():
+            with open(root / f".{name}.tmp", "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in lists.keys() - files.keys():
+            (root / name).unlink(missing_ok=True)
+        for name in files:
+            os.replace(root / f".{name}.tmp", root / name)
+    except OSError as error:
+        raise SplitError(f"{root}: its lists could not be written ({error.strerror or error}); free space") from error
+
+
+def describe(split):
+    """What `split` holds, in a line, and the flag of the training scripts that goes with it."""
+    numbers = ", ".join(f"{len(split[name])} in {name}.list" for name in ("train", "val", "test", "unlabeled"))
+    left = f", {len(split['left_out'])} left out" * bool(split["left_out"])
+    return f"{numbers}{left}" + (f"; train with --labelnum {split['labelnum']}" if split["labelnum"] else "")
+
+
 def add_split_flags(parser):
     """The flags of `split_by_patient`, as an argument group."""
 
-    def count(text):
+    def count(text):  # argparse makes "invalid count value" of a ValueError
         if int(text) < 0:
             raise ValueError
         return int(text)

@@ -186,6 +186,35 @@ def _read_hdf5(path, header_only):
     return _with_grid(path, array, None, spacing, attributes, label)
 
 
+def read_channels(paths, header_only=False):
+    """The Volume of a case whose channels lie in one file or in several, a file a channel: then (C, W, H, D).
+
+    The first file's grid counts; VolumeError where another file lies on another grid, or has channels itself.
+    """
+    paths = list(paths)
+    volume = read_volume(paths[0], header_only)
+    if len(paths) == 1 or header_only:
+        return volume
+    return volume._replace(array=np.stack([volume.array, *(read_on_grid(path, volume) for path in paths[1:])]))
+
+
+def read_on_grid(path, volume):
+    """The array of a file that must lie on the grid of `volume`: a channel, or a label. (W, H, D); else VolumeError."""
+    other = read_volume(path)
+    shape = volume.array.shape[-3:]
+    if other.array.shape != shape:
+        raise VolumeError(f"{path}: has shape {other.array.shape} where its image has {shape}; resample it to that")
+    if volume.affine is not None and other.affine is not None:
+        # The corners, in millimetres: what a difference between two affines amounts to.
+        corners = np.array([[*(np.array(shape) * corner), 1.0] for corner in np.ndindex(2, 2, 2)]).T
+        apart = np.abs((volume.affine - other.affine) @ corners).max()
+        if apart > 0.1 * volume.spacing.min():
+            raise VolumeError(
+                f"{path}: lies up to {apart:.3g} mm from its image, though both have {shape} voxels; repair the header"
+            )
+    return other.array
+
+
 def volume_bytes(array, kind, header):
     """The bytes of a file with `array` (W, H, D) on the grid of the file that was read.
 
