@@ -8,7 +8,6 @@ import itertools
 import math
 
 import numpy as np
-from scipy import stats
 from torch import nn
 
 NO_FLIPS = ((),)
@@ -28,6 +27,20 @@ def mean_score(predict, nets, image, flips=NO_FLIPS):
             total = np.array(score) if total is None else np.add(total, score, out=total)
     total /= len(nets) * len(flips)
     return total
+
+
+def label_map(scores):
+    """uint8 (W, H, D): the class of the highest score, the lowest of equals, as argmax.
+
+    `scores`: a score map, or an iterable of its classes (W, H, D), at most 256, which is used up one by one.
+    """
+    for label, score in enumerate(scores):
+        if label == 0:
+            best, result = np.array(score), np.zeros(score.shape, np.uint8)
+        else:
+            result[score > best] = label
+            np.maximum(best, score, out=best)
+    return result
 
 
 @contextlib.contextmanager
@@ -74,6 +87,8 @@ def rank_correlation(uncertainties, dices):
 
     Pairs with a NaN are left out. NaN for fewer than three pairs, or where one side is the same everywhere.
     """
+    from scipy import stats  # slow to import, and seldom needed
+
     pairs = np.array([(u, 1 - d) for u, d in zip(uncertainties, dices, strict=True) if math.isfinite(u + d)])
     if len(pairs) < 3 or (np.ptp(pairs, axis=0) == 0).any():
         return math.nan

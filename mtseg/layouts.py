@@ -73,21 +73,22 @@ def find_cases(source, channels=None, labels=None):
     for before, after in itertools.pairwise(groups):
         if before[0] == after[0]:
             raise LayoutError(f"{source}: two cases are called {after[0]}; rename one of them")
-    if channels is None:
-        channels = sorted(groups[0][1])
-        channels = None if channels == [""] else channels
-    cases = []
+    parts, cases = channels and sorted(channels), []
     for name, files, label, *part in groups:
-        if sorted(files) != ([""] if channels is None else sorted(channels)):
-            here = ", ".join(sorted(files)) if "" not in files else "one file"
-            there = ", ".join(channels) if channels else "one file"
+        if files.keys() == {"0000"}:
+            files = {"": files["0000"]}  # nnU-Net numbers a single channel, too
+        parts = parts or sorted(files)
+        if sorted(files) != parts:
+            here, there = (", ".join(filter(None, names)) or "one file" for names in (sorted(files), parts))
             raise LayoutError(
                 f"{next(iter(files.values()))}: case {name} has {here} where the data set has {there} a case; add or "
                 f"remove files"
             )
-        images = tuple(files[channel] for channel in (channels or [""]))
+        images = tuple(files[part] for part in (channels or parts))
         cases.append(Case(name, images, _label_of(name, Path(labels)) if labels else label, *part))
-    return cases, channels
+    if labels is not None and not any(case.label for case in cases):
+        raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {cases[0].name}.nii.gz; rename them")
+    return cases, None if parts == [""] else channels or parts
 
 
 def _label_of(name, folder):
@@ -119,7 +120,7 @@ def _one_file(path, channels):
     numbered = NUMBERED.fullmatch(name)
     if channels and numbered:
         return [group for group in _flat(path.parent) if group[0] == numbered[1]]
-    return [(name, {"": path}, None)]
+    return [(numbered[1] if numbered else name, {"": path}, None)]
 
 
 def _case_folders(source):
