@@ -92,6 +92,7 @@ DEFAULTS = {
     "selection": "unknown",
     "val_cases": [],
 }
+PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
 POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_holes}  # in the order they are done
 BROKEN = (VolumeError, PreprocessError, MemoryError, torch.cuda.OutOfMemoryError)  # what costs only the case
 
@@ -251,6 +252,9 @@ def find_input(args, settings):
             f"{raw}: how it is to be prepared is recorded neither in {args.model_path[0].parent / 'config.json'} nor "
             f"in {Path(args.root_path) / 'preprocessing.json'}; give a preprocessing.json by --preprocessing"
         )
+    for kind in {ending(case.images[0]) for case in cases}:  # said once, not once a case
+        if kind in PACKAGES:
+            need(PACKAGES[kind], f"{args.input}: reading {kind} files")
     return {case.name: case for case in cases[: args.num]}
 
 
