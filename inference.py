@@ -94,6 +94,7 @@ DEFAULTS = {
 }
 PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
 POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_holes}  # in the order they are done
+PRINTED = ("case", "class", "dice", "jaccard", "hd95", "asd", "uncertainty")  # of the rows; files have all
 BROKEN = (VolumeError, PreprocessError, MemoryError, torch.cuda.OutOfMemoryError)  # what costs only the case
 
 
@@ -311,10 +312,10 @@ def segment(nets, partners, image, args):
     """(scores, mixture): the score map of `image`, and the one whose entropy is the uncertainty (None without it)."""
 
     def predict(net, image):
-        _, score = test_single_case(
-            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, weighting=args.weighting
-        )
-        return score
+        windows = {} if args.weighting == "uniform" else {"weighting": args.weighting}
+        return test_single_case(
+            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, **windows
+        )[1]
 
     flips = ALL_FLIPS if args.tta else NO_FLIPS
     scores = mean_score(predict, nets, image, flips)
@@ -502,7 +503,7 @@ def infer(args):
         result["uncertainty"] = uncertainty_of(args, entries, rows)
     if rows:
         write_whole(output_dir / "metrics.csv", to_csv(rows).encode())
-        print(table(rows, unit=unit))
+        print(table([{key: row[key] for key in PRINTED if key in row} for row in rows], unit=unit))
     write_whole(output_dir / "metrics.json", json.dumps(without_nan(result), indent=1).encode())
     if args.uncertainty:
         found = result["uncertainty"]["rank_correlation"]
