@@ -1,0 +1,174 @@
+"""Turn NIfTI or NRRD scans into the HDF5 layout that the scripts read: a data set of one's own.
+
+    python data/prepare_nifti.py Task02_Heart data/Heart --spacing 1.25 1.25 1.4 --test 4 --labelnum 4
+    python data/prepare_nifti.py BraTS2021 data/BraTS --test 250 --val 50 --labelnum 100
+    python data/prepare_nifti.py Task09_Spleen data/Spleen --normalization ct --window 40 400 --crop none --test 8
+
+Understands the nnU-Net and Medical Segmentation Decathlon layout (imagesTr, labelsTr, imagesTs, dataset.json),
+BraTS's case folders (<case>/<case>_t1.nii.gz, ..., <case>_seg.nii.gz), and a folder of files with --labels. NIfTI
+needs NiBabel (pip install nibabel), NRRD pynrrd.
+
+Writes <out>/data/<case>/mri_norm2.h5 with 'image' (float32, (W, H, D) or (C, W, H, D)) and, where the case has one,
+'label' (uint8, classes 0, 1, 2, ...), preprocessing.json with how that was made, so that inference.py can do the same
+to a new scan, and the lists of a split by patient. Cases without a label are in unlabeled.list; labelled cases of
+imagesTs in test.list. Attributes of each file keep the voxel spacing in millimetres, the scan's affine and shape, its
+crop and its normalisation: inference.py puts predictions back onto the scan's own grid with them.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from mtseg.layouts import LayoutError, find_cases, read_dataset_json
+from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
+from mtseg.splits import SplitError, add_split_flags, describe, split_by_patient, write_split
+from mtseg.volumes import VolumeError, read_channels, read_on_grid, read_volume
+
+
+def settings_of(args, cases, channels):
+    """The preprocessing's settings, from the flags, --like, and dataset.json or the labels themselves."""
+    if args.like:
+        try:
+            settings = check_settings(json.loads(args.like.read_text()))
+        except (OSError, ValueError) as error:
+            raise PreprocessError(f"{args.like}: not a preprocessing.json ({error}); name another") from error
+        if settings["channels"] != channels:
+            raise PreprocessError(f"{args.like}: has channels {settings['channels']}, {args.source} has {channels}")
+        return settings
+    described = args.source / "dataset.json"
+    content = read_dataset_json(described) if described.is_file() else {"labels": None, "channels": None}
+    if channels and content["channels"] not in (None, len(channels)):
+        raise LayoutError(
+            f"{described}: speaks of {content['channels']} channels, but a case has {len(channels)} files"
+        )
+    values = content["labels"]
+    if values is None:
+        values = {0}
+        for label in (case.label for case in cases if case.label):
+            found = np.unique(read_volume(label).array)
+            if (found != found.astype(np.int64)).any():
+                raise PreprocessError(f"{label}: is no label, its voxels are not whole numbers; replace it")
+            values |= {int(value) for value in found}
+        values = sorted(values)
+    settings = {name: getattr(args, name) for name in ("orientation", "crop", "normalization", "window", "spacing")}
+    return check_settings({**settings, "labels": values, "channels": channels})
+
+
+def prepare_case(case, settings):
+    """(datasets, attributes, labelled voxels cut away) of a case's HDF5 file."""
+    volume = read_channels(case.images)
+    label = None if case.label is None else read_on_grid(case.label, volume)
+    try:
+        done = prepare(volume.array, volume.affine, volume.spacing, settings, label)
+    except PreprocessError as error:
+        raise PreprocessError(f"{case.images[0]}: {error}") from error
+    datasets = {"image": done.image} | ({} if label is None else {"label": done.label})
+    attributes = {**grid_attributes(done.grid), "normalization": done.normalization}
+    for name, value in (("spacing", done.spacing), ("original_affine", volume.affine)):
+        if value is not None:
+            attributes[name] = value
+    return datasets, attributes, done.cut
+
+
+def prepare_all(args):
+    """Write all cases of `args.source` to the new folder `args.out`; returns the split."""
+    if args.out.exists():
+        raise LayoutError(f"{args.out}: exists already; name another folder or remove it")
+    cases, channels = find_cases(args.source, labels=args.labels)
+    prepared = next((case for case in cases if case.images[0].suffix in (".h5", ".hdf5")), None)
+    if prepared:
+        raise LayoutError(f"{prepared.images[0]}: is HDF5 already; give the folder with the scans")
+    asked = {name: getattr(args, name) for name in ("labelnum", "unlabeled", "val", "test", "seed", "patient_id")}
+    split = split_by_patient(
+        [case.name for case in cases if case.label and case.part != "Ts"],
+        [case.name for case in cases if not case.label],
+        fixed_test=[case.name for case in cases if case.label and case.part == "Ts"],
+        **asked,
+    )
+    settings = settings_of(args, cases, channels)
+    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
+    try:
+        for case in cases:
+            datasets, attributes, cut = prepare_case(case, settings)
+            path = temporary / "data" / case.name / "mri_norm2.h5"
+            path.parent.mkdir(parents=True)
+            with h5py.File(path, "w") as file:
+                for name, array in datasets.items():
+                    file.create_dataset(name, data=array, compression="gzip")
+                file.attrs.update(attributes, fixed_test=bool(case.label and case.part == "Ts"))
+            said = f"; {cut} labelled voxels lie where all channels are 0 and were cut off" * bool(cut)
+            said = said if case.label else "; without a label"
+            print(f"{case.name}: {' x '.join(map(str, datasets['image'].shape))}{said}", flush=True)
+        (temporary / "preprocessing.json").write_text(json.dumps(settings, indent=1))
+        write_split(temporary, split, asked)
+        os.replace(temporary, args.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    print(f"{len(cases)} cases in {args.out}: {describe(split)}")
+    classes = ", ".join(f"{number} is {value}" for number, value in enumerate(settings["labels"]))
+    print(f"train with --num_classes {len(settings['labels'])}; of the label's values, class {classes}")
+    return split
+
+
+def parse_flags(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("source", type=Path, help="folder with the scans")
+    flag("out", type=Path, help="folder to make, e.g. data/Heart")
+    flag(
+        "--labels", type=Path, metavar="DIR", help="folder with the labels, called as the cases (default: the layout's)"
+    )
+    flag = parser.add_argument_group("preparation").add_argument
+    flag("--spacing", nargs="+", default=["none"], metavar="MM", help="resample to X Y Z millimetres (default: none)")
+    flag("--crop", choices=CHOICES["crop"], default="nonzero", help="to the box of what is not 0 (default: nonzero)")
+    flag(
+        "--normalization",
+        choices=CHOICES["normalization"],
+        default="zscore",
+        help="of each channel: zscore: zero mean, unit variance; percentile: the same, clipped to the 0.5th and 99.5th "
+        "before; ct: a window to [0, 1]; minmax: to [0, 1]; over what is not 0, or with --crop none over all voxels "
+        "(default: zscore)",
+    )
+    flag("--window", type=float, nargs=2, metavar=("CENTRE", "WIDTH"), help="of ct, in Hounsfield units, e.g. 40 400")
+    flag(
+        "--orientation",
+        choices=CHOICES["orientation"],
+        default="RAS",
+        help="RAS: W to the right, H to the front, D upwards, by turning and mirroring; file: as stored (default: RAS)",
+    )
+    flag("--like", type=Path, metavar="FILE", help="prepare as another data set: its preprocessing.json")
+    add_split_flags(parser)
+    args = parser.parse_args(argv)
+    try:
+        args.spacing = None if args.spacing == ["none"] else [float(side) for side in args.spacing]
+    except ValueError:
+        args.spacing = []
+    if args.spacing is not None and not (len(args.spacing) == 3 and all(0 < side < 1e4 for side in args.spacing)):
+        parser.error("--spacing takes three lengths in millimetres, or none")
+    if (args.normalization == "ct") != (args.window is not None) and not args.like:
+        parser.error("--normalization ct and --window CENTRE WIDTH go together")
+    if args.window and not args.window[1] > 0:
+        parser.error(f"--window: its width is {args.window[1]}, but must be above 0")
+    return args
+
+
+def main(argv=None):
+    args = parse_flags(argv)
+    try:
+        return prepare_all(args)
+    except (LayoutError, VolumeError, PreprocessError, SplitError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        print(f"error: {args.out}: could not be written ({error.strerror or error})", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

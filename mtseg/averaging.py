@@ -1,0 +1,95 @@
+"""Averages over networks, mirrored images and dropout masks, and how unsure they are.
+
+A score map is a float array (num_classes, W, H, D) of probabilities, over the classes summing to 1.
+"""
+
+import contextlib
+import itertools
+import math
+
+import numpy as np
+from torch import nn
+
+NO_FLIPS = ((),)
+ALL_FLIPS = tuple(axes for n in range(4) for axes in itertools.combinations((-3, -2, -1), n))
+
+
+def mean_score(predict, nets, image, flips=NO_FLIPS):
+    """The mean over all `nets` and `flips` of the score maps of `image`, float32.
+
+    `predict(net, image)`: the score map of an image (W, H, D) or (C, W, H, D). `flips`: tuples of axes to mirror,
+    ALL_FLIPS for the eight of test-time augmentation; each score map is mirrored back before it is added.
+    """
+    total = None
+    for net in nets:
+        for axes in flips:
+            score = np.flip(predict(net, np.ascontiguousarray(np.flip(image, axes))), axes)
+            total = np.array(score) if total is None else np.add(total, score, out=total)
+    total /= len(nets) * len(flips)
+    return total
+
+
+def label_map(scores):
+    """uint8 (W, H, D): the class of the highest score, the lowest of equals, as argmax.
+
+    `scores`: a score map, or an iterable of its classes (W, H, D), at most 256, which is used up one by one.
+    """
+    for label, score in enumerate(scores):
+        if label == 0:
+            best, result = np.array(score), np.zeros(score.shape, np.uint8)
+        else:
+            result[score > best] = label
+            np.maximum(best, score, out=best)
+    return result
+
+
+@contextlib.contextmanager
+def dropout_on(nets):
+    """In this context the dropout layers of `nets` drop, and all else is in eval mode; afterwards all is as before.
+
+    Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016 (arXiv:1506.02142). Yields the number of
+    dropout layers, 0 where the networks have none and all samples would be alike.
+    """
+    layers = [m for net in nets for m in net.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    modes = [layer.training for layer in layers]
+    for layer in layers:
+        layer.train()
+    try:
+        yield len(layers)
+    finally:
+        for layer, mode in zip(layers, modes, strict=True):
+            layer.train(mode)
+
+
+def entropy(probabilities):
+    """The predictive entropy -sum_c p_c ln p_c, float32 (W, H, D), from 0 (sure) to ln(num_classes) (all alike).
+
+    `probabilities`: a score map, or an iterable of its classes (W, H, D), which is used up one by one. Of an average
+    of networks or samples it holds both what they are unsure of and what they disagree on.
+    """
+    total = 0.0
+    for p in probabilities:
+        total = total - p * np.log(np.maximum(p, np.finfo(np.float32).tiny))
+    return np.maximum(total, 0).astype(np.float32)
+
+
+def case_uncertainty(entropy_map, label_map):
+    """One number a case: the mean entropy over the voxels predicted as foreground, NaN where there are none.
+
+    Over the foreground alone, because a mean over the volume would mostly say how much background the scan shows.
+    """
+    foreground = label_map > 0
+    return float(entropy_map[foreground].mean(dtype=float)) if foreground.any() else math.nan
+
+
+def rank_correlation(uncertainties, dices):
+    """Spearman's correlation between uncertainty and 1 - Dice, in [-1, 1]; 1 where the less sure is always the worse.
+
+    Pairs with a NaN are left out. NaN for fewer than three pairs, or where one side is the same everywhere.
+    """
+    from scipy import stats  # slow to import, and seldom needed
+
+    pairs = np.array([(u, 1 - d) for u, d in zip(uncertainties, dices, strict=True) if math.isfinite(u + d)])
+    if len(pairs) < 3 or (np.ptp(pairs, axis=0) == 0).any():
+        return math.nan
+    return float(stats.spearmanr(*pairs.T).statistic)

@@ -1,0 +1,265 @@
+"""From a scan's own grid and brightness to what a network sees, and from the network's output back onto that grid.
+
+What is done is a dict of settings that JSON can hold:
+
+    orientation     "RAS": axes are permuted and mirrored (never interpolated) so that W runs to the right, H to the
+                    front, D upwards, as nearly as the scan allows; "file": as they lie in the file
+    crop            "nonzero": to the box outside which all channels are 0; "none"
+    normalization   "zscore", "percentile", "ct" or "minmax": see `normalization`
+    window          [centre, width] for "ct", in the image's unit (Hounsfield), else None
+    spacing         [x, y, z] millimetres along the axes after orientation, None keeps the scan's own
+    labels          the value that each class has in label files, ascending, background first: [0, 1, 2, 4]
+    channels        the name's part by which a case's files differ, one a channel: ["0000", "0001"]; None: one file
+
+Every step is known by its Grid alone, so that `restore` undoes it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import optimize
+
+CHOICES = {
+    "orientation": ("RAS", "file"),
+    "crop": ("nonzero", "none"),
+    "normalization": ("zscore", "percentile", "ct", "minmax"),
+}
+
+
+class PreprocessError(ValueError):
+    """A scan that cannot be prepared as the settings say; the message is one sentence, without the file's name."""
+
+
+class Grid(NamedTuple):
+    """How a prepared volume lies in its scan; shapes are (W, H, D).
+
+    `original_shape`: the scan's. `axes`: its axis that became W, H and D; `flips`: 1 for those mirrored after that.
+    `box`: first and past-the-last voxel of the crop along each of them. `shape`: the prepared volume's.
+    """
+
+    original_shape: tuple
+    axes: tuple
+    flips: tuple
+    box: tuple
+    shape: tuple
+
+
+class Prepared(NamedTuple):
+    """`image` float32 (W, H, D) or (C, W, H, D); `label` uint8 (W, H, D) or None; `spacing` 3 mm or None;
+    `normalization` (C, 4), a row (low, high, shift, scale) a channel; `cut`: labelled voxels outside the crop."""
+
+    image: np.ndarray
+    label: np.ndarray | None
+    grid: Grid
+    spacing: np.ndarray | None
+    normalization: np.ndarray
+    cut: int
+
+
+def check_settings(settings):
+    """`settings` if they are of the kind described above; PreprocessError names the first that is not."""
+
+    def numbers(value, count):
+        plain = isinstance(value, list) and all(isinstance(v, (int, float)) and np.isfinite(v) for v in value)
+        return plain and len(value) == count
+
+    if not isinstance(settings, dict):
+        raise PreprocessError("the preprocessing is no JSON object")
+    problems = [f"{name} {settings.get(name)!r}" for name in CHOICES if settings.get(name) not in CHOICES[name]]
+    spacing, window, labels, channels = (settings.get(name) for name in ("spacing", "window", "labels", "channels"))
+    if spacing is not None and not (numbers(spacing, 3) and min(spacing) > 0):
+        problems.append(f"spacing {spacing!r}")
+    if settings.get("normalization") == "ct" and not (numbers(window, 2) and window[1] > 0):
+        problems.append(f"window {window!r}")
+    if not (isinstance(labels, list) and all(type(v) is int and v >= 0 for v in labels) and 2 <= len(labels) <= 256):
+        problems.append(f"labels {labels!r}")
+    elif labels != sorted(set(labels)) or labels[0] != 0:
+        problems.append(f"labels {labels!r}")
+    if channels is not None and not (isinstance(channels, list) and all(isinstance(c, str) for c in channels)):
+        problems.append(f"channels {channels!r}")
+    if problems:
+        raise PreprocessError(f"the preprocessing cannot have {problems[0]}; write it anew with data/prepare_nifti.py")
+    return settings
+
+
+# ------------------------------------------------------------------------------------------------------------ forth
+
+
+def prepare(image, affine, spacing, settings, label=None):
+    """The Prepared of a scan: orientation, crop, normalisation, resampling, in this order.
+
+    `image`: (W, H, D) or (C, W, H, D) numbers; `affine`, `spacing`: as in volumes.Volume, None where not known;
+    `label`: (W, H, D) values of settings["labels"], or None. Images are resampled linearly, labels class by class
+    (`resample_label`). Raises PreprocessError.
+    """
+    channels = np.asarray(image, dtype=np.float32)
+    channels = channels[None] if channels.ndim == 3 else channels
+    original_shape = channels.shape[1:]
+    if not np.isfinite(channels).all():
+        raise PreprocessError("the image holds NaN or infinity; repair it")
+    if label is not None and label.shape != original_shape:
+        raise PreprocessError(f"the image is {original_shape} voxels and its label {label.shape}; they must agree")
+    label = None if label is None else to_classes(label, settings["labels"])
+
+    axes, flips = (0, 1, 2), (0, 0, 0)
+    if settings["orientation"] == "RAS":
+        if affine is None:
+            raise PreprocessError("the file does not say how the scan lies in space; prepare with --orientation file")
+        axes, flips = canonical_axes(affine)
+    channels = orient(channels, axes, flips)
+    shape = channels.shape[1:]
+    box = nonzero_box(channels) if settings["crop"] == "nonzero" else tuple((0, n) for n in shape)
+    inside = tuple(slice(*side) for side in box)
+    channels = channels[(slice(None), *inside)]
+
+    rows = np.array([normalization(c, settings) for c in channels])
+    channels = np.stack([normalize(c, *row) for c, row in zip(channels, rows, strict=True)])
+
+    size = channels.shape[1:]
+    if spacing is not None:
+        spacing = np.asarray(spacing, dtype=float)[list(axes)]
+    if settings["spacing"] is not None:
+        if spacing is None:
+            raise PreprocessError("the file does not say how wide its voxels are; prepare with --spacing none")
+        wanted = np.asarray(settings["spacing"], dtype=float)
+        size = tuple(int(n) for n in np.maximum(np.rint(np.array(size) * spacing / wanted), 1))
+        spacing = wanted
+    channels = np.stack([resample(c, size) for c in channels])
+    cut = 0
+    if label is not None:
+        label = orient(label, axes, flips)
+        cut = int(np.count_nonzero(label) - np.count_nonzero(label[inside]))
+        label = resample_label(label[inside], size)
+    grid = Grid(original_shape, axes, flips, box, size)
+    return Prepared(channels[0] if np.ndim(image) == 3 else channels, label, grid, spacing, rows, cut)
+
+
+def to_classes(label, values):
+    """uint8 class of each voxel: the index of its value in `values` (ascending); PreprocessError for other values."""
+    place = np.searchsorted(values, label).clip(max=len(values) - 1)
+    wrong = np.asarray(label)[np.asarray(values)[place] != label]
+    if wrong.size:
+        raise PreprocessError(f"the label has a voxel of value {wrong[0]}, but labels are {list(values)}; repair it")
+    return place.astype(np.uint8)
+
+
+def canonical_axes(affine):
+    """(axes, flips): which voxel axis runs most nearly to the right, the front and above, and which of them run back.
+
+    Of the six assignments the one whose cosines have the largest sum.
+    """
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    _, axes = optimize.linear_sum_assignment(-np.abs(cosines))
+    return tuple(int(a) for a in axes), tuple(int(cosines[world, axis] < 0) for world, axis in enumerate(axes))
+
+
+def orient(volume, axes, flips):
+    """The last three axes of `volume` permuted, then those with a flip mirrored; the inverse is in `restore`."""
+    lead = volume.ndim - 3
+    volume = np.transpose(volume, (*range(lead), *(lead + axis for axis in axes)))
+    return np.flip(volume, [lead + axis for axis in range(3) if flips[axis]])
+
+
+def nonzero_box(channels):
+    """((first, past the last), ...) of the smallest box that holds every voxel at which a channel is not 0."""
+    mask = (channels != 0).any(axis=0)
+    if not mask.any():
+        raise PreprocessError("the image is 0 everywhere; leave the case out")
+    sides = (np.flatnonzero(mask.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+    return tuple((int(side[0]), int(side[-1]) + 1) for side in sides)
+
+
+def normalization(channel, settings):
+    """(low, high, shift, scale): the channel becomes (clip(x, low, high) - shift) / scale.
+
+    zscore: zero mean and unit variance. percentile: clipped to the 0.5th and 99.5th percentile, then the same. ct:
+    clipped to the window and brought to [0, 1]. minmax: brought to [0, 1]. Statistics are over the voxels that are not
+    0 where settings["crop"] is "nonzero", for 0 is then outside the body, and over all voxels where it is "none".
+    """
+    inside = channel[channel != 0] if settings["crop"] == "nonzero" and channel.any() else channel
+    low, high = -np.inf, np.inf
+    if settings["normalization"] == "ct":
+        centre, width = settings["window"]
+        return centre - width / 2, centre + width / 2, centre - width / 2, width
+    if settings["normalization"] == "minmax":
+        return low, high, inside.min(), max(float(inside.max()) - float(inside.min()), 1e-8)
+    if settings["normalization"] == "percentile":
+        low, high = np.percentile(inside, (0.5, 99.5))
+        inside = inside.clip(low, high)
+    return low, high, inside.mean(dtype=float), max(inside.std(dtype=float), 1e-8)
+
+
+def normalize(channel, low, high, shift, scale):
+    """float32 (clip(channel, low, high) - shift) / scale."""
+    return ((channel.clip(low, high) - shift) / scale).astype(np.float32)
+
+
+def resample(volume, shape):
+    """`volume` (W, H, D) linearly interpolated to `shape`, float32, over the same extent in space.
+
+    Voxels are boxes: the outer faces of both grids meet, not the centres of the outer voxels. Beyond the outermost
+    centres the nearest value goes on. No low-pass filter comes first, as in nnU-Net.
+    """
+    volume = np.ascontiguousarray(volume, dtype=np.float32)
+    if volume.shape == tuple(shape):
+        return volume
+    tensor = torch.from_numpy(volume)[None, None]
+    return F.interpolate(tensor, size=tuple(shape), mode="trilinear", align_corners=False)[0, 0].numpy()
+
+
+def resample_label(label, shape):
+    """Each class's mask resampled as an image; every voxel gets the class with most of it, the lowest of equals."""
+    if label.shape == tuple(shape):
+        return np.ascontiguousarray(label)
+    best, result = np.zeros(shape, np.float32), np.zeros(shape, label.dtype)
+    for value in np.unique(label):
+        share = resample(label == value, shape)
+        result[share > best] = value
+        np.maximum(best, share, out=best)
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------- back
+
+
+def restore(volume, grid, outside=0.0):
+    """A float volume (W, H, D) of the prepared grid on the scan's own grid, `outside` where it was cropped away."""
+    size = tuple(b - a for a, b in grid.box)
+    whole = np.full([grid.original_shape[axis] for axis in grid.axes], outside, dtype=np.float32)
+    whole[tuple(slice(*side) for side in grid.box)] = resample(volume, size)
+    whole = np.flip(whole, [axis for axis in range(3) if grid.flips[axis]])
+    return np.ascontiguousarray(np.transpose(whole, np.argsort(grid.axes)))
+
+
+def restore_scores(scores, grid):
+    """Yield the (W, H, D) probabilities of each class on the scan's own grid; what was cropped away is background.
+
+    `scores`: (num_classes, W, H, D), over the classes summing to 1, which the yielded ones then do too. One class at a
+    time: a whole-body scan with many classes would not fit into memory at once.
+    """
+    for label, score in enumerate(scores):
+        yield restore(score, grid, outside=float(label == 0))
+
+
+def grid_attributes(grid):
+    """A Grid as attributes of an HDF5 file."""
+    return {f"grid_{name}": np.asarray(value, dtype=np.int64) for name, value in grid._asdict().items()}
+
+
+def grid_from_attributes(attributes):
+    """The Grid in attributes that `grid_attributes` made, None where there is none; PreprocessError where they lie."""
+    found = {name: attributes.get(f"grid_{name}") for name in Grid._fields}
+    if all(value is None for value in found.values()):
+        return None
+    try:
+        found = {name: value.tolist() for name, value in found.items()}
+        found["box"] = map(tuple, found["box"])
+        grid = Grid(**{name: tuple(value) for name, value in found.items()})
+        inside = all(0 <= a < b <= grid.original_shape[axis] for (a, b), axis in zip(grid.box, grid.axes, strict=True))
+        if not inside or sorted(grid.axes) != [0, 1, 2] or len(grid.flips) != 3 or min(grid.shape) < 1:
+            raise ValueError("the box lies outside the scan")
+    except (ValueError, TypeError, IndexError, AttributeError) as error:
+        raise PreprocessError(f"its grid_ attributes contradict each other ({error}); prepare it again") from error
+    return grid

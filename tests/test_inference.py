@@ -1,0 +1,396 @@
+"""Scans through inference.py: their own grid, other formats, what is asked for besides, long jobs, mistakes.
+
+Where a test says "seen", the network is replaced by one that knows the answer from the image's brightness: what comes
+out is then the label itself if, and only if, everything that was done to the scan was undone.
+"""
+
+import gc
+import json
+import math
+import sys
+import weakref
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, scan, words
+
+import inference
+import train_mean_teacher
+import train_sup
+from data import prepare_nifti
+from mtseg.metrics import all_metrics
+from mtseg.networks.vnet import VNet
+from mtseg.sliding_window import test_single_case as single_case
+
+nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
+
+SETTINGS = {"orientation": "RAS", "crop": "nonzero", "normalization": "zscore", "window": None}
+SETTINGS |= {"spacing": None, "labels": [0, 2, 4], "channels": None}
+TURNED = np.array([[0.1, 0.2, -1.4, 9], [-0.9, 0.1, -0.2, 3], [0, -0.9, -0.2, -40], [0, 0, 0, 1]])
+BRIGHT = {0: 100, 2: 200, 4: 300}
+
+
+def make_run(folder, seeds=(0,), **changes):
+    """A run's folder with untrained weights w<seed>.pth and a config.json; returns the weights' paths."""
+    config = {"n_filters": 2, "num_classes": 3, "n_channels": 1, "has_dropout": True, "patch_size": [16, 16, 16]}
+    config |= {"stride_xy": 16, "stride_z": 16, "model": "MT", "labelnum": 4, "seed": 7, "preprocessing": SETTINGS}
+    config |= changes
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    for seed in seeds:
+        torch.manual_seed(seed)
+        net = VNet(config["n_channels"], config["num_classes"], 2, normalization="batchnorm", has_dropout=True)
+        net.out_conv.weight.data *= 30  # so that the classes differ from place to place
+        torch.save(net.state_dict(), folder / f"w{seed}.pth")
+    return [folder / f"w{seed}.pth" for seed in seeds]
+
+
+def make_scans(folder, number=2, affine=AFFINE, ending=".nii.gz", shape=SHAPE):
+    """Scans in <folder>/in whose brightness tells the label, 0 outside a box, and labels in <folder>/labels."""
+    for index in range(number):
+        _, label = scan(index, values=(2, 4), shape=shape)
+        image = np.zeros(shape, np.float32)
+        image[2:-2, 1:-1, 1:-1] = np.vectorize(BRIGHT.get)(label)[2:-2, 1:-1, 1:-1]
+        for part, array in (("in", image), ("labels", label)):
+            if ending == ".nrrd":
+                nrrd = pytest.importorskip("nrrd")
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                lps = np.diag([-1, -1, 1]) @ affine[:3]
+                header = {"space": "left-posterior-superior", "space origin": lps[:, 3]}
+                nrrd.write(str(folder / part / f"c{index}.nrrd"), array, header | {"space directions": lps[:, :3].T})
+            else:
+                save(folder / part / f"c{index}{ending}", array, affine)
+    return folder / "in"
+
+
+def seen(net, image, stride_xy, stride_z, patch_size, num_classes, **_):
+    """As test_single_case, of a network that knows: the three brightnesses of `make_scans`, in their order."""
+    levels = np.unique(image.round(3))[-3:]
+    distance = np.abs(image - levels.reshape(-1, 1, 1, 1))
+    score = (distance == distance.min(axis=0)).astype(np.float32)
+    return score.argmax(axis=0), score
+
+
+def infer(weights, path, *arguments, **flags):
+    return inference.main(words("--model_path", *np.atleast_1d(weights), "--input", path, *arguments, **flags))
+
+
+def read(path):
+    return np.asarray(nibabel.load(path).dataobj)
+
+
+# ----------------------------------------------------------------------------------------------------- its own grid
+
+
+@pytest.mark.parametrize("affine", [AFFINE, TURNED], ids=["flipped", "oblique"])
+@pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
+def test_seen_scans_come_back_on_their_own_grid(tmp_path, monkeypatch, affine, ending):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, affine=affine, ending=ending)
+    (weights,) = make_run(tmp_path / "run")
+    result = infer(weights, source, labels=tmp_path / "labels", output_dir=tmp_path / "out")
+    assert (result["unit"], result["method"], result["labelnum"], result["seed"]) == ("mm", "MT", 4, 7)
+    assert [row["dice"] for row in result["cases"]] == [1] * 4
+    for index in range(2):
+        name = f"c{index}{ending}"
+        if ending == ".nrrd":
+            sitk = pytest.importorskip("SimpleITK")
+            written, label = (sitk.ReadImage(str(tmp_path / p / name)) for p in ("out/predictions", "labels"))
+            assert written.GetDirection() == label.GetDirection() and written.GetOrigin() == label.GetOrigin()
+            arrays = map(sitk.GetArrayFromImage, (written, label))
+        else:
+            written = nibabel.load(tmp_path / "out/predictions" / name)
+            assert (written.affine == nibabel.load(source / name).affine).all()
+            arrays = (read(tmp_path / "out/predictions" / name), read(tmp_path / "labels" / name))
+        prediction, label = arrays
+        assert prediction.dtype == np.uint8
+        assert set(np.unique(prediction)) == {0, 2, 4}
+        np.testing.assert_array_equal(prediction, label)
+
+
+def test_with_another_spacing_the_shape_is_the_scans_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, affine=TURNED)
+    (weights,) = make_run(tmp_path / "run", preprocessing={**SETTINGS, "spacing": [1.2, 0.7, 0.8]})
+    result = infer(weights, source / "c0.nii.gz", output_dir=tmp_path / "out")
+    written = nibabel.load(tmp_path / "out/predictions/c0.nii.gz")
+    assert written.shape == SHAPE and (written.affine == nibabel.load(source / "c0.nii.gz").affine).all()
+    assert result["cases"] == [] and result["segmented"] == 1
+    assert set(np.unique(read(tmp_path / "out/predictions/c0.nii.gz"))) <= {0, 2, 4}
+
+
+def test_distances_are_in_the_unit_that_is_named(tmp_path):
+    source = make_scans(tmp_path)
+    (weights,) = make_run(tmp_path / "run")
+    for unit, spacing in (("mm", np.linalg.norm(AFFINE[:3, :3], axis=0)), ("voxel", None)):
+        out = tmp_path / unit
+        result = infer(weights, source, labels=tmp_path / "labels", output_dir=out, unit=unit)
+        prediction, label = read(out / "predictions/c1.nii.gz"), read(tmp_path / "labels/c1.nii.gz")
+        for row, value in zip(result["cases"][2:], (2, 4), strict=True):
+            expected = all_metrics(prediction == value, label == value, spacing)
+            np.testing.assert_allclose([row[name] for name in expected], list(expected.values()), rtol=1e-6)
+        assert json.loads((out / "metrics.json").read_text())["unit"] == unit
+
+
+def test_prepared_files_go_back_to_the_scan_too(tmp_path, monkeypatch):
+    """HDF5 that prepare_nifti made: measured on its own grid, written on the scan's."""
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, affine=TURNED)
+    prepare_nifti.main(words(source, tmp_path / "data", labels=tmp_path / "labels"))
+    (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path / "data"))
+    result = infer(weights, tmp_path / "data/data", output_dir=tmp_path / "out")
+    assert [row["dice"] for row in result["cases"]] == [1] * 4
+    np.testing.assert_array_equal(read(tmp_path / "out/predictions/c1.nii.gz"), read(tmp_path / "labels/c1.nii.gz"))
+    np.testing.assert_allclose(nibabel.load(tmp_path / "out/predictions/c1.nii.gz").affine, TURNED, rtol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------ what is asked for besides
+
+
+def test_flips_and_several_checkpoints_are_averaged(tmp_path):
+    source = make_scans(tmp_path, 1)
+    weights = make_run(tmp_path / "run", seeds=(0, 1))
+    result = infer(weights, source, "--tta", "--save_probabilities", output_dir=tmp_path / "out")
+    assert result["protocol"]["tta"] == "flips"
+    assert len(result["checkpoint_sha256"]) == 2
+    with h5py.File(tmp_path / "out/probabilities/c0.h5") as file:
+        found = file["probabilities"][...]
+    assert found.dtype == np.float16
+
+    settings = {**SETTINGS, "orientation": "file"}
+    image = inference.prepare(read(source / "c0.nii.gz"), None, None, settings).image
+    total = 0
+    for path in weights:
+        net = VNet(1, 3, 2, normalization="batchnorm", has_dropout=True).eval()
+        net.load_state_dict(torch.load(path))
+        for axes in inference.ALL_FLIPS:
+            # In the scan's own axes: over all eight flips the mirrored axis of RAS makes no difference.
+            _, score = single_case(net, np.flip(image, axes), 16, 16, (16, 16, 16), 3)
+            total = total + np.flip(score, axes) / 16
+    expected = np.zeros((3, *SHAPE), np.float32)
+    expected[0] = 1
+    expected[:, 2:-2, 1:-1, 1:-1] = total
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+    clear = np.abs(np.diff(np.sort(expected, axis=0)[-2:], axis=0))[0] > 1e-4
+    prediction = read(tmp_path / "out/predictions/c0.nii.gz")
+    np.testing.assert_array_equal(prediction[clear], np.array([0, 2, 4])[expected.argmax(axis=0)][clear])
+    assert result["parameters"] == 2 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.parametrize("method", ["ensemble", "teacher", "mc_dropout"])
+def test_uncertainty(tmp_path, method):
+    source = make_scans(tmp_path, 4)
+    weights = make_run(tmp_path / "run", seeds=(0, 1))
+    weights[1].rename(tmp_path / "run/ema_w0.pth")
+    given = [weights[0], tmp_path / "run/ema_w0.pth"] if method == "ensemble" else weights[:1]
+    flags = {"uncertainty": method, "labels": tmp_path / "labels", "mc_samples": 3}
+    result = infer(given, source, "--save_probabilities", output_dir=tmp_path / "out", **flags)
+    again = infer(given, source, output_dir=tmp_path / "again", **flags)
+    assert again["uncertainty"] == result["uncertainty"]
+
+    found = nibabel.load(tmp_path / "out/uncertainty/c1.nii.gz")
+    assert found.get_data_dtype() == np.float32 and (found.affine == nibabel.load(source / "c1.nii.gz").affine).all()
+    entropy = np.asarray(found.dataobj)
+    assert 0 <= entropy.min() and 0.01 < entropy.max() <= math.log(3) + 1e-6
+    prediction = read(tmp_path / "out/predictions/c1.nii.gz")
+    assert result["uncertainty"]["cases"]["c1"] == pytest.approx(entropy[prediction > 0].mean(), rel=1e-4)
+    if method == "ensemble":
+        with h5py.File(tmp_path / "out/probabilities/c1.h5") as file:
+            probabilities = file["probabilities"][...].astype(float)
+        np.testing.assert_allclose(entropy, stats.entropy(probabilities, axis=0), atol=5e-3)
+    dices = np.array([row["dice"] for row in result["cases"]]).reshape(4, 2).mean(axis=1)
+    expected = stats.spearmanr(list(result["uncertainty"]["cases"].values()), 1 - dices).statistic
+    assert result["uncertainty"]["rank_correlation"] == pytest.approx(expected, nan_ok=True)
+
+
+def test_cleaning_up_is_done_and_recorded(tmp_path, monkeypatch):
+    def noisy(*arguments, **keywords):
+        _, score = seen(*arguments, **keywords)
+        score[:, 0, 0, 0], score[:, 0, 0, 1] = np.eye(3)[[1, 2]]
+        return score.argmax(axis=0), score
+
+    monkeypatch.setattr(inference, "test_single_case", noisy)
+    source = make_scans(tmp_path, 1)
+    (weights,) = make_run(tmp_path / "run")
+    for arguments, right in (([], False), (["--largest_component", "--fill_holes"], True)):
+        result = infer(weights, source, *arguments, labels=tmp_path / "labels", output_dir=tmp_path / "out")
+        assert (min(row["dice"] for row in result["cases"]) == 1) == right
+    assert result["protocol"]["postprocessing"] == ["largest_component", "fill_holes"]
+
+
+# -------------------------------------------------------------------------------------------------------- long jobs
+
+
+def test_a_broken_file_costs_only_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, 4)
+    good = (source / "c1.nii.gz").read_bytes()
+    (source / "c1.nii.gz").write_bytes(good[:300])
+    save(source / "c2.nii.gz", np.zeros(SHAPE, np.float32))
+    (weights,) = make_run(tmp_path / "run")
+    arguments = (weights, source)
+    flags = {"labels": tmp_path / "labels", "output_dir": tmp_path / "out"}
+    with pytest.raises(SystemExit) as stopped:
+        infer(*arguments, **flags)
+    assert stopped.value.code == 1
+    said = capsys.readouterr().out
+    assert "2 of 4 cases failed" in said and "c2: " in said and "0 everywhere" in said
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert written["failures"].keys() == {"c1", "c2"} and "c1.nii.gz" in written["failures"]["c1"]
+    assert {p.name for p in (tmp_path / "out/predictions").iterdir()} == {"c0.nii.gz", "c3.nii.gz"}
+    assert [row["case"] for row in written["cases"]] == ["c0", "c0", "c3", "c3"]
+
+    # Once they are repaired, the same call does what is left, and reports all.
+    (source / "c1.nii.gz").write_bytes(good)
+    save(source / "c2.nii.gz", read(source / "c1.nii.gz"))
+    calls = []
+    monkeypatch.setattr(inference, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
+    result = infer(*arguments, "--continue", **flags)
+    assert len(calls) == 2
+    assert [row["case"] for row in result["cases"]] == [f"c{n}" for n in range(4) for _ in range(2)]
+    infer(*arguments, "--continue", **flags)
+    assert len(calls) == 2
+
+
+def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def killed(*arguments, **keywords):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return seen(*arguments, **keywords)
+
+    monkeypatch.setattr(inference, "test_single_case", killed)
+    source = make_scans(tmp_path, 4)
+    (weights,) = make_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, source, output_dir=tmp_path / "out")
+    assert stopped.value.code == 130
+    with open(tmp_path / "out/cases.jsonl", "a") as file:
+        file.write('{"case": "c2", "rows"')  # as a crash in the middle of a line leaves it
+    for arguments, said in (["--tta"], "protocol"), (["--uncertainty", "mc_dropout"], "mc_dropout"):
+        with pytest.raises(SystemExit) as stopped:
+            infer(weights, source, "--continue", *arguments, output_dir=tmp_path / "out")
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    calls[:] = [1]
+    monkeypatch.setattr(inference, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
+    assert infer(weights, source, "--continue", output_dir=tmp_path / "out")["segmented"] == 4
+    assert len(calls) == 3
+
+
+def test_memory_holds_one_case_at_a_time(tmp_path, monkeypatch):
+    alive, most = [], []
+    whole = inference.read_channels
+
+    def watched(*arguments):
+        gc.collect()
+        most.append(sum(reference() is not None for reference in alive))
+        volume = whole(*arguments)
+        alive.append(weakref.ref(volume.array))
+        return volume
+
+    def segmented(*arguments, **keywords):
+        label, score = seen(*arguments, **keywords)
+        alive.append(weakref.ref(score))
+        return label, score
+
+    monkeypatch.setattr(inference, "read_channels", watched)
+    monkeypatch.setattr(inference, "test_single_case", segmented)
+    source = make_scans(tmp_path, 8)
+    infer(make_run(tmp_path / "run"), source, output_dir=tmp_path / "out", labels=tmp_path / "labels")
+    assert len(alive) == 16 and max(most) == 0
+
+
+# ----------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changes", "said"),
+    [
+        ([], {"preprocessing": {}}, "recorded neither in"),
+        ([], {"preprocessing": {**SETTINGS, "labels": [0, 1]}}, "the network has 3 classes, the preprocessing 2"),
+        ([], {"preprocessing": {**SETTINGS, "crop": "some"}}, "cannot have crop 'some'"),
+        ([], {"preprocessing": {**SETTINGS, "channels": ["t1", "t2"]}}, "has one file where the data set has t1, t2"),
+        (["--uncertainty", "teacher"], {}, "there is no ema_w0.pth"),
+        (["--uncertainty", "ensemble"], {}, "several checkpoints"),
+        (["--labels", "nowhere"], {}, "nowhere: no such folder"),
+        (["--save_result", "there"], {}, "--save_result is for the cases of a list"),
+        (["--preprocessing", "nowhere.json"], {}, "nowhere.json: no such preprocessing"),
+    ],
+)
+def test_mistakes_are_sentences(tmp_path, capsys, monkeypatch, arguments, changes, said):
+    monkeypatch.chdir(tmp_path)
+    source = make_scans(tmp_path, 1)
+    (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path), **changes)
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, source, *arguments, output_dir=tmp_path / "out")
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == 1 and said in err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("ending", "package"), [(".nii.gz", "nibabel"), (".nrrd", "nrrd")])
+def test_without_the_extras_it_says_what_to_install(tmp_path, capsys, monkeypatch, ending, package):
+    source = make_scans(tmp_path, 3, ending=ending)
+    (weights,) = make_run(tmp_path / "run")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, source, output_dir=tmp_path / "out")
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.count(f"pip install {'pynrrd' if package == 'nrrd' else 'nibabel'}") == 1
+
+
+def test_labels_of_another_grid_or_value_cost_the_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, 3)
+    save(tmp_path / "labels/c0.nii.gz", read(tmp_path / "labels/c0.nii.gz"), TURNED)
+    save(tmp_path / "labels/c1.nii.gz", np.full(SHAPE, 3, np.uint8))
+    with pytest.raises(SystemExit):
+        infer(make_run(tmp_path / "run"), source, labels=tmp_path / "labels", output_dir=tmp_path / "out")
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert "mm from its image" in written["failures"]["c0"] and "a voxel of value 3" in written["failures"]["c1"]
+    assert {row["case"] for row in written["cases"]} == {"c2"}
+
+
+# ------------------------------------------------------------------------------------------------------ the whole way
+
+
+def test_a_brats_shaped_data_set_goes_all_the_way(tmp_path):
+    """Four channels, labels 0, 1, 2 and 4, a case without a label; two iterations of both scripts."""
+    source, root = make_brats(tmp_path / "brats"), tmp_path / "data"
+    prepare_nifti.main(words(source, root, test=2, labelnum=2, spacing="1 1 1.5"))
+    settings = json.loads((root / "preprocessing.json").read_text())
+    assert settings["channels"] == ["flair", "t1", "t1ce", "t2"] and settings["labels"] == [0, 1, 2, 4]
+    flags = {"root_path": root, "output_dir": tmp_path, "labelnum": 2, "num_classes": 4, "max_iterations": 2}
+    flags |= {"n_filters": 2, "num_workers": 0, "patch_size": "16 16 16", "stride_xy": 16, "stride_z": 16}
+    for script in (train_mean_teacher, train_sup):
+        folder = script.main(words(**flags))
+        listed = inference.main(words("--model_path", folder / "iter_2.pth"))
+        assert {row["class"] for row in listed["cases"]} == {1, 2, 3}
+        assert listed["unit"] == "voxel" and listed["training_seconds"] > 0
+        out = tmp_path / f"out_{folder.name}"
+        result = infer(folder / "iter_2.pth", source, output_dir=out)
+        assert len(list((out / "predictions").iterdir())) == result["segmented"] == 7
+        assert len(result["cases"]) == 6 * 3 and result["unit"] == "mm"
+        for path in (out / "predictions").iterdir():
+            written, image = nibabel.load(path), nibabel.load(next((source / path.name[:-7]).glob("*_t1.nii.gz")))
+            assert (written.affine == image.affine).all() and written.shape == image.shape
+            assert set(np.unique(written.dataobj)) <= {0, 1, 2, 4}
+
+
+def test_nnunets_test_images(tmp_path):
+    source = make_decathlon(tmp_path / "Dataset", version=2, test_labels=True)
+    prepare_nifti.main(words(source, tmp_path / "data"))
+    settings = json.loads((tmp_path / "data/preprocessing.json").read_text())
+    (weights,) = make_run(tmp_path / "run", n_channels=2, preprocessing=settings)
+    result = infer(weights, source / "imagesTs", labels=source / "labelsTs", output_dir=tmp_path / "out")
+    assert [row["case"] for row in result["cases"]] == ["heart_4"] * 2 + ["heart_5"] * 2
+    one = infer(weights, source / "imagesTs/heart_5_0001.nii.gz", output_dir=tmp_path / "one")
+    assert one["segmented"] == 1
+    np.testing.assert_array_equal(*(read(tmp_path / out / "predictions/heart_5.nii.gz") for out in ("out", "one")))

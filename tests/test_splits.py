@@ -1,0 +1,117 @@
+import json
+import re
+
+import h5py
+import numpy as np
+import pytest
+from conftest import make_data
+
+from data.make_splits import main
+from mtseg.splits import SplitError, check_split, patient_of, split_by_patient
+
+SIDES = {"train": 0, "unlabeled": 0, "val": 1, "test": 2}
+
+
+def random_cases(rng):
+    """Names like p07_s2, some patients with several scans, some scans without a label."""
+    cases = [f"p{p:02}_s{s}" for p in range(rng.integers(6, 25)) for s in range(rng.integers(1, 5))]
+    with_label = rng.random(len(cases)) < 0.7
+    return [c for c, w in zip(cases, with_label, strict=True) if w], [
+        c for c, w in zip(cases, with_label, strict=True) if not w
+    ]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_patient_is_ever_on_two_sides(seed):
+    rng = np.random.default_rng(seed)
+    labeled, without_label = random_cases(rng)
+    patients = {case[:3] for case in labeled}
+    test, val = rng.integers(0, len(patients) // 3 + 1, 2)
+    asked = {"labelnum": 1, "val": int(val), "test": int(test), "seed": seed, "patient_id": r"p\d+"}
+    split = split_by_patient(labeled, without_label, **asked)
+    where = {}
+    for name, side in SIDES.items():
+        for case in split[name]:
+            assert where.setdefault(case[:3], side) == side
+    everything = sorted(case for name in (*SIDES, "left_out") for case in split[name])
+    assert everything == sorted([*labeled, *without_label])
+    assert not set(split["unlabeled"]) & set(labeled)
+    assert len({case[:3] for case in split["test"]}) == test
+    assert len({case[:3] for case in split["val"]}) == val
+    assert {case[:3] for case in split["train"][: split["labelnum"]]} == {split["train"][0][:3]}
+
+
+def test_a_split_with_a_patient_on_both_sides_is_refused():
+    """Tried by test cases that a data set brings along, and by hand."""
+    with pytest.raises(SplitError, match=r"patient p1 is to be trained on and tested on .*p1_a.*p1_b"):
+        split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"], patient_id="^(p.)_")
+    split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"])  # without --patient_id they are different patients
+    for one, other in [("train", "test"), ("train", "val"), ("val", "test"), ("unlabeled", "test")]:
+        split = {name: [] for name in SIDES} | {one: ["p1_a"], other: ["p1_b"]}
+        with pytest.raises(SplitError, match="on two sides"):
+            check_split(split, {"p1_a": "p1", "p1_b": "p1"})
+
+
+def test_an_unlabelled_scan_of_a_tested_patient_is_left_out():
+    split = split_by_patient(["a_1"], ["a_2", "b_1"], fixed_test=["c_1"], patient_id="^[a-z]")
+    assert (split["train"], split["unlabeled"], split["test"]) == (["a_1"], ["a_2", "b_1"], ["c_1"])
+    split = split_by_patient(["a_1"], ["c_2", "b_1"], fixed_test=["c_1"], patient_id="^[a-z]")
+    assert (split["unlabeled"], split["left_out"]) == (["b_1"], ["c_2"])
+
+
+def test_the_same_seed_the_same_split_and_nested_labels():
+    cases = [f"c{n}" for n in range(20)]
+    first = split_by_patient(cases, labelnum=4, test=5, seed=3)
+    again = split_by_patient(cases[::-1], labelnum=8, test=5, seed=3)
+    assert sorted(first["test"]) == sorted(again["test"])
+    assert first["train"] == again["train"]
+    assert split_by_patient(cases, test=5, seed=4)["test"] != first["test"]
+    few = split_by_patient(cases, labelnum=4, unlabeled=3, test=5, seed=3)
+    assert few["train"] == first["train"][:7]
+    assert len(few["left_out"]) == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"test": 6}, "--test 6"),
+        ({"test": 3, "val": 3}, "some must be trained on"),
+        ({"test": 3, "labelnum": 4}, "are 7 patients, but 6"),
+        ({"patient_id": "(x)"}, "finds no patient in the name of case c0"),
+        ({"patient_id": "("}, "not a regular expression"),
+    ],
+)
+def test_splits_that_are_not_possible(asked, words):
+    with pytest.raises(SplitError, match=re.escape(words)):
+        split_by_patient([f"c{n}" for n in range(6)], **asked)
+    assert patient_of("sub-07_ses-2", "sub-([0-9]+)") == "07"
+
+
+def test_the_script_rewrites_the_lists_of_a_prepared_data_set(tmp_path, capsys):
+    root = make_data(tmp_path, train=9, test=3)
+    for case, key in (("case_2", "label"), ("case_11", None)):
+        with h5py.File(root / "data" / case / "mri_norm2.h5", "a") as file:
+            if key:
+                del file[key]
+            else:
+                file.attrs["fixed_test"] = True
+    before = (root / "train.list").read_text()
+    for arguments in (["--val", "2"], ["--val", "30", "--overwrite"], ["--patient_id", "(", "--overwrite"]):
+        with pytest.raises(SystemExit) as stopped:
+            main([str(root), *arguments])
+        assert stopped.value.code == 2
+        assert (root / "train.list").read_text() == before
+    assert capsys.readouterr().err.count("error: ") == 3
+    main([str(root), "--val", "2", "--labelnum", "3", "--overwrite"])
+    assert "train with --labelnum 3" in capsys.readouterr().out
+    lists = {name: (root / f"{name}.list").read_text().split() for name in SIDES}
+    assert (lists["test"], lists["unlabeled"], len(lists["val"]), len(lists["train"])) == (
+        ["case_11"],
+        ["case_2"],
+        2,
+        8,
+    )
+    record = json.loads((root / "splits.json").read_text())
+    assert record["train"] == lists["train"] and record["seed"] == 0
+    main([str(root), "--overwrite"])
+    assert not (root / "val.list").exists()

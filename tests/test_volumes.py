@@ -1,0 +1,211 @@
+"""Files in and out, against NiBabel and SimpleITK."""
+
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from mtseg.volumes import VolumeError, ending, hdf5_bytes, nifti_header, read_volume, volume_bytes
+
+nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
+nrrd = pytest.importorskip("nrrd", reason='pip install -e ".[test]"')
+sitk = pytest.importorskip("SimpleITK", reason='pip install -e ".[test]"')
+
+SHAPE = (9, 12, 7)
+
+
+def rotation(x, y, z):
+    (cx, cy, cz), (sx, sy, sz) = np.cos([x, y, z]), np.sin([x, y, z])
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    return about_x @ about_y @ np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+
+
+def affine_of(directions, spacing=(0.7, 1.3, 2.9), origin=(-31.7, 12.1, 80.3)):
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = np.asarray(directions) * spacing, origin
+    return affine
+
+
+ORIENTATIONS = {
+    "RAS": affine_of(np.eye(3)),
+    "LPS": affine_of(np.diag([-1, -1, 1])),
+    "LAS": affine_of(np.diag([-1, 1, 1])),
+    "PIR": affine_of([[0, 0, 1], [-1, 0, 0], [0, -1, 0]]),
+    "oblique": affine_of(rotation(0.4, -0.3, 0.2)),
+    "oblique and flipped": affine_of(rotation(-0.2, 0.5, 0.3) @ [[0, 1, 0], [0, 0, -1], [-1, 0, 0]]),
+}
+
+
+def label_map(seed=0):
+    return np.random.default_rng(seed).choice([0, 1, 2, 4], SHAPE).astype(np.uint8)
+
+
+@pytest.mark.parametrize("affine", ORIENTATIONS.values(), ids=ORIENTATIONS)
+@pytest.mark.parametrize("codes", [(1, 1), (0, 2), (1, 0)], ids=lambda c: f"qform {c[0]} sform {c[1]}")
+@pytest.mark.parametrize("kind", [".nii.gz", ".nii"])
+def test_nifti_in_nifti_out_on_the_same_grid(tmp_path, affine, codes, kind):
+    image = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
+    made = nibabel.Nifti1Image(image, affine)
+    made.set_qform(affine, codes[0])
+    made.set_sform(affine, codes[1])
+    made.header["descrip"] = b"a patient's name"
+    source, target = tmp_path / f"image{kind}", tmp_path / f"label{kind}"
+    nibabel.save(made, source)
+
+    volume = read_volume(source)
+    np.testing.assert_array_equal(volume.array, image)
+    np.testing.assert_array_equal(volume.affine, nibabel.load(source).affine)
+    np.testing.assert_allclose(volume.spacing, (0.7, 1.3, 2.9), rtol=1e-6)
+
+    target.write_bytes(volume_bytes(label_map(), ending(source), volume.header))
+    written = nibabel.load(target)
+    assert written.get_data_dtype() == np.uint8
+    assert written.shape == SHAPE
+    assert (written.affine == nibabel.load(source).affine).all()
+    assert (written.get_qform(coded=True)[1], written.get_sform(coded=True)[1]) == codes
+    assert b"patient" not in (target.read_bytes() if kind == ".nii" else written.header.binaryblock)
+    np.testing.assert_array_equal(np.asarray(written.dataobj), label_map())
+    # ITK reads axes in the other order, and the same geometry from both files.
+    by_itk, itk_source = sitk.ReadImage(str(target)), sitk.ReadImage(str(source))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(by_itk).transpose(2, 1, 0), label_map())
+    assert by_itk.GetPixelID() == sitk.sitkUInt8
+    for name in ("GetOrigin", "GetSpacing", "GetDirection", "GetSize"):
+        assert getattr(by_itk, name)() == getattr(itk_source, name)()
+
+
+@pytest.mark.parametrize("affine", ORIENTATIONS.values(), ids=ORIENTATIONS)
+def test_nrrd_as_itk_writes_it(tmp_path, affine):
+    """Written by ITK, read here, written here, read by ITK; and the affine is the one NiBabel finds in ITK's NIfTI."""
+    image = sitk.GetImageFromArray(label_map(1).astype(np.int16).transpose(2, 1, 0))
+    directions = np.diag([-1, -1, 1]) @ affine[:3, :3]
+    spacing = np.linalg.norm(directions, axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((directions / spacing).ravel().tolist())
+    image.SetOrigin((np.diag([-1, -1, 1]) @ affine[:3, 3]).tolist())
+    for name in ("image.nrrd", "image.nii.gz"):
+        sitk.WriteImage(image, str(tmp_path / name))
+
+    volume, nifti = read_volume(tmp_path / "image.nrrd"), read_volume(tmp_path / "image.nii.gz")
+    assert volume.array.dtype == nifti.array.dtype == np.int16
+    np.testing.assert_array_equal(volume.array, nifti.array)
+    np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
+    np.testing.assert_allclose(nifti.affine, affine, atol=1e-4)
+    (tmp_path / "out.nrrd").write_bytes(volume_bytes(label_map(), ".nrrd", volume.header))
+    back = sitk.ReadImage(str(tmp_path / "out.nrrd"))
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(back).transpose(2, 1, 0), label_map())
+    for name in ("GetOrigin", "GetSpacing", "GetDirection", "GetSize"):
+        assert getattr(back, name)() == getattr(sitk.ReadImage(str(tmp_path / "image.nrrd")), name)()
+
+
+@pytest.mark.parametrize("name", ["four axes.nii.gz", "vector.nii.gz", "vector.nrrd"])
+def test_channels_come_first_whatever_the_file_has(tmp_path, name):
+    channels = np.random.default_rng(0).standard_normal((3, *SHAPE)).astype(np.float32)
+    path = tmp_path / name
+    if name == "four axes.nii.gz":
+        nibabel.save(nibabel.Nifti1Image(np.moveaxis(channels, 0, -1), ORIENTATIONS["oblique"]), path)
+    else:
+        sitk.WriteImage(sitk.GetImageFromArray(channels.transpose(3, 2, 1, 0), isVector=True), str(path))
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array, channels)
+    (tmp_path / f"out{ending(path)}").write_bytes(volume_bytes(label_map(), ending(path), volume.header))
+    back = read_volume(tmp_path / f"out{ending(path)}")
+    np.testing.assert_array_equal(back.array, label_map())
+    np.testing.assert_array_equal(back.affine, volume.affine)
+
+
+def test_what_nifti_scales_and_what_its_units_mean(tmp_path):
+    stored = nibabel.Nifti1Image(
+        np.arange(24, dtype=np.int16).reshape(2, 3, 4, 1), affine_of(np.eye(3), (700, 1300, 2900))
+    )
+    stored.header.set_slope_inter(0.5, -3)
+    stored.header.set_xyzt_units("micron")
+    nibabel.save(stored, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
+    assert volume.array.shape == (2, 3, 4)
+    np.testing.assert_allclose(volume.spacing, (0.7, 1.3, 2.9))
+    np.testing.assert_array_equal(volume.array, nibabel.load(tmp_path / "a.nii").get_fdata()[..., 0])
+    (tmp_path / "b.nii").write_bytes(volume_bytes(np.ones((2, 3, 4), np.uint8), ".nii", volume.header))
+    assert (nibabel.load(tmp_path / "b.nii").affine == nibabel.load(tmp_path / "a.nii").affine).all()
+    assert read_volume(tmp_path / "b.nii").array.max() == 1
+    assert read_volume(tmp_path / "a.nii", header_only=True).array is None
+
+
+def test_hdf5_with_and_without_label_and_spacing(tmp_path):
+    path = tmp_path / "a.h5"
+    path.write_bytes(hdf5_bytes({"image": np.ones((2, *SHAPE), np.float32)}, {"spacing": [1.0, 2.0, 3.0]}))
+    volume = read_volume(path)
+    assert volume.spacing.tolist() == [1, 2, 3]
+    assert volume.label is None and volume.affine is None
+    path.write_bytes(hdf5_bytes({"image": np.ones(SHAPE), "label": label_map()}))
+    assert (read_volume(path).label == label_map()).all() and read_volume(path).spacing is None
+    path.write_bytes(hdf5_bytes({"image": np.ones(SHAPE), "label": label_map()[1:]}))
+    with pytest.raises(VolumeError, match=r"a\.h5: has an image of shape"):
+        read_volume(path)
+    (tmp_path / "b.h5").write_bytes(volume_bytes(label_map(), ".h5", {}))
+    with h5py.File(tmp_path / "b.h5") as file:
+        assert (file["prediction"][...] == label_map()).all()
+
+
+def test_a_header_made_from_an_affine(tmp_path):
+    affine = ORIENTATIONS["oblique and flipped"]
+    (tmp_path / "a.nii.gz").write_bytes(volume_bytes(label_map(), ".nii.gz", nifti_header(affine)))
+    np.testing.assert_allclose(nibabel.load(tmp_path / "a.nii.gz").affine, affine, rtol=1e-6)
+
+
+def spoil(path, how):
+    if how == "no such file":
+        path.unlink()
+    elif how == "half of it":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif how == "text":
+        path.write_text("hello")
+    elif how == "two axes":
+        path.write_bytes(nibabel.Nifti1Image(np.ones((3, 4), np.float32), np.eye(4)).to_bytes())
+    elif how == "complex":
+        path.write_bytes(nibabel.Nifti1Image(np.ones(SHAPE, np.complex64), np.eye(4)).to_bytes())
+    elif how == "flat affine":
+        image = nibabel.Nifti1Image(np.ones(SHAPE, np.float32), None)
+        image.header["sform_code"], image.header["srow_x"], image.header["srow_y"] = 1, (1, 1, 0, 0), (1, 1, 0, 0)
+        image.header["srow_z"] = (0, 0, 1, 0)
+        path.write_bytes(nibabel.Nifti1Image(np.ones(SHAPE, np.float32), None, image.header).to_bytes())
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.h5"])
+@pytest.mark.parametrize("how", ["no such file", "half of it", "text"])
+def test_a_broken_file_is_one_sentence(tmp_path, name, how):
+    path = tmp_path / name
+    if name == "a.h5":
+        path.write_bytes(hdf5_bytes({"image": np.random.default_rng(0).standard_normal(SHAPE)}))
+    else:
+        noise = np.random.default_rng(0).standard_normal(SHAPE)
+        sitk.WriteImage(sitk.GetImageFromArray(noise), str(path))
+    spoil(path, how)
+    with pytest.raises(VolumeError) as raised:
+        read_volume(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"), [("two axes", "has shape"), ("complex", "complex64"), ("flat affine", "singular")]
+)
+def test_a_file_that_is_no_volume(tmp_path, how, words):
+    spoil(tmp_path / "a.nii", how)
+    with pytest.raises(VolumeError, match=words):
+        read_volume(tmp_path / "a.nii")
+    with pytest.raises(VolumeError, match=r"a\.mha: not a volume this can read"):
+        read_volume(tmp_path / "a.mha")
+
+
+@pytest.mark.parametrize(("package", "name"), [("nibabel", "nibabel"), ("nrrd", "pynrrd")])
+def test_without_the_extra_it_says_what_to_install(tmp_path, monkeypatch, package, name):
+    path = tmp_path / ("a.nii.gz" if package == "nibabel" else "a.nrrd")
+    sitk.WriteImage(sitk.GetImageFromArray(label_map()), str(path))
+    header = read_volume(path).header
+    monkeypatch.setitem(sys.modules, package, None)
+    for call in (lambda: read_volume(path), lambda: volume_bytes(label_map(), ending(path), header)):
+        with pytest.raises(VolumeError, match=f"pip install {name}"):
+            call()
+    with pytest.raises(VolumeError, match="no float16"):
+        volume_bytes(label_map().astype(np.float16), ending(path), header)
