@@ -42,7 +42,7 @@ STYLE = {
     "figure.dpi": 100,
     "savefig.dpi": 150,
 }
-AXES = ("sagittal", "coronal", "axial")
+AXES = ("x", "y", "z")  # of the array: what they are in the body, the files do not say
 PANELS = {
     "loss": "loss",
     "supervised_loss": "supervised loss",
@@ -50,6 +50,7 @@ PANELS = {
     "consistency_weight": "consistency weight",
     "lr": "learning rate",
 }
+SETTINGS = ("consistency_weight", "lr")  # follow from the flags: nothing to smooth
 
 
 class FigureError(ValueError):
@@ -68,23 +69,31 @@ def pyplot():
     return plt
 
 
-def save(figure, path, dpi=150):
-    """Write the figure as PNG, PDF or SVG, by the suffix of `path`, and close it. Raises FigureError."""
-    path = Path(path)
+def render(figure, format="png", dpi=150):
+    """The figure as the bytes of an image file, and closed."""
     content = io.BytesIO()
     try:
-        figure.savefig(content, format=path.suffix.removeprefix(".") or "png", dpi=dpi, bbox_inches="tight")
-    except ValueError as error:
-        raise FigureError(f"{path}: {error}; name a .png, .pdf or .svg file") from error
+        figure.savefig(content, format=format, dpi=dpi, bbox_inches="tight", pad_inches=0.05)
     finally:
         pyplot().close(figure)
+    return content.getvalue()
+
+
+def save(figure, path, dpi=150):
+    """Write the figure as PNG, PDF or SVG, by the suffix of `path`, whole or not at all. Raises FigureError."""
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        content = render(figure, path.suffix.removeprefix(".") or "png", dpi)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.getbuffer())
+        temporary.write_bytes(content)
         temporary.replace(path)
+    except ValueError as error:
+        raise FigureError(f"{path}: {error}; name a .png, .pdf or .svg file") from error
     except OSError as error:
-        raise FigureError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+        raise FigureError(f"{path}: cannot be written ({error.strerror or error}); choose another --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -226,14 +235,14 @@ def overlay(case, caption="", spacing=(1, 1, 1)):
     widths = (shape[1], shape[0], shape[0])
     tallest = max(shape[2], shape[1])
     with plt.rc_context(STYLE):
-        height = 0.85 + len(places) * (0.25 + WIDTH * tallest / sum(widths))
+        height = 0.7 + len(places) * (0.2 + 0.96 * WIDTH * tallest / sum(widths))
         figure, grid = plt.subplots(
             len(places), 3, figsize=(WIDTH, height), squeeze=False, layout="constrained", width_ratios=widths
         )
         for row, (name, place) in zip(grid, places.items(), strict=True):
             for axis, axes in enumerate(row):
                 draw_slice(axes, case, axis, place[axis], spacing)
-                axes.set_title(f"{AXES[axis]}, slice {place[axis]}")
+                axes.set_title(f"{AXES[axis]} = {place[axis]}")
             row[0].set_ylabel(name)
         figure.suptitle(caption, fontsize=10)
         legend_below(figure, len(np.unique(case["label"])) > 2)
@@ -262,7 +271,7 @@ def compare(cases, captions=None, spacing=(1, 1, 1)):
             for axis in range(3):
                 draw_slice(grid[axis, column], case, axis, place[axis], spacing, prediction=column < len(cases))
                 if column == 0:
-                    grid[axis, 0].set_ylabel(AXES[axis])
+                    grid[axis, 0].set_ylabel(f"{AXES[axis]} = {place[axis]}")
             caption = (captions or {}).get(name, "") if column < len(cases) else ""
             grid[0, column].set_title(f"{name}\n{caption}" if captions else name)
         legend_below(figure, len(np.unique(first["label"])) > 2)
@@ -270,26 +279,28 @@ def compare(cases, captions=None, spacing=(1, 1, 1)):
 
 
 def gallery(cases, spacing=(1, 1, 1)):
-    """A slice of each case, through its worst error across the axis in which the slice has most errors.
+    """Of each case the slice across z in which most voxels are wrong.
 
-    `cases`: a list of (caption, case), such as the best, the median and the worst, drawn four in a row; the last place
-    is the legend's.
+    `cases`: a list of (caption, name, case), such as the best, the median and the worst, drawn four in a row; the last
+    place is the legend's.
     """
     plt = pyplot()
     columns = 4
     rows = math.ceil((len(cases) + 1) / columns)
-    several = any(len(np.unique(case["label"])) > 2 for _, case in cases)
+    several = any(len(np.unique(case["label"])) > 2 for _, _, case in cases)
+    tallest = max(case["label"].shape[1] * spacing[1] / (case["label"].shape[0] * spacing[0]) for _, _, case in cases)
     with plt.rc_context(STYLE):
-        figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, rows * 2.25), squeeze=False, layout="constrained")
-        for axes in grid.flat:
+        height = rows * (0.8 + 0.96 * tallest * WIDTH / columns)
+        figure, grid = plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained")
+        for axes, (caption, name, case) in zip(grid.flat, cases, strict=False):
+            wrong = (case["label"] != case["prediction"]).sum(axis=(0, 1))
+            place = int(wrong.argmax()) if wrong.any() else largest_section(case["label"])[2]
+            draw_slice(axes, case, 2, place, spacing)
+            axes.set_anchor("N")
+            axes.set_title(f"{caption}\nz = {place}", fontsize=8.5)
+            axes.set_xlabel(name, fontsize=6.5)
+        for axes in grid.flat[len(cases) :]:
             axes.axis("off")
-        for axes, (caption, case) in zip(grid.flat, cases, strict=False):
-            wrong = case["label"] != case["prediction"]
-            place = worst_error(case["label"], case["prediction"], spacing) or largest_section(case["label"])
-            errors = [np.take(wrong, place[axis], axis=axis).sum() for axis in range(3)]
-            axis = int(np.argmax(errors)) if max(errors) else 2
-            draw_slice(axes, case, axis, place[axis], spacing)
-            axes.set_title(f"{caption}\n{AXES[axis]}, slice {place[axis]}", fontsize=8.5)
         grid.flat[len(cases)].legend(handles=slice_legend(several), loc="center", frameon=False, handlelength=2.2)
     return figure
 
@@ -340,38 +351,44 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
         centres = vertices[faces].mean(axis=1) / np.asarray(spacing)
         shapes[name] = (vertices, faces, ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest"))
     limit = max([np.percentile(d, 99) for _, _, d in shapes.values() if d is not None] + [1.0])
+    texts = [f"{name}\n{(captions or {}).get(name, '')}".rstrip() for name in shapes]
     low = np.min([v.min(axis=0) for v, _, _ in shapes.values()], axis=0)
     high = np.max([v.max(axis=0) for v, _, _ in shapes.values()], axis=0)
 
     with plt.rc_context(STYLE):
         columns = len(shapes)
-        figure = plt.figure(figsize=(WIDTH, 0.75 + len(views) * 0.92 * WIDTH / columns))
-        colours, norm = plt.get_cmap("cividis"), plt.Normalize(0, limit)
-        bottom = 0.75 / figure.get_figheight()
+        side, above, below = WIDTH / columns, 0.12 + 0.17 * (1 + max(t.count("\n") + 1 for t in texts)), 0.7
+        row_height = 0.72 * side
+        total = above + len(views) * row_height + below
+        figure = plt.figure(figsize=(WIDTH, total))
+        colours, norm = plt.get_cmap("YlGnBu"), plt.Normalize(0, limit)
         for row, (elevation, azimuth) in enumerate(views):
             for column, (name, (vertices, faces, distances)) in enumerate(shapes.items()):
-                height = (1 - bottom - 0.35 / figure.get_figheight()) / len(views)
-                box = (column / columns, bottom + (len(views) - 1 - row) * height, 1 / columns, height)
-                axes = figure.add_axes(box, projection="3d")
+                # Matplotlib keeps a wide margin inside three-dimensional axes: they are drawn larger than their place.
+                middle = ((column + 0.5) * side, below + (len(views) - row - 0.5) * row_height)
+                box = [middle[0] - 0.7 * side, middle[1] - 0.7 * side, 1.4 * side, 1.4 * side]
+                box = [value / length for value, length in zip(box, (WIDTH, total, WIDTH, total), strict=True)]
+                axes = figure.add_axes(box, projection="3d", facecolor="none")
                 triangles = vertices[faces]
                 normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
                 normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
                 light = 0.45 + 0.55 * np.abs(normals @ _towards_viewer(elevation + 15, azimuth + 20))
                 base = (
-                    np.tile([0.80, 0.80, 0.80, 1.0], (len(faces), 1)) if distances is None else colours(norm(distances))
+                    np.tile([0.85, 0.85, 0.85, 1.0], (len(faces), 1)) if distances is None else colours(norm(distances))
                 )
                 shaded = np.concatenate([base[:, :3] * light[:, None], base[:, 3:]], axis=1)
                 # Edges in the faces' own colours close the hairlines between neighbouring triangles.
-                axes.add_collection3d(Poly3DCollection(triangles, facecolors=shaded, edgecolors=shaded, linewidths=0.2))
+                drawn = Poly3DCollection(triangles, facecolors=shaded, edgecolors=shaded, linewidths=0.2)
+                axes.add_collection3d(drawn)
+                drawn.set_clip_on(False)
                 for setter, a, b in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), low, high, strict=True):
                     setter(a, b)
-                axes.set_box_aspect(high - low, zoom=1.35)
+                axes.set_box_aspect(high - low)
                 axes.view_init(elevation, azimuth)
                 axes.set_axis_off()
-                if row == 0:
-                    caption = (captions or {}).get(name, "")
-                    figure.text((column + 0.5) / columns, 0.995, f"{name}\n{caption}".rstrip(), ha="center", va="top")
-        bar = figure.add_axes((0.25, 0.45 / figure.get_figheight(), 0.5, 0.12 / figure.get_figheight()))
+        for column, text in enumerate(texts):
+            figure.text((column + 0.5) / columns, 1 - 0.05 / total, text, ha="center", va="top")
+        bar = figure.add_axes((0.25, 0.28 / total, 0.5, 0.12 / total))
         scale = plt.cm.ScalarMappable(norm, colours)
         figure.colorbar(scale, cax=bar, orientation="horizontal", extend="max")
         bar.set_title(f"distance to the label's surface ({unit})", fontsize=8.5, pad=3)
@@ -413,12 +430,11 @@ def curves(runs, window=None):
             for name, _, columns in runs:
                 if panel not in columns:
                     continue
-                smooth = window if panel not in ("consistency_weight", "lr") else 1
                 style = names.index(name) % len(SERIES)
                 several = sum(other == name for other, _, _ in runs) > 1
                 axes.plot(
                     columns["iteration"],
-                    moving_average(columns[panel], smooth),
+                    columns[panel] if panel in SETTINGS else moving_average(columns[panel], window),
                     color=SERIES[style],
                     linestyle=DASHES[style],
                     linewidth=1.0 if several else 1.4,
@@ -429,7 +445,9 @@ def curves(runs, window=None):
             axes.set_xlim(left=0)
             axes.grid(color="#DDDDDD", linewidth=0.5)
             axes.set_axisbelow(True)
-            axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
+            axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True, useOffset=False)
+            if panel in SETTINGS:
+                axes.set_ylim(bottom=0)
         for axes in grid.flat[len(shown) :]:
             axes.axis("off")
         seeds = {name: sum(other == name for other, _, _ in runs) for name in names}
@@ -604,10 +622,11 @@ def main(argv=None):
             if args.kind == "gallery" or args.case is None:
                 scores = {case: score(read_case(path)) for case, path in case_files(last).items()}
             if args.kind == "gallery":
-                picked = [(place, read_case(last / f"{case}.h5")) for place, case in pick_for_gallery(scores)]
-                figure = gallery(
-                    [(f"{place}: {caption(case)}".replace(", ", "\n"), case) for place, case in picked], args.spacing
-                )
+                entries = []
+                for place, name in pick_for_gallery(scores):
+                    case = read_case(last / f"{name}.h5")
+                    entries.append((f"{place}: {caption(case)}".replace(", ", "\n"), name, case))
+                figure = gallery(entries, args.spacing)
             else:
                 case = args.case or order_cases(scores)[(len(scores) - 1) // 2]
                 cases = read_everywhere(folders, case)

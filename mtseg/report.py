@@ -83,6 +83,7 @@ class Result:
     parameters: int | None = None
     inference_seconds: float | None = None
     training_seconds: float | None = None
+    run: Path | None = None
     config: dict = field(default_factory=dict)
     network: dict = field(default_factory=dict)
 
@@ -219,6 +220,7 @@ def read_result(path):
         parameters=number("parameters"),
         inference_seconds=number("inference_seconds"),
         training_seconds=read_training_seconds(run / "metrics.csv") if seconds is None and config else seconds,
+        run=run if config else None,
         config=config,
         network=network,
     )
@@ -589,7 +591,8 @@ def _cost(row):
     """(parameters, seconds of training, seconds of inference a case), means over the runs; None is unknown."""
     inference = row.mean_of("inference_seconds")
     inference = inference / row.test_cases if inference is not None and row.test_cases else None
-    return row.mean_of("parameters"), row.mean_of("training_seconds"), inference
+    parameters = row.mean_of("parameters")
+    return None if parameters is None else round(parameters), row.mean_of("training_seconds"), inference
 
 
 def _count(number):

@@ -50,7 +50,7 @@ def scores():
     supervised = rng.uniform(0.4, 0.8, (3, 12))
     return {
         "supervised": supervised.round(4),
-        "MT": np.clip(supervised + rng.normal(0.05, 0.05, (3, 12)), 0, 1).round(4),
+        "MT": np.clip(supervised + rng.normal(0.02, 0.05, (3, 12)), 0, 1).round(4),
     }
 
 
