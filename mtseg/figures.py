@@ -363,7 +363,7 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
         figure = plt.figure(figsize=(WIDTH, total))
         colours, norm = plt.get_cmap("YlGnBu"), plt.Normalize(0, limit)
         for row, (elevation, azimuth) in enumerate(views):
-            for column, (name, (vertices, faces, distances)) in enumerate(shapes.items()):
+            for column, (vertices, faces, distances) in enumerate(shapes.values()):
                 # Matplotlib keeps a wide margin inside three-dimensional axes: they are drawn larger than their place.
                 middle = ((column + 0.5) * side, below + (len(views) - row - 0.5) * row_height)
                 box = [middle[0] - 0.7 * side, middle[1] - 0.7 * side, 1.4 * side, 1.4 * side]
