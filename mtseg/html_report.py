@@ -1,0 +1,227 @@
+"""A report of runs as one HTML file that needs no network: table, box plots, curves, gallery, cases and settings.
+
+    python -m mtseg.html_report runs/half_sup_8 runs/half_MT_8 --baseline supervised --out report.html
+    python -m mtseg.html_report model --predictions MT=predictions/MT --out report.html
+
+Tables sort by a click on a heading. `--predictions` adds, for each folder that `inference.py --save_result` filled, the
+best, the median and the five worst cases. The page reads on a phone and on a desk. Needs Matplotlib: pip install
+"mtseg[plot]".
+
+`page` puts such a file together from plain tables and pictures.
+"""
+
+import base64
+import html
+import json
+import math
+from pathlib import Path
+
+# Nothing but what stands in the file itself may be loaded or run.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+CSS = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 72rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ccc; }
+nav a { margin-right: 1rem; } a { color: #0058a3; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .6rem; text-align: left; vertical-align: top; white-space: pre; }
+th { border-bottom: 2px solid #444; vertical-align: bottom; } td { border-bottom: 1px solid #ddd; }
+td.number, th.number { text-align: right; }
+td:first-child, th:first-child { position: sticky; left: 0; background: #fff; }
+th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer; }
+th button:hover, th button:focus-visible { text-decoration: underline; }
+th button::after { content: " \\2195"; color: #777; }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: #000; }
+th[aria-sort=descending] button::after { content: " \\2193"; color: #000; }
+.notes { font-size: .875rem; color: #444; max-width: 60rem; } .notes p { margin: .3rem 0; }
+figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .875rem; color: #444; }
+tr.differs td { background: #fff6d6; } tr.differs td:first-child { font-weight: 600; background: #fff6d6; }
+summary { cursor: pointer; padding: .4rem 0; }
+@media print { nav, th button::after { display: none; } }
+"""
+SCRIPT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, column) => heading.querySelector("button").addEventListener("click", () => {
+    const descending = heading.getAttribute("aria-sort") === "ascending";
+    headings.forEach(other => other.removeAttribute("aria-sort"));
+    heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
+    const key = row => row.cells[column].dataset.key;
+    const order = (a, b) => {
+      if (key(a) === "" || key(b) === "") return (key(a) === "") - (key(b) === "");
+      const x = Number(key(a)), y = Number(key(b));
+      const way = Number.isNaN(x) || Number.isNaN(y) ? key(a).localeCompare(key(b)) : x - y;
+      return descending ? -way : way;
+    };
+    const body = table.tBodies[0];
+    body.append(...[...body.rows].sort(order));
+  }));
+}
+"""
+
+
+def sort_key(value):
+    """What the page sorts a cell by: a number, or text; '' is unknown and stays at the end."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return str(value)
+
+
+def html_table(columns, rows, keys, differs=()):
+    """A table whose columns sort by a click. `rows`: for each a list of cells, a cell a list of lines; `keys`: for each
+    a list of what to sort by; `differs`: indices of rows to highlight."""
+    numeric = [all(isinstance(row[i], (int, float, type(None))) for row in keys) for i in range(len(columns))]
+    lines = ['<div class="wide"><table class="sortable"><thead><tr>']
+    for name, right in zip(columns, numeric, strict=True):
+        label = f'<button type="button">{html.escape(name)}</button>'
+        lines.append(f'<th scope="col"{" class=number" * right}>{label}</th>')
+    lines.append("</tr></thead><tbody>")
+    for number, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        lines.append('<tr class="differs">' if number in differs else "<tr>")
+        for cell, value, right in zip(row, key, numeric, strict=True):
+            text = "\n".join(html.escape(line) for line in cell)
+            lines.append(f'<td{" class=number" * right} data-key="{html.escape(sort_key(value))}">{text}</td>')
+        lines.append("</tr>")
+    return "\n".join([*lines, "</tbody></table></div>"])
+
+
+def html_picture(png, caption):
+    """The bytes of a PNG image inside the page."""
+    data = base64.b64encode(png).decode()
+    caption = html.escape(caption)
+    return (
+        f'<figure><img alt="{caption}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    )
+
+
+def html_notes(notes):
+    return '<div class="notes">' + "".join(f"<p>{html.escape(note)}</p>" for note in notes) + "</div>"
+
+
+def html_settings(settings):
+    """The settings of several runs, {run: {setting: value}}, as a table; those that differ first, and highlighted."""
+    names = list(dict.fromkeys(name for values in settings.values() for name in values))
+
+    def text(run, name):
+        value = settings[run].get(name, "")
+        if isinstance(value, list) and len(value) > 4:
+            return f"{len(value)} entries: {value[0]} .. {value[-1]}"
+        return value if isinstance(value, str) else json.dumps(value)
+
+    def values(name):
+        return {json.dumps(settings[run].get(name), sort_keys=True) for run in settings}
+
+    names.sort(key=lambda name: len(values(name)) == 1)
+    rows = [[name, *(text(run, name) for run in settings)] for name in names]
+    differs = {number for number, name in enumerate(names) if len(values(name)) > 1}
+    return html_table(["setting", *settings], [[[cell] for cell in row] for row in rows], rows, differs)
+
+
+def page(title, sections):
+    """The whole page as text. `sections`: {heading: HTML of the functions above}."""
+    names = {heading: f"section{number}" for number, heading in enumerate(sections)}
+    links = " ".join(f'<a href="#{name}">{html.escape(heading)}</a>' for heading, name in names.items())
+    parts = [
+        f'<h2 id="{names[heading]}">{html.escape(heading)}</h2>\n{content}' for heading, content in sections.items()
+    ]
+    return "\n".join(
+        [
+            "<!doctype html>",
+            '<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            f"<title>{html.escape(title)}</title>",
+            f"<style>{CSS}</style></head><body>",
+            f"<h1>{html.escape(title)}</h1>",
+            f"<nav>{links}</nav>",
+            *parts,
+            f"<script>{SCRIPT}</script>",
+            "</body></html>\n",
+        ]
+    )
+
+
+def case_table(rows, metrics, headings, scales):
+    """A table of every case and row of the report: each metric averaged over the seeds. `rows`: {name: {metric: {case:
+    value}}}."""
+    columns = ["method", "case", *headings]
+    keys = []
+    for name, values in rows.items():
+        for case in values[metrics[0]]:
+            numbers = [scale * values[m].get(case, math.nan) for m, scale in zip(metrics, scales, strict=True)]
+            keys.append([name, case, *numbers])
+    cells = [[[f"{v:.2f}" if isinstance(v, float) else v] for v in row] for row in keys]
+    return html_table(columns, [[["-"] if c == ["nan"] else c for c in row] for row in cells], keys)
+
+
+def parse_flags(argv):
+    from mtseg.flags import Parser
+    from mtseg.report import add_flags
+
+    parser = Parser(description=__doc__, prog="python -m mtseg.html_report")
+    add_flags(parser)
+    flag = parser.add_argument
+    flag("--predictions", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of --save_result, for the gallery")
+    flag("--title", default="Segmentation results", help="heading of the page")
+    flag("--out", type=Path, default=Path("report.html"), help="file to write")
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    from mtseg import figures, report
+    from mtseg.checkpoint import CheckpointError, write_whole
+    from mtseg.flags import one_sentence
+    from mtseg.metrics import dice, hd95
+
+    with one_sentence(report.ReportError, figures.FigureError, CheckpointError):
+        args = parse_flags(argv)
+        figures.pyplot()
+        table, rows = report.report(args.paths, args.baseline, args.metrics, args.published, args.per_class)
+        own = [row for row in rows if row.results]
+        names = {f"{row.name}, {row.labelnum} labels{row.mark}": row for row in own}
+        sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes)}
+
+        per_case = {
+            name: {metric: report.average_seeds(row, metric) for metric in args.metrics} for name, row in names.items()
+        }
+        if {"dice", "hd95"} <= set(args.metrics) and len({row.unit for row in own}) == 1:
+            values = {name: {m: list(v[m].values()) for m in ("dice", "hd95")} for name, v in per_case.items()}
+            caption = (
+                "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
+            )
+            sections["Cases"] = html_picture(figures.render(figures.boxes(values, own[0].unit)), caption)
+        kinds = [report.METRICS.get(metric, (metric, "")) for metric in args.metrics]
+        headings = [f"{name} %" if kind == "share" else name for name, kind in kinds]
+        scales = [100 if kind == "share" else 1 for _, kind in kinds]
+        every = case_table(per_case, args.metrics, headings, scales)
+        sections["Cases"] = sections.get("Cases", "") + f"<details><summary>Every case</summary>{every}</details>"
+
+        runs = {result.run: None for row in own for result in row.results if result.run}
+        curves = [figures.read_curves(run) for run in runs if (run / "metrics.csv").is_file()]
+        if curves:
+            caption = "What the runs logged while they trained."
+            sections["Training"] = html_picture(figures.render(figures.curves(curves)), caption)
+        for name, folder in figures.named_folders(args.predictions).items():
+            entries = []
+            scores = {}
+            for case, path in figures.case_files(folder).items():
+                content = figures.read_case(path)
+                scores[case] = dice(content["prediction"] > 0, content["label"] > 0)
+            for place, case in figures.pick_for_gallery(scores):
+                content = figures.read_case(folder / f"{case}.h5")
+                distance = hd95(content["prediction"] > 0, content["label"] > 0)
+                caption = f"{place}: Dice {100 * scores[case]:.1f} %\nHD95 {distance:.1f} voxel"
+                entries.append((caption, case, content))
+            caption = f"{name}: the best, the median and the worst of {len(scores)} cases, each in its worst slice."
+            sections[f"Gallery: {name}"] = html_picture(figures.render(figures.gallery(entries)), caption)
+        settings = {
+            f"{name}, seed {result.seed}": result.config for name, row in names.items() for result in row.results
+        }
+        sections["Settings"] = html_settings(settings)
+        write_whole(args.out, page(args.title, sections).encode())
+        print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()

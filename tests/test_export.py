@@ -1,0 +1,132 @@
+"""Exported networks against PyTorch, run by ONNX Runtime, TorchScript and torch.export."""
+
+import io
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_data
+
+from mtseg import export
+from mtseg.networks.unet import UNet
+from mtseg.networks.vnet import VNet
+
+pytest.importorskip("onnx", reason="ONNX needs onnx")
+onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs ONNX Runtime")
+
+
+def trained(cls=VNet, normalization="batchnorm", n_channels=1, n_classes=2):
+    """A small network with batch-norm statistics that are not those of its initialisation."""
+    torch.manual_seed(0)
+    net = cls(n_channels, n_classes, n_filters=2, normalization=normalization, has_dropout=True)
+    for _ in range(3):
+        net(1 + 2 * torch.randn(2, n_channels, 32, 32, 32))
+    return net.eval()
+
+
+@pytest.mark.parametrize("normalization", ["none", "batchnorm", "groupnorm", "instancenorm"])
+@pytest.mark.parametrize("cls", [VNet, UNet])
+def test_onnx_runtime_gives_pytorchs_logits_for_any_batch_and_size(cls, normalization):
+    net = trained(cls, normalization, n_channels=2, n_classes=3)
+    session = onnxruntime.InferenceSession(export.to_onnx(net, 2), providers=["CPUExecutionProvider"])
+    for shape in [(1, 2, 32, 32, 32), (3, 2, 16, 48, 32)]:
+        x = torch.randn(shape)
+        (found,) = session.run(["logits"], {"image": x.numpy()})
+        with torch.no_grad():
+            np.testing.assert_allclose(found, net(x).numpy(), atol=1e-4)
+    if cls is VNet and normalization == "batchnorm":
+        with pytest.raises(Exception, match="(?i)dimension|shape|broadcast"):
+            session.run(None, {"image": np.zeros((1, 2, 24, 32, 32), np.float32)})  # 16 does not divide 24
+
+
+@pytest.mark.parametrize("cls", [VNet, UNet])
+def test_torchscript_and_torch_export(cls):
+    net = trained(cls)
+    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
+    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
+    for shape in [(1, 1, 48, 32, 32), (3, 1, 32, 64, 16)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(script(x), net(x), atol=1e-5, rtol=0)
+            torch.testing.assert_close(program(x), net(x), atol=1e-5, rtol=0)
+
+
+def test_the_difference_that_decides_is_seen():
+    net, other = trained(), trained()
+    assert export.largest_difference(net, other, 1) == 0
+    with torch.no_grad():
+        other.out_conv.bias[1] += 0.25
+    assert export.largest_difference(net, other, 1) == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("how", ["dynamic", "static"])
+def test_quantized_networks_are_small_and_near(how):
+    import onnx
+
+    torch.manual_seed(0)
+    net = VNet(1, 2, n_filters=8, normalization="batchnorm")
+    windows = [torch.randn(1, 1, 32, 32, 32) for _ in range(3)]
+    for window in windows:
+        net(window.expand(2, -1, -1, -1, -1))
+    net.eval()
+    content = export.to_onnx(net, 1)
+    smaller = export.quantize(content, how, [window.numpy() for window in windows])
+    assert len(smaller) < 0.5 * len(content)
+    kinds = [node.op_type for node in onnx.load_from_string(smaller).graph.node]
+    assert kinds.count("ConvTranspose") == 4  # as float32, as the module says
+    assert kinds.count({"dynamic": "ConvInteger", "static": "QuantizeLinear"}[how]) >= 5
+    with torch.no_grad():
+        expected = net(windows[0])
+        found = export.OnnxNet(smaller)(windows[0])
+    assert (expected - found).abs().mean() < 0.05 * expected.std()
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    torch.save(trained().state_dict(), tmp_path / "iter_6.pth")
+    return tmp_path / "iter_6.pth"
+
+
+def flags(checkpoint, data, *more):
+    words = ["--model_path", checkpoint, "--n_filters", 2, "--root_path", data, "--patch_size", 16, 16, 16]
+    return [str(word) for word in [*words, "--stride_xy", 16, "--stride_z", 16, *more]]
+
+
+def test_the_command_writes_every_format_and_says_what_it_costs(checkpoint, tmp_path, capsys):
+    data = make_data(tmp_path / "tiny")
+    names = {"--onnx": "net.onnx", "--torchscript": "net.ts", "--torch_export": "net.pt2"}
+    words = [word for flag, name in names.items() for word in (flag, tmp_path / name)]
+    export.main(flags(checkpoint, data, *words, "--quantize", "static", "--num_calibration", 2))
+    said = capsys.readouterr().out
+    assert all((tmp_path / name).stat().st_size > 10000 for name in [*names.values(), "net.static.onnx"])
+    assert said.count("differs from PyTorch by at most") == 3
+    assert "of case_0, case_1" in said  # calibrated on training cases,
+    assert "on case_6, case_7" in said  # and measured on others
+    assert "change in Dice" in said
+    assert "transposed convolutions stay float32" in said
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_mistakes_end_in_a_sentence(checkpoint, tmp_path, capsys, monkeypatch):
+    data = make_data(tmp_path / "tiny", channels=2)
+    out = ["--onnx", tmp_path / "net.onnx"]
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "onnx", None)
+        with pytest.raises(SystemExit):
+            export.main(flags(checkpoint, data, *out))
+        assert 'pip install "mtseg[export]"' in capsys.readouterr().err
+    assert not (tmp_path / "net.onnx").exists()
+    for words, said in [
+        (flags(checkpoint, data), "nothing to write"),
+        (flags(checkpoint, data, "--torchscript", tmp_path / "a.ts", "--quantize", "static"), "--onnx"),
+        (flags(checkpoint, data, *out, "--n_filters", "4"), "another network"),
+        (flags(checkpoint, tmp_path / "none", *out, "--quantize", "dynamic"), "no such folder"),
+        (flags(checkpoint, data, *out, "--quantize", "dynamic"), "2"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            export.main(words)
+        error = capsys.readouterr().err
+        assert (stopped.value.code, error.count("\n")) == (2, 1), error
+        assert said in error, error
+    assert not list(tmp_path.glob("*.dynamic.onnx"))

@@ -1,0 +1,259 @@
+"""Pictures: what they show is computed right, nothing in them overlaps, and the commands write them."""
+
+import itertools
+import json
+import math
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from conftest import ball
+from test_report import write_run
+
+from mtseg import figures, html_report
+
+plt = pytest.importorskip("matplotlib.pyplot", reason="pictures need Matplotlib")
+SHAPE = (30, 26, 20)
+
+
+def make_case(shift, seed=0, radius=7):
+    rng = np.random.default_rng(seed)
+    label = ball(SHAPE, (14, 12, 9), radius).astype(np.uint8)
+    prediction = ball(SHAPE, (14 + shift, 12, 9), radius).astype(np.uint8)
+    image = (label + 0.3 * rng.standard_normal(SHAPE)).astype(np.float32)
+    return {"image": image, "label": label, "prediction": prediction}
+
+
+def write_predictions(folder, shifts):
+    folder.mkdir(parents=True)
+    for number, shift in enumerate(shifts):
+        with h5py.File(folder / f"case_{number}.h5", "w") as file:
+            for name, volume in make_case(shift, number).items():
+                file.create_dataset(name, data=volume)
+    return folder
+
+
+def texts_that_overlap(figure):
+    """Pairs of texts of the figure whose boxes share more than a pixel, and texts that leave the figure's width."""
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    boxes = []
+    for text in figure.findobj(plt.Text):
+        if text.get_visible() and text.get_text().strip() and (text.axes is None or text.axes.axison):
+            box = text.get_window_extent(renderer)
+            inside = text.axes is None or box.x0 > -50
+            boxes += [(text.get_text(), box)] if inside else []
+    wide = [name for name, box in boxes if box.x0 < -1 or box.x1 > figure.bbox.width + 1]
+    pairs = [
+        (a, b)
+        for (a, one), (b, two) in itertools.combinations(boxes, 2)
+        if min(one.x1, two.x1) - max(one.x0, two.x0) > 1 and min(one.y1, two.y1) - max(one.y0, two.y0) > 1
+    ]
+    plt.close(figure)
+    return pairs + wide
+
+
+def test_the_slices_that_are_shown():
+    case = make_case(0)
+    assert figures.largest_section(case["label"]) == (14, 12, 9)
+    assert figures.worst_error(case["label"], case["prediction"]) is None
+    far = case["label"].copy()
+    far[29, 12, 9] = 1  # eight voxels from the ball's surface, whose last voxel is 21
+    assert figures.worst_error(case["label"], far) == (29, 12, 9)
+    far[14, 12, 16], far[14, 12, 15] = 0, 0
+    assert figures.worst_error(case["label"], far) == (29, 12, 9)
+    assert figures.worst_error(case["label"], far, spacing=(0.1, 1, 1)) == (14, 12, 16)
+    assert figures.worst_error(case["label"], np.zeros(SHAPE)) == (14, 12, 9)
+    assert figures.largest_section(np.zeros(SHAPE)) == (15, 13, 10)
+
+
+def test_the_surface_of_a_ball_is_that_of_a_sphere():
+    measure = pytest.importorskip("skimage.measure", reason="surfaces need scikit-image")
+    vertices, faces = figures.surface(ball((40, 40, 40), (20, 20, 20), 12), spacing=(1, 1, 1))
+    assert np.linalg.norm(vertices - 20, axis=1) == pytest.approx(12, abs=0.6)
+    assert measure.mesh_surface_area(vertices, faces) == pytest.approx(4 * math.pi * 12**2, rel=0.04)
+    vertices, _ = figures.surface(ball((40, 40, 40), (20, 20, 20), 12), spacing=(1, 2, 3))
+    assert vertices.mean(axis=0) == pytest.approx([20, 40, 60], abs=0.5)
+    with pytest.raises(figures.FigureError, match="empty mask"):
+        figures.surface(np.zeros((8, 8, 8)))
+
+
+def test_the_gallery_holds_the_best_the_median_and_the_worst_once():
+    scores = {f"case_{n}": n / 10 for n in range(10)}
+    picked = figures.pick_for_gallery(scores)
+    assert [case for _, case in picked] == ["case_9", "case_5", "case_0", "case_1", "case_2", "case_3", "case_4"]
+    assert picked[2][0] == "worst"
+    assert figures.pick_for_gallery({"a": 0.5}) == [("best", "a")]
+
+
+def test_moving_average():
+    values = np.random.default_rng(0).random(50)
+    np.testing.assert_allclose(figures.moving_average(values, 7)[6:], np.convolve(values, np.ones(7) / 7, "valid"))
+    np.testing.assert_allclose(figures.moving_average(values, 7)[:3], [values[0], values[:2].mean(), values[:3].mean()])
+
+
+def test_nothing_overlaps():
+    pytest.importorskip("skimage", reason="surfaces need scikit-image")
+    cases = {name: make_case(shift) for shift, name in enumerate(("supervised", "Mean Teacher", "UA-MT"))}
+    caption = "Dice 100.0 %\nHD95 100.0 voxel"
+    captions = dict.fromkeys(cases, caption)
+    columns = {name: np.linspace(1e-3, 1, 60) for name in ("iteration", *figures.PANELS)}
+    assert texts_that_overlap(figures.overlay(make_case(5), "0RZDK210BSMWAA6467LU: Dice 53.6 %, HD95 16.9 voxel")) == []
+    assert texts_that_overlap(figures.compare(cases, captions)) == []
+    entries = [(f"{n}. worst: {caption}", "0RZDK210BSMWAA6467LU", make_case(n)) for n in range(7)]
+    assert texts_that_overlap(figures.gallery(entries)) == []
+    masks = {name: case["prediction"] for name, case in cases.items()}
+    assert texts_that_overlap(figures.surfaces(cases["UA-MT"]["label"], masks, captions)) == []
+    runs = [(f"method {n}, 16 labels", seed, columns) for n in range(5) for seed in (1, 2)]
+    assert texts_that_overlap(figures.curves(runs)) == []
+    values = {"dice": np.linspace(0, 1, 20), "hd95": np.append(np.linspace(1, 99, 18), [np.nan, np.nan])}
+    assert texts_that_overlap(figures.boxes({f"Mean Teacher, student, {n} labels": values for n in range(5)})) == []
+
+
+def test_errors_are_drawn_where_they_are():
+    """A missed and a superfluous voxel block, found again in the picture by the colours of the legend."""
+    case = make_case(0)
+    case["image"] = np.zeros(SHAPE, np.float32)
+    case["label"][:] = case["prediction"][:] = 0
+    case["label"][4:12, 4:22, :] = 1
+    case["prediction"][18:26, 4:22, :] = 1
+    figure, axes = plt.subplots(figsize=(3, 2.6), dpi=100)
+    axes.set_position((0, 0, 1, 1))
+    figures.draw_slice(axes, case, axis=2, index=9)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)
+    plt.close(figure)
+    yellow = (pixels[..., 0] > 80) & (pixels[..., 1] > 80) & (pixels[..., 2] < 60)
+    blue = (pixels[..., 2] > 60) & (pixels[..., 0] < 30)
+    columns = pixels.shape[1] / SHAPE[0]
+    assert 18 < np.median(np.nonzero(yellow)[1]) / columns < 26
+    assert 4 < np.median(np.nonzero(blue)[1]) / columns < 12
+
+
+@pytest.fixture(scope="module")
+def predictions(tmp_path_factory):
+    out = tmp_path_factory.mktemp("predictions")
+    return {name: write_predictions(out / name, shifts) for name, shifts in {"A": (0, 1, 4), "B": (1, 2, 3)}.items()}
+
+
+def test_commands_write_pictures(predictions, tmp_path, capsys):
+    for method, base in (("MT", 0.6), ("supervised", 0.5)):
+        write_run(tmp_path, method, dice=[base, base + 0.1, base + 0.2])
+    folders = [f"first={predictions['A']}", f"second={predictions['B']}"]
+    for kind, paths in [
+        ("overlay", folders[:1]),
+        ("compare", folders),
+        ("gallery", folders[:1]),
+        ("boxes", [tmp_path]),
+    ]:
+        figures.main([kind, *map(str, paths), "--out", str(tmp_path / f"{kind}.png"), "--dpi", "60"])
+        assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "case case_1: first Dice" in said  # the one of median Dice
+    figures.main(["compare", *folders, "--case", "case_2", "--out", str(tmp_path / "compare.svg")])
+    assert "case case_2: first Dice" in capsys.readouterr().out
+
+
+def test_mistakes_end_in_a_sentence(predictions, tmp_path, capsys, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/case_0.h5").write_bytes(b"no HDF5")
+    other = write_predictions(tmp_path / "other", [0])
+    with h5py.File(other / "case_0.h5", "a") as file:
+        file["label"][0, 0, 0] = 1
+    write_run(tmp_path / "runs", "MT", dice=[0.1])
+    write_run(tmp_path / "runs", "supervised", dice=[0.1, 0.2])
+    a = str(predictions["A"])
+    for words, said in [
+        (["overlay", tmp_path / "empty"], "--save_result"),
+        (["overlay", tmp_path / "broken"], "case_0.h5"),
+        (["overlay", a, "--case", "nobody"], "nobody.h5"),
+        (["overlay", a, "--out", tmp_path / "a.doc"], "a.doc"),
+        (["compare", f"A={a}", f"A={a}"], "two folders"),
+        (["compare", f"A={a}", f"B={other}", "--case", "case_0"], "its label is not"),
+        (["boxes", tmp_path / "runs"], "other test cases"),
+        (["curves", a], "config.json"),
+        (["curves", tmp_path / "runs"], "not a run"),
+    ]:
+        with pytest.raises(SystemExit) as stopped:
+            figures.main([*map(str, words)])
+        error = capsys.readouterr().err
+        assert (stopped.value.code, error.count("\n")) == (2, 1), error
+        assert said in error, error
+    assert not list(tmp_path.glob("*.tmp")) + list(tmp_path.glob("a.doc"))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit):
+        figures.main(["overlay", a])
+    assert "pip install" in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------- the page
+
+
+def chromium():
+    import shutil
+
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+    if not found:
+        pytest.skip("no Chromium was found to open the page with (Debian: apt-get install chromium)")
+    return found
+
+
+def open_in_chromium(path, tmp_path):
+    """(the page's HTML after its scripts have run, what it wrote to the console)."""
+    words = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    words += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
+    done = subprocess.run([*words, path.as_uri()], capture_output=True, text=True, timeout=120)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+CLICK = """
+<script>
+const sorted = document.querySelector("table.sortable"), button = n => sorted.tHead.rows[0].cells[n].firstChild;
+const column = n => [...sorted.tBodies[0].rows].map(row => row.cells[n].dataset.key).join(" ");
+const seen = [];
+button(0).click(); seen.push(column(0)); button(1).click(); seen.push(column(1)); button(1).click(); seen.push(column(1));
+document.title = seen.join(" | ") + " | " + sorted.tHead.rows[0].cells[1].getAttribute("aria-sort");
+CONTROL
+</script></body>
+"""
+
+
+def test_the_page_sorts_in_a_browser_without_errors(tmp_path):
+    rows = [["b<script>alert(1)</script>", 10.0], ["a", 9.5], ["c", float("nan")]]
+    table = html_report.html_table(["name", "value"], [[[str(cell)] for cell in row] for row in rows], rows)
+    text = html_report.page("<Title> & more", {"Table": table, "Settings": html_report.html_settings({"a": {"x": 1}})})
+    clicked = {"page": "", "control": "console.error('wrong'); new Image().src = 'http://localhost/picture.png';"}
+    found = {}
+    for name, extra in clicked.items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(text.replace("</body>", CLICK.replace("</body>\n", "").replace("CONTROL", extra) + "</body>"))
+        found[name] = open_in_chromium(path, tmp_path)
+    dom, console = found["page"]
+    assert console == []
+    title = dom.split("<title>")[1].split("</title>")[0]
+    assert title == "a b&lt;script&gt;alert(1)&lt;/script&gt; c | 9.5 10.0  | 10.0 9.5  | descending"
+    console = "\n".join(found["control"][1])
+    assert "wrong" in console  # an error would have been seen,
+    assert "Content Security Policy" in console  # and the network is closed to the page
+
+
+def test_the_page_holds_everything_itself(predictions, tmp_path, capsys):
+    for method, base in (("MT", 0.6), ("supervised", 0.5)):
+        write_run(tmp_path, method, dice=[base, base + 0.1, base + 0.2], config={"base_lr": base})
+    for run in tmp_path.glob("seed*/model/*/*"):
+        (run / "metrics.csv").write_text("iteration,loss,iterations_per_second\n1,0.5,2\n2,0.4,2\n")
+    out = tmp_path / "report.html"
+    words = [tmp_path, "--baseline", "supervised", "--predictions", f"MT={predictions['A']}", "--out", out]
+    html_report.main([str(word) for word in words])
+    text = out.read_text()
+    assert text.count("<img ") == text.count('src="data:image/png;base64,') == 3  # cases, curves, gallery
+    assert "http" not in text.replace("http-equiv", "")
+    for words in ("MT, student", "70.00", "case_2", "Wilcoxon", "base_lr", "viewport", "Gallery: MT"):
+        assert words in text
+    rows = [line for line in text.split("setting</button>")[1].split("<tr")[2:]]
+    assert "base_lr" in "".join(rows[:4])  # what differs comes first
+    config = json.loads(next(tmp_path.rglob("config.json")).read_text())
+    assert all(f">{name}</td>" in text for name in config)

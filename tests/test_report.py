@@ -1,0 +1,262 @@
+"""The table of results: its numbers against SciPy, the statistics module and closed forms; and what it must say."""
+
+import csv
+import io
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mtseg import report
+
+ROOT = Path(__file__).resolve().parents[1]
+PROTOCOL = {"patch_size": [48, 48, 32], "stride_xy": 16, "stride_z": 4}
+
+
+def write_run(out, method="MT", seed=1337, labelnum=8, dice=(), weights="iter_6", cases=None, config=(), **changes):
+    """A run folder as the scripts leave it, with the result of a test; returns {case: dice}."""
+    folder = out / f"seed{seed}" / "model" / f"LA_vnet_{labelnum}_labeled" / method
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": method,
+        "seed": seed,
+        "labelnum": labelnum,
+        "dataset_name": "LA",
+        "exp": "vnet",
+        **dict(config),
+    }
+    (folder / "config.json").write_text(json.dumps(settings | ({"ema_decay": 0.99} if method == "MT" else {})))
+    (folder / "metrics.csv").write_text("iteration,iterations_per_second\n1,0.5\n3,4\n6,1\n")
+    names = cases or [f"case_{n}" for n in range(len(dice))]
+    rows = [
+        {"case": c, "class": 1, "dice": d, "jaccard": d / (2 - d), "hd95": 10 * (1 - d), "asd": None if d == 0 else 1.0}
+        for c, d in zip(names, dice, strict=True)
+    ]
+    result = {"checkpoint": f"{folder}/{weights}.pth", "checkpoint_sha256": f"{method}{seed}{labelnum}{weights}{dice}"}
+    result |= {"selection": "last iteration", "dataset": "LA", "unit": "voxel", "protocol": PROTOCOL, "cases": rows}
+    (folder / f"{weights}_test").mkdir(exist_ok=True)
+    (folder / f"{weights}_test/metrics.json").write_text(json.dumps(result | changes))
+    return dict(zip(names, dice, strict=True))
+
+
+@pytest.fixture
+def scores():
+    rng = np.random.default_rng(0)
+    supervised = rng.uniform(0.4, 0.8, (3, 12))
+    return {
+        "supervised": supervised.round(4),
+        "MT": np.clip(supervised + rng.normal(0.02, 0.05, (3, 12)), 0, 1).round(4),
+    }
+
+
+@pytest.fixture
+def runs(tmp_path, scores):
+    for method, values in scores.items():
+        for seed, dice in zip((1337, 1, 2), values, strict=True):
+            write_run(tmp_path / method, method, seed, dice=dice.tolist())
+    return tmp_path
+
+
+def records(table):
+    return {(r["method"], r["weights"]): r for r in csv.DictReader(io.StringIO(report.to_csv(table)))}
+
+
+def test_every_number_of_a_row(runs, scores):
+    table, _ = report.report([runs], baseline="supervised")
+    row = records(table)["MT", "student"]
+    values = scores["MT"]
+    number = {name: float(row[f"dice_{name}"]) for name in ("mean", "sd_seeds", "sd_cases", "low", "high", "p")}
+    means = [statistics.fmean(seed) for seed in values]
+    assert number["mean"] == pytest.approx(statistics.fmean(means))
+    assert number["sd_seeds"] == pytest.approx(statistics.stdev(means))
+    assert number["sd_cases"] == pytest.approx(statistics.fmean(statistics.pstdev(seed) for seed in values))
+    interval = stats.bootstrap(
+        (values.mean(axis=0),), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(5)
+    ).confidence_interval
+    assert (number["low"], number["high"]) == pytest.approx(tuple(interval), abs=0.002)
+    expected = stats.wilcoxon(values.mean(axis=0), scores["supervised"].mean(axis=0)).pvalue
+    assert number["p"] == pytest.approx(expected)
+    assert (row["dice_pairs"], row["seeds"], row["cases"]) == ("12", "1 2 1337", "12")
+    assert float(row["training_seconds"]) == pytest.approx(1 / 0.5 + 2 / 4 + 3 / 1)
+    assert row["parameters"] == row["inference_seconds_a_case"] == row["not_comparable"] == ""
+    text = report.to_text(table)
+    assert f"{100 * number['mean']:.2f} ± {100 * number['sd_seeds']:.2f}" in text
+    assert f"{number['p']:.3f} (12)" in text
+    assert "HD95 voxel" in text
+
+
+def test_the_signed_rank_test_is_exact_or_declined():
+    baseline = {f"case_{n}": 0.5 for n in range(6)}
+    better = {case: value + 0.01 * (n + 1) for n, (case, value) in enumerate(baseline.items())}
+    p, pairs, why = report.paired_test(better, baseline)
+    assert (p, pairs, why) == (pytest.approx(2 / 2**6), 6, "")  # all six signs alike, either way
+    p, pairs, why = report.paired_test({**better, "case_5": 0.5, "case_9": 1.0, "case_4": float("nan")}, baseline)
+    assert (np.isnan(p), pairs, why) == (True, 5, "of 5 pairs fewer than 6 differ")
+    assert report.paired_test({"a": 1.0}, {"b": 1.0})[2] == "no case was tested by both"
+
+
+def test_a_result_that_records_its_own_figures(tmp_path):
+    write_run(
+        tmp_path, dice=[0.5, 0.7], parameters=9449922, inference_seconds=5.0, training_seconds=7300.0, unit="mm", seed=3
+    )
+    table, _ = report.report([tmp_path])
+    row = records(table)["MT", "student"]
+    assert (row["parameters"], row["training_seconds"], row["unit"]) == ("9449922", "7300.0", "mm")
+    assert float(row["inference_seconds_a_case"]) == 2.5
+    text = report.to_text(table)
+    assert all(words in text for words in ("9.45 M", "2.0 h", "2.5 s", "HD95 mm", "last iteration"))
+
+
+def test_rows_that_are_not_comparable_say_why(tmp_path):
+    dice = [0.5, 0.6, 0.7]
+    write_run(tmp_path, "supervised", dice=dice)
+    write_run(tmp_path, "A", dice=dice[:2])
+    write_run(tmp_path, "B", dice=dice, unit="mm")
+    write_run(tmp_path, "C", dice=dice, protocol={**PROTOCOL, "stride_xy": 8, "tta": False})
+    write_run(tmp_path, "D", dice=dice, selection="test set")
+    write_run(tmp_path, "E", dice=dice, dataset="Phantom")
+    write_run(tmp_path, "F", dice=dice)
+    table, rows = report.report([tmp_path], baseline="supervised")
+    why = {row.method: row.incomparable for row in rows}
+    assert why["A"] == "other test cases (2, of which 2 are among the 3)"
+    assert why["B"] == "distances in mm, not voxel"
+    assert why["C"] == "stride_xy 8, not 16"
+    assert why["D"] == "checkpoint selected by test set, not last iteration"
+    assert why["E"] == "dataset Phantom, not LA"
+    assert why["supervised"] == why["F"] == ""
+    assert len({row.mark for row in rows}) == 6
+    text = report.to_text(table)
+    for row in rows:
+        assert row.name + row.mark in text
+        assert f"{row.mark} not comparable with supervised: {row.incomparable}." * bool(row.mark) in text.replace(
+            "\n  ", " "
+        )
+    assert "HD95 mm" not in text  # in a table of both units the heading names neither, and each cell its own
+    assert "4.00 mm" in text
+
+
+def test_published_figures_stand_beside_with_source_and_mark(tmp_path):
+    write_run(tmp_path, labelnum=16, dice=[0.5, 0.6])
+    table, rows = report.report([tmp_path], published=ROOT / "data/published/la.csv")
+    beside = {row.method: row for row in rows[1:]}
+    assert beside["UA-MT"].published == pytest.approx({"dice": 0.8888, "jaccard": 0.8021, "hd95": 7.32, "asd": 2.26})
+    assert beside["UA-MT"].source == "UA-MT"
+    assert {row.labelnum for row in rows} == {16}
+    assert all(row.mark and "20 test cases, not 2" in row.incomparable for row in beside.values())
+    assert "88.88" in report.to_text(table)
+    every = report.read_published(ROOT / "data/published/la.csv")
+    assert len(every) == 28
+    assert all(row.source and 0.3 < row.published["jaccard"] < row.published["dice"] < 0.95 for row in every)
+
+
+def test_empty_masks_are_counted_and_left_out(tmp_path):
+    write_run(tmp_path, dice=[0.0, 0.5, 0.7])
+    table, _ = report.report([tmp_path])
+    row = records(table)["MT", "student"]
+    assert (row["asd_undefined"], float(row["asd_mean"]), float(row["dice_mean"])) == ("1", 1.0, pytest.approx(0.4))
+    assert "not defined for an empty mask, and left out: 1 of ASD" in report.to_text(table)
+
+
+def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):
+    write_run(tmp_path, seed=1, dice=[0.5], config={"base_lr": 0.01, "python": "3.11"})
+    write_run(tmp_path, seed=2, dice=[0.7], config={"base_lr": 0.01, "python": "3.12"})
+    write_run(tmp_path, seed=3, dice=[0.9], config={"base_lr": 0.1, "python": "3.12"})
+    _, rows = report.report([tmp_path])
+    assert {row.method: [r.seed for r in row.results] for row in rows} == {
+        "MT (base_lr 0.01)": [1, 2],
+        "MT (base_lr 0.1)": [3],
+    }
+
+
+def test_what_is_found_twice_counts_once(tmp_path):
+    write_run(tmp_path / "a", dice=[0.5])
+    write_run(tmp_path / "b", dice=[0.5])
+    one = next((tmp_path / "a").rglob("metrics.json"))
+    table, rows = report.report([tmp_path / "a", one, one.parent, tmp_path / "b"])
+    assert len(rows) == len(rows[0].results) == 1
+    assert sum("counts once" in note for note in table.notes) == 1
+
+
+def test_classes_one_by_one_and_their_mean(tmp_path):
+    cases = [
+        {"case": "a", "class": 1, "dice": 0.8, "hd95": 2.0},
+        {"case": "a", "class": 2, "dice": 0.4, "hd95": None},
+        {"case": "a", "class": "mean", "dice": 0.6, "hd95": None},
+        {"case": "b", "class": 1, "dice": 0.6, "hd95": 4.0},
+        {"case": "b", "class": 2, "dice": 0.2, "hd95": 8.0},
+    ]
+    write_run(tmp_path, dice=[0.5])
+    path = next(tmp_path.rglob("metrics.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"cases": cases}))
+    table, _ = report.report([tmp_path], metrics=["dice", "hd95"], per_class=True)
+    found = {r["class"]: (r["dice_mean"], r["hd95_mean"], r["hd95_undefined"]) for r in table.records}
+    assert found == {
+        1: (pytest.approx(0.7), 3.0, 0),
+        2: (pytest.approx(0.3), 8.0, 1),
+        "mean": (pytest.approx(0.5), 6.0, 1),
+    }
+    table, _ = report.report([tmp_path], metrics=["dice"])
+    assert [r["class"] for r in table.records] == ["mean"]
+
+
+def test_formats_hold_the_same_table(runs):
+    table, _ = report.report([runs], baseline="supervised")
+    markdown, latex = report.to_markdown(table), report.to_latex(table)
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {len(table.columns) + 1}
+    body = latex.split("\\midrule")[1].split("\\bottomrule")[0]
+    assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {len(table.columns) - 1}
+    assert body.count(r"\\") == 8
+    assert latex.count("{") == latex.count("}")
+    odd = report.Table(["a_b"], [[["5 % & $x^2$ \\ | ü"]]], [["x"]], [], [])
+    assert r"5 \% \& \$x\textasciicircum{}2\$ \textbackslash{} | ü \\" in report.to_latex(odd)
+    assert r"5 % & $x^2$ \ \| ü |" in report.to_markdown(odd)
+
+
+def run_report(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        report.main([str(word) for word in arguments])
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+def test_mistakes_end_in_a_sentence(runs, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert "no such file" in run_report(capsys, tmp_path / "nowhere")
+    assert "inference.py" in run_report(capsys, tmp_path / "empty")
+    assert "supervised 8; MT, student 8" in run_report(capsys, runs, "--baseline", "UA-MT")
+    assert "'jacard'" in run_report(capsys, runs, "--metrics", "jacard")
+    assert "no.csv" in run_report(capsys, runs, "--published", tmp_path / "no.csv")
+    (tmp_path / "figures.csv").write_text("method,labelled\nA,many\n")
+    assert "line 2" in run_report(capsys, runs, "--published", tmp_path / "figures.csv")
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"cases": [{"case": "a"}]}',
+        '{"cases": [{"case": "a", "class": 1, "dice": "x"}]}',
+    ):
+        (tmp_path / "metrics.json").write_text(content)
+        assert str(tmp_path / "metrics.json") in run_report(capsys, tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").unlink()
+    write_run(tmp_path / "again", dice=[0.1])
+    write_run(tmp_path / "and_again", dice=[0.2])
+    assert "two results of MT with 8 labels and seed 1337" in run_report(
+        capsys, tmp_path / "again", tmp_path / "and_again"
+    )
+
+
+def test_the_command_writes_the_file_it_is_asked_for(runs, tmp_path):
+    words = [sys.executable, "-m", "mtseg.report", runs, "--baseline", "supervised", "--out", tmp_path / "table.tex"]
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    table, _ = report.report([runs], baseline="supervised")
+    assert (tmp_path / "table.tex").read_text() == report.to_latex(table)
