@@ -76,6 +76,18 @@ def test_buffers_stay_the_teachers_own_unless_averaged():
     assert teacher[1].num_batches_tracked.item() == 7
 
 
+def test_the_update_is_that_of_a_loop_over_tensors_bit_for_bit():
+    student, teacher = (nn.Sequential(nn.Conv3d(3, 5, 3), nn.Linear(7, 300)) for _ in range(2))
+    expected = copy.deepcopy(teacher)
+    for step in range(3):
+        alpha = min(1 - 1 / (step + 1), 0.99)
+        update_ema_variables(student, teacher, 0.99, step)
+        for mean, weight in zip(expected.parameters(), student.parameters(), strict=True):
+            mean.data.mul_(alpha).add_(weight.data, alpha=1 - alpha)
+            weight.data.mul_(1.1)
+    assert all(map(torch.equal, teacher.parameters(), expected.parameters()))
+
+
 def test_networks_that_do_not_match_are_refused():
     student, _ = networks()
     with pytest.raises(ValueError, match="zip"):

@@ -1,0 +1,598 @@
+"""Measure mtseg beside the family's plain way of doing the same, and beside MONAI where that is installed.
+
+    python benchmarks/run.py                               # everything, about twenty minutes on two CPU cores
+    python benchmarks/run.py --quick                       # tiny sizes, less than two minutes: does it all still run?
+    python benchmarks/run.py --only loader --only metrics  # some rows
+    python benchmarks/run.py --out benchmarks/run.json     # every single time, with machine and versions
+
+All ways of one row run in this process, by turns, for several rounds; printed are the median over the rounds, the
+smallest and the largest time, and the median over the rounds of the ratio to mtseg's time. Before anything is timed,
+their results are compared. Real volumes are used where MTSEG_LA_ROOT names a folder with LA data of full size;
+otherwise volumes of LA's size and grey levels are made up. GPU rows are added where there is a GPU.
+"""
+
+import argparse
+import copy
+import csv
+import importlib.util
+import itertools
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import h5py
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import family  # noqa: E402
+
+from mtseg import metrics  # noqa: E402
+from mtseg.cache import CachedDataset, ResidentLoader  # noqa: E402
+from mtseg.datasets import LAHeart  # noqa: E402
+from mtseg.ema import update_ema_variables  # noqa: E402
+from mtseg.losses import multiclass_dice_loss, softmax_mse_loss  # noqa: E402
+from mtseg.networks.vnet import VNet  # noqa: E402
+from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler  # noqa: E402
+from mtseg.sliding_window import test_single_case  # noqa: E402
+from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
+
+LA_PATCH = (112, 112, 80)
+SMALL_PATCH = (48, 48, 32)
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+# ----------------------------------------------------------------------------------------------------------- measuring
+
+
+def by_turns(ways, rounds, device=CPU, warm_up=1):
+    """Seconds of each call: {name: [one a round]}; `ways`: {name: function of the round's number}."""
+    times = {name: [] for name in ways}
+    for turn in range(warm_up + rounds):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way(turn)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            if turn >= warm_up:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def row(what, times, note="", goal=""):
+    """A row of timed ways, mtseg's under 'mtseg'."""
+    return {"what": what, "goal": goal, "note": note, "seconds": times}
+
+
+def fact(what, value, goal="", **more):
+    """A row that is no comparison of times; `value` says it in words, `more` in numbers."""
+    return {"what": what, "goal": goal, "note": value, **more}
+
+
+def has(package):
+    return importlib.util.find_spec(package) is not None
+
+
+def show(entry):
+    print(f"\n{entry['what']}" + f"   (to reach: {entry['goal']})" * bool(entry["goal"]))
+    ours = entry.get("seconds", {}).get("mtseg")
+    for name, times in entry.get("seconds", {}).items():
+        ratio = median(a / b for a, b in zip(times, ours, strict=True))
+        low, middle, high = (1000 * value for value in (min(times), median(times), max(times)))
+        print(f"  {name:22}{middle:12.3f} ms   [{low:.3f} .. {high:.3f}]   {ratio:9.2f} x")
+    if entry["note"]:
+        print(f"  {entry['note']}")
+    sys.stdout.flush()
+
+
+# ---------------------------------------------------------------------------------------------------------------- data
+
+
+def make_la(root, cases, side=1.0):
+    """Volumes of LA's size (times `side`), of 8 bits normalised to float32, gzipped as UA-MT's files are."""
+    for number in range(cases):
+        rng = np.random.default_rng(number)
+        shape = [int(side * n) for n in (rng.integers(171, 217), rng.integers(132, 149), 88)]
+        coarse = rng.standard_normal([n // 8 + 2 for n in shape]).astype(np.float32)
+        smooth = ndimage.zoom(coarse, 8, order=1)[tuple(slice(n) for n in shape)]
+        raw = np.clip(60 + 30 * smooth + 5 * rng.standard_normal(shape), 0, 255).astype(np.uint8).astype(np.float32)
+        folder = root / "data" / f"case_{number}"
+        folder.mkdir(parents=True)
+        with h5py.File(folder / "mri_norm2.h5", "w") as file:
+            file.create_dataset("image", data=(raw - raw.mean()) / raw.std(), compression="gzip")
+            file.create_dataset("label", data=(smooth > 1).astype(np.uint8), compression="gzip")
+    (root / "train.list").write_text("".join(f"case_{number}\n" for number in range(cases)))
+    return root
+
+
+def la_volumes(quick, scratch):
+    """(root, patch_size, words): full-size LA where there is such a folder, else volumes made up."""
+    given = os.environ.get("MTSEG_LA_ROOT")
+    if given and not quick:
+        with h5py.File(LAHeart(given, num=1).path(LAHeart(given, num=1).image_list[0])) as file:
+            if all(a >= b for a, b in zip(file["label"].shape, LA_PATCH, strict=True)):
+                return Path(given), LA_PATCH, "LA"
+    root = scratch / "la"
+    if not root.exists():
+        make_la(root, 3 if quick else 8, 0.3 if quick else 1.0)
+    return root, (32, 32, 16) if quick else LA_PATCH, "made-up volumes, a third of LA's size" if quick else "made up"
+
+
+def training_set(root, patch_size, num=None):
+    transform = Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor()])
+    return LAHeart(root, transform=transform, num=num, num_classes=2)
+
+
+# ---------------------------------------------------------------------------------------------------------------- rows
+
+
+def loader(quick, scratch):
+    """An augmented training sample on one core, volumes of LA's full size."""
+    root, patch_size, words = la_volumes(quick, scratch)
+    plain = training_set(root, patch_size, 8)
+    start = time.perf_counter()
+    cached = CachedDataset(plain)
+    filling = (time.perf_counter() - start) / len(cached)
+    for index in range(len(cached)):
+        theirs = family.sample(plain.path(plain.image_list[index]), patch_size, np.random.default_rng((1, index)))
+        assert all(torch.equal(theirs[key], cached[(index, (1, index))][key]) for key in theirs)
+
+    ways = {
+        "mtseg": lambda turn: cached[(turn % len(cached), (2, turn + 1))],
+        "family": lambda turn: family.sample(
+            plain.path(plain.image_list[turn % len(plain)]), patch_size, np.random.default_rng((2, turn + 1))
+        ),
+        "LAHeart, uncached": lambda turn: plain[(turn % len(plain), (2, turn + 1))],
+    }
+    if has("monai"):
+        from monai.data import CacheDataset
+        from monai.transforms import Compose as Chain
+        from monai.transforms import EnsureTyped, RandFlipd, RandRotate90d, RandSpatialCropd
+
+        keys = ["image", "label"]
+        volumes = [{key: value[None] for key, value in plain.read(case).items()} for case in plain.image_list]
+        chain = [EnsureTyped(keys), RandSpatialCropd(keys, patch_size, random_size=False)]
+        chain += [RandRotate90d(keys, prob=0.75, spatial_axes=(0, 1)), RandFlipd(keys, prob=0.5, spatial_axis=0)]
+        monais = CacheDataset(volumes, Chain(chain), progress=False)
+        ways["MONAI CacheDataset"] = lambda turn: monais[turn % len(monais)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a DataLoader's worker
+    times = by_turns(ways, 4 if quick else 40, warm_up=3)
+    torch.set_num_threads(threads)
+    rate = 1 / median(times["mtseg"])
+    note = f"{words}; {rate:.0f} samples per second and core; filling the cache took {filling:.3f} s a case, once"
+    yield row("loader: a sample of " + "x".join(map(str, patch_size)), times, note, "30 x family, 1 x MONAI")
+
+
+def memory(quick, scratch):
+    """Bytes of the cached training set, and what each worker adds to them."""
+    root, _, words = la_volumes(quick, scratch)
+    plain = LAHeart(root, num=8)
+    cached = CachedDataset(plain)
+    parts = [cached.stored(case, key)[0] for case in cached.image_list for key in ("image", "label")]
+    data = sum(part.nbytes for part in parts)
+    as_float = sum(part.size * 4 for part in parts[::2]) + sum(part.size for part in parts[1::2])
+    yield fact(
+        "memory: the cached training set",
+        f"{words}; {cached.nbytes / 2**20:.1f} MiB, {cached.nbytes / data:.4f} x the data in the type it needs, "
+        f"{cached.nbytes / as_float:.2f} x float32 images with uint8 labels",
+        "1.1 x",
+        bytes_cached=cached.nbytes,
+        bytes_data=data,
+    )
+    if not Path("/proc/self/smaps_rollup").exists():
+        yield fact("memory: added by a worker", "not measured: needs Linux's /proc")
+        return
+    for context in ("fork", "spawn"):
+        grown = list(DataLoader(_Grown(cached), batch_size=None, num_workers=2, multiprocessing_context=context))
+        yield fact(
+            f"memory: what a worker ({context}) holds for itself after it read all {data / 2**20:.1f} MiB",
+            ", ".join(f"{value / 2**20:.1f} MiB" for value in grown),
+            bytes_private=grown,
+        )
+
+
+class _Grown(Dataset):
+    """By how many bytes a worker's private memory grows when it reads every voxel of a cached data set."""
+
+    def __init__(self, cached):
+        self.cached = cached
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, _):
+        before = self.private()
+        for case, key in itertools.product(self.cached.image_list, ("image", "label")):
+            self.cached.stored(case, key)[0].max()
+        return max(self.private() - before, 0)
+
+    @staticmethod
+    def private():
+        lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
+        return sum(1024 * int(words[1]) for words in lines if words[0].startswith("Private_"))
+
+
+def mean_teacher(n_filters, device, memory_format=torch.contiguous_format):
+    """A student, its teacher and the optimizer, the same for the same arguments."""
+    torch.manual_seed(0)
+    model = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    return model, copy.deepcopy(model).requires_grad_(False), optimizer
+
+
+def step(model, ema_model, optimizer, volume, label, noise, weight, iteration, autocast=False):
+    """The iteration of train_mean_teacher.py; the loss stays on the device."""
+    labeled_bs = len(label)
+    with torch.autocast(volume.device.type, torch.bfloat16, enabled=autocast):
+        outputs = model(volume)
+        with torch.no_grad():
+            ema_outputs = ema_model(volume[labeled_bs:] + noise)
+    outputs, ema_outputs = outputs.float(), ema_outputs.float()
+    supervised = F.cross_entropy(outputs[:labeled_bs], label) + multiclass_dice_loss(outputs[:labeled_bs], label)
+    loss = 0.5 * supervised + weight * softmax_mse_loss(outputs[labeled_bs:], ema_outputs)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    update_ema_variables(model, ema_model, 0.99, iteration)
+    return loss.detach()
+
+
+def batch_of(patch_size, device):
+    """Two labelled and two unlabelled patches, and the noise on the latter."""
+    rng = np.random.default_rng(0)
+    volume = rng.standard_normal((4, 1, *patch_size)).astype(np.float32)
+    noise = np.clip(0.1 * rng.standard_normal((2, 1, *patch_size)), -0.2, 0.2).astype(np.float32)
+    return [torch.from_numpy(array).to(device) for array in (volume, (volume[:2, 0] > 1).astype(np.int64), noise)]
+
+
+def cpu_step(quick, scratch):
+    """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
+    for patch_size, n_filters, rounds in [((16, 16, 16), 4, 2)] if quick else [(SMALL_PATCH, 16, 9), (LA_PATCH, 16, 2)]:
+        volume, label, noise = batch_of(patch_size, CPU)
+        ours, theirs = mean_teacher(n_filters, CPU, torch.channels_last_3d), mean_teacher(n_filters, CPU)
+        losses = {"mtseg": [], "family": []}
+
+        def run(name, way, networks, turn, losses=losses, batch=(volume, label, noise)):
+            torch.manual_seed(turn + 1)
+            losses[name].append(float(way(*networks, *batch, 0.1, turn + 1)))
+
+        ways = {
+            "mtseg": lambda turn, networks=ours: run("mtseg", step, networks, turn),
+            "family": lambda turn, networks=theirs: run("family", family.mean_teacher_step, networks, turn),
+        }
+        times = by_turns(ways, rounds, warm_up=1)
+        np.testing.assert_allclose(losses["mtseg"][:2], losses["family"][:2], rtol=1e-4)
+        work = operations(theirs, volume, label, noise)
+        peak = matmul_rate(torch.float32, CPU, 512 if quick else 1536)
+        rate = work / median(times["mtseg"])
+        note = f"{work / 1e9:.3g} GFLOP at {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of a large matrix product's"
+        yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, "1.8 x")
+
+
+def operations(networks, volume, label, noise):
+    """Floating-point operations of an iteration, as PyTorch counts them (convolutions)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step(*networks, volume, label, noise, 0.1, 1)
+    return counter.get_total_flops()
+
+
+def matmul_rate(dtype, device, n):
+    """Operations per second of a large matrix product: what the machine gives in practice."""
+    a, b = torch.randn(n, n, device=device, dtype=dtype), torch.randn(n, n, device=device, dtype=dtype)
+    return 2 * n**3 / min(by_turns({"product": lambda _: a @ b}, 5, device)["product"])
+
+
+def ema(quick, scratch, device=CPU):
+    """The teacher's update, beside a loop over tensors, and its share of an iteration."""
+    model, teacher, optimizer = mean_teacher(4 if quick else 16, device)
+    expected, loop_teacher = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.01)
+    family.update_ema_variables(model, expected, 0.99, 5)
+    update_ema_variables(model, teacher, 0.99, 5)
+    assert all(map(torch.equal, teacher.parameters(), expected.parameters())) or device.type == "cuda"
+    ways = {
+        "mtseg": lambda turn: update_ema_variables(model, teacher, 0.99, 500),
+        "family": lambda turn: family.update_ema_variables(model, loop_teacher, 0.99, 500),
+    }
+    times = by_turns(ways, 5 if quick else 30, device, warm_up=3)
+    patch_size = (16, 16, 16) if quick else SMALL_PATCH
+    batch = batch_of(patch_size, device)
+    whole = median(by_turns({"step": lambda turn: step(model, teacher, optimizer, *batch, 0.1, 9)}, 3, device)["step"])
+    note = f"{median(times['mtseg']) / whole:.2%} of an iteration with patches of {'x'.join(map(str, patch_size))}"
+    yield row("EMA update", times, note, "2 % of a step")
+
+
+def sliding_window(quick, scratch, device=CPU):
+    """A whole volume in windows with the strides of the protocol, 18 and 4."""
+    if quick:
+        yield windows_row((40, 36, 20), (32, 32, 16), 2, device, rounds=1)
+        return
+    if device.type == "cpu":
+        yield windows_row((96, 70, 44), SMALL_PATCH, 16, device, rounds=3)
+    yield windows_row((183, 140, 88), LA_PATCH, 16, device, rounds=1 if device.type == "cpu" else 3)
+
+
+def windows_row(shape, patch_size, n_filters, device, rounds):
+    """One volume of `shape` with every way of segmenting it."""
+    torch.manual_seed(0)
+    net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    results = {}
+
+    def ours(_):
+        results["mtseg"] = test_single_case(net, image, 18, 4, patch_size, 2)
+
+    def familys(_):
+        results["family"] = family.test_single_case(net, image, 18, 4, patch_size, 2, device)
+
+    def monais(_):
+        from monai.inferers import sliding_window_inference
+
+        overlap = [1 - (stride + 0.5) / side for stride, side in zip((18, 18, 4), patch_size, strict=True)]
+        volume = torch.from_numpy(image)[None, None].to(device)
+        with torch.no_grad():
+            score = sliding_window_inference(volume, patch_size, 4, lambda x: F.softmax(net(x), dim=1), overlap)[0]
+        results["MONAI"] = score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
+
+    ways = {"mtseg": ours, "family": familys, **({"MONAI": monais} if has("monai") else {})}
+    times = by_turns(ways, rounds, device, warm_up=0 if device.type == "cpu" else 1)
+    label_map, score_map = results["mtseg"]
+    differing = {}
+    for name, (labels, scores) in results.items():
+        np.testing.assert_allclose(score_map, scores, atol=1e-5)
+        differing[name] = int((labels != label_map).sum())
+    what = f"sliding window, {'x'.join(map(str, shape))} in windows of {'x'.join(map(str, patch_size))}"
+    note = f"scores equal to 1e-5; voxels labelled differently: {differing}"
+    return row(what, times, note, "1.5 x" if device.type == "cpu" else "6 x")
+
+
+def blobs(shape, seed):
+    """Two masks that overlap mostly, a chamber of a tenth of the volume's side with a rough surface."""
+    rng = np.random.default_rng(seed)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij"))
+    coarse = rng.standard_normal((2, *(n // 12 + 2 for n in shape))).astype(np.float32)
+    masks = []
+    for rough, shift in zip(coarse, (0.0, 0.05), strict=True):
+        rough = ndimage.zoom(rough, [n / s for n, s in zip(shape, rough.shape, strict=True)], order=1)
+        masks.append(np.sqrt(((grid - shift) ** 2).sum(axis=0)) + 0.06 * rough < 0.5)
+    return masks
+
+
+def case_metrics(quick, scratch):
+    """Dice, Jaccard, HD95 and ASD of one case."""
+    result, reference = blobs((40, 36, 24) if quick else (183, 140, 88), 0)
+    ways = {"mtseg": lambda _: metrics.calculate_metric_percase(result, reference)}
+    if has("medpy"):
+        from medpy.metric import binary
+
+        def theirs(_=None):
+            functions = (binary.dc, binary.jc, binary.hd95, binary.asd)
+            return [function(result, reference) for function in functions]
+
+        np.testing.assert_allclose(metrics.calculate_metric_percase(result, reference), theirs(), rtol=1e-9)
+        ways["MedPy (family)"] = theirs
+    if has("monai"):
+        from monai.metrics import (
+            compute_average_surface_distance,
+            compute_dice,
+            compute_hausdorff_distance,
+            compute_iou,
+        )
+
+        def monais(_):
+            a, b = (torch.from_numpy(mask)[None, None].float() for mask in (result, reference))
+            compute_dice(a, b), compute_iou(a, b)
+            compute_hausdorff_distance(a, b, include_background=True, percentile=95)
+            compute_average_surface_distance(a, b, include_background=True)
+
+        ways["MONAI"] = monais
+    times = by_turns(ways, 2 if quick else 7)
+    note = "" if has("medpy") else "MedPy not measured: pip install medpy"
+    yield row("metrics: dice, jaccard, hd95, asd of a case", times, note, "10 x MedPy, 3 x MONAI")
+
+
+def start_up(quick, scratch):
+    """The help of a training script, in a process of its own."""
+
+    def run(*words):
+        subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL, cwd=scratch)
+
+    ways = {
+        "mtseg": lambda _: run(str(ROOT / "train_mean_teacher.py"), "--help"),
+        "import torch": lambda _: run("-c", "import torch"),
+        "python": lambda _: run("-c", "pass"),
+    }
+    yield row("start-up: train_mean_teacher.py --help", by_turns(ways, 1 if quick else 5), goal="0.5 s")
+
+
+def growth(quick, scratch):
+    """Time and memory over a long run of train_mean_teacher.py; metrics and windows over volumes of growing size."""
+    iterations = 40 if quick else 6000
+    root = scratch / "growth"
+    make_la(root, 6, 0.2)
+    flags = {"root_path": root, "output_dir": scratch / "run", "labelnum": 3, "max_iterations": iterations}
+    flags |= {"n_filters": 2, "patch_size": "16 16 16", "num_workers": 1, "save_freq": max(iterations // 6, 1)}
+    words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).split())]
+    with open(scratch / "growth.log", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "train_mean_teacher.py"), *words], stdout=log, stderr=log
+        )
+    resident, status = [], Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        found = [line for line in status.read_text().splitlines() if "VmRSS" in line] if status.exists() else []
+        resident += [int(found[0].split()[1]) / 1024] if found else []
+        time.sleep(0.1 if quick else 0.5)
+    if process.returncode:
+        raise SystemExit((scratch / "growth.log").read_text())
+    with open(next((scratch / "run").glob("model/*/*/metrics.csv")), newline="") as file:
+        seconds = [1 / float(line["iterations_per_second"]) for line in csv.DictReader(file)]
+    tenths = [1000 * median(part) for part in np.array_split(seconds[len(seconds) // 20 :], 10)]
+    # The first fifth of the time goes into starting.
+    curve = [float(part[-1]) for part in np.array_split(resident[len(resident) // 5 :], 8) if len(part)]
+    yield fact(
+        f"growth: {iterations} iterations of train_mean_teacher.py, ms an iteration (median of each tenth)",
+        " ".join(f"{value:.1f}" for value in tenths),
+        "flat",
+        milliseconds=tenths,
+    )
+    what = "growth: resident memory of the process over the run, MiB"
+    yield fact(what, " ".join(f"{value:.0f}" for value in curve) or "not measured", "flat", mebibytes=curve)
+
+    sides = (32, 64) if quick else (64, 128, 256, 512)
+    for what, way in (("metrics", _metrics_of), ("windows", _windows_of)):
+        nanoseconds = {side: 1e9 * way(side) / side**3 for side in sides}
+        yield fact(
+            f"growth: {what}, nanoseconds a voxel at " + ", ".join(f"{side}^3" for side in sides),
+            " ".join(f"{value:.1f}" for value in nanoseconds.values()),
+            "linear in voxels",
+            nanoseconds=nanoseconds,
+        )
+
+
+def _metrics_of(side):
+    masks = blobs((side, side, side), 0)
+    return min(by_turns({"": lambda _: metrics.calculate_metric_percase(*masks)}, 1, warm_up=side <= 128)[""])
+
+
+def _windows_of(side):
+    """Seconds for a volume in overlapping windows, with a network that costs next to nothing."""
+    net = nn.Conv3d(1, 2, 1).eval()
+    image = np.zeros((side, side, side), dtype=np.float32)
+    patch_size = tuple(min(side, wanted) for wanted in (112, 112, 80))
+    ways = {"": lambda _: test_single_case(net, image, 56, 40, patch_size, 2)}
+    return min(by_turns(ways, 1, warm_up=side <= 128)[""])
+
+
+def gpu_step(quick, scratch):
+    """A Mean Teacher iteration on the GPU, with the time it waits for data."""
+    root, patch_size, _ = la_volumes(quick, scratch)
+    cached = CachedDataset(training_set(root, patch_size, 8))
+    count = len(cached)
+    batches = TwoStreamBatchSampler(range(count // 2), range(count // 2, count), 4, 2, seed=1)
+    if count < 4:
+        batches = ShuffledBatchSampler(range(count), 2, seed=1)
+    feed = iter(ResidentLoader(cached, IterationSampler(batches, 1, 0, 10**6), patch_size, GPU))
+    volume, label, noise = batch_of(patch_size, GPU)
+    plain, fast = mean_teacher(16, GPU), mean_teacher(16, GPU, torch.channels_last_3d)
+    ways = {
+        "mtseg": lambda turn: step(*fast, next(feed)["image"], label, noise, 0.1, 9, autocast=True),
+        "family": lambda turn: family.mean_teacher_step(*plain, volume, label, noise, 0.1, 9),
+        "data alone": lambda turn: next(feed),
+    }
+    times = by_turns(ways, 20, GPU, warm_up=5)
+    work = operations(plain, volume, label, noise)
+    rate, peak = work / median(times["mtseg"]), matmul_rate(torch.bfloat16, GPU, 8192)
+    moved = bytes_moved(fast[0], volume, element_size=2)
+    note = (
+        f"bf16, channels last; {work / 1e12:.2f} TFLOP at {rate / 1e12:.0f} TFLOP/s, {rate / peak:.0%} of a large "
+        f"matrix product's; at least {moved / 1e9:.1f} GB moved, {moved / median(times['mtseg']) / 1e12:.2f} TB/s"
+    )
+    yield row("step on the GPU, patches of " + "x".join(map(str, patch_size)), times, note, "4 x, 30 ms")
+
+
+def bytes_moved(model, volume, element_size):
+    """What an iteration moves at least: each layer's input and output, once forward in student and in half the batch
+    in the teacher, twice backward."""
+    moved = []
+
+    def count(_module, inputs, output):
+        moved.append(inputs[0].numel() + output.numel())
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    with torch.no_grad():
+        model(volume)
+    for hook in hooks:
+        hook.remove()
+    return 3.5 * sum(moved) * element_size
+
+
+def gpu_ema(quick, scratch):
+    """The teacher's update on the GPU."""
+    return ema(quick, scratch, GPU)
+
+
+def gpu_sliding_window(quick, scratch):
+    """A whole volume in windows on the GPU."""
+    return sliding_window(quick, scratch, GPU)
+
+
+CPU_ROWS = {
+    "loader": loader,
+    "memory": memory,
+    "cpu_step": cpu_step,
+    "ema": ema,
+    "sliding_window": sliding_window,
+    "metrics": case_metrics,
+    "start_up": start_up,
+    "growth": growth,
+}
+GPU_ROWS = {"gpu_step": gpu_step, "gpu_ema": gpu_ema, "gpu_sliding_window": gpu_sliding_window}
+
+
+def machine():
+    """Where and with what the figures were taken."""
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    for package in ("monai", "medpy"):
+        if has(package):
+            from importlib.metadata import version
+
+            versions[package] = version(package)
+    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "cpu": names[0].split(": ")[1] if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "load before": os.getloadavg()[0],
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **versions,
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test, its times mean nothing")
+    parser.add_argument("--only", action="append", choices=[*CPU_ROWS, *GPU_ROWS], help="this row; may be repeated")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write all times there")
+    args = parser.parse_args(argv)
+
+    report = {"command": sys.argv[1:] if argv is None else argv, "machine": machine(), "rows": []}
+    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    rows = CPU_ROWS | (GPU_ROWS if torch.cuda.is_available() else {})
+    for name in args.only or [*CPU_ROWS, *GPU_ROWS]:
+        if name not in rows:
+            entries = [fact(name, "not measured: there is no GPU")]
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                entries = list(rows[name](args.quick, Path(scratch)))
+        for entry in entries:
+            report["rows"].append({"name": name, **entry})
+            show(entry)
+    if not has("monai"):
+        print("\nMONAI was not measured: pip install monai")
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = args.out.with_name(f".{args.out.name}.tmp")
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+        os.replace(temporary, args.out)
+    return report
+
+
+if __name__ == "__main__":
+    main()

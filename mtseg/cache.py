@@ -1,0 +1,248 @@
+"""Volumes once in memory, shared by all workers, of which a sample touches no more than its patch.
+
+    dataset = CachedDataset(LAHeart(root, transform=Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor()])))
+
+gives the samples of the LAHeart it wraps, bit for bit, for any transform. Where the volumes fit on the GPU,
+`ResidentLoader` keeps them there and makes the same batches there.
+"""
+
+import mmap
+import tempfile
+from multiprocessing import reduction
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+ALIGNMENT = 64  # bytes; for any element type and a whole cache line
+
+
+class CacheError(OSError):
+    """A cache that cannot be written; the message is one sentence with the folder and the remedy."""
+
+
+def encode(image):
+    """(codes, levels) with levels[codes] equal to `image` bit for bit; (image, None) where it has over 256 values.
+
+    `image`: float32 array. `codes`: uint8 array of its shape; `levels`: float32 (256,). An image of 8 bits has 256
+    values at most, whatever it was normalised to.
+    """
+    if np.unique(image.reshape(-1)[:4096]).size > 256:  # as nearly all others have in a few voxels already
+        return image, None
+    found = np.unique(image)
+    if found.size > 256:
+        return image, None
+    levels = np.zeros(256, dtype=np.float32)
+    levels[: found.size] = found
+    # Sign, exponent and 11 bits of the mantissa tell 256 evenly spaced values apart; others may collide.
+    code_of = np.zeros(1 << 20, dtype=np.uint8)
+    code_of[found.view(np.uint32) >> 12] = np.arange(found.size)
+    bits = np.ascontiguousarray(image).view(np.uint32)
+    codes = code_of[bits >> 12]
+    exact = np.array_equal(levels[codes].view(np.uint32), bits)
+    return (codes, levels) if exact else (image, None)
+
+
+class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
+    """A stored array in NumPy's clothes: slices, np.flip and np.rot90 of it are views, and all else works on a copy.
+
+    So a chain of transforms that turns a volume and then crops it reads no voxel outside the crop. Whatever NumPy
+    makes of it is a new array, float32 from codes where there are `levels` (see `encode`). `torch.from_numpy` wants
+    np.ascontiguousarray around it, or any other NumPy function.
+    """
+
+    def __init__(self, stored, levels=None):
+        self._stored = stored
+        self._levels = levels
+        self.shape = stored.shape
+        self.ndim = stored.ndim
+        self.dtype = stored.dtype if levels is None else levels.dtype
+
+    def __len__(self):
+        return len(self._stored)
+
+    def __getitem__(self, key):
+        return LazyArray(self._stored[key], self._levels)
+
+    def __array__(self, dtype=None, copy=None):
+        if self._levels is not None:
+            return self._levels.take(self._stored, mode="clip").astype(dtype or self.dtype, copy=False)
+        return np.array(self._stored, dtype=dtype, order="C")
+
+    def __getattr__(self, name):
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(np.asarray(self), name)
+
+    def __array_function__(self, function, types, args, kwargs):
+        if function in (np.flip, np.rot90) and isinstance(args[0], LazyArray):
+            return LazyArray(function(args[0]._stored, *args[1:], **kwargs), self._levels)
+        return function(*map(_read, args), **{key: _read(value) for key, value in kwargs.items()})
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        return getattr(ufunc, method)(*map(_read, inputs), **kwargs)
+
+
+def _read(value):
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_read, value))
+    return np.asarray(value) if isinstance(value, LazyArray) else value
+
+
+class CachedDataset(Dataset):
+    """The samples of `dataset` (an LAHeart), read from its files once, here, with all its checks.
+
+    `dataset` has `image_list`, `read(case)` giving {'image': float32 (W, H, D) or (C, W, H, D), 'label': uint8
+    (W, H, D)}, and `transform` (or None). Indices, seeds and 'rng' are as in LAHeart. A transform finds LazyArrays in
+    the sample; what it gives is the same, bit for bit.
+
+    The volumes lie uncompressed in a file without a name in `cache_dir` (default: where Python puts temporary files),
+    as uint8 where `encode` can, else as float32. It is mapped into memory, read-only: all workers, forked or spawned,
+    share the same pages (on Windows each makes its own file); what does not fit into memory is read from the disk
+    again when it is needed; and nothing is left behind when the process ends, however it ends. Raises CacheError where
+    the file cannot be written.
+    """
+
+    def __init__(self, dataset, cache_dir=None):
+        self.dataset = dataset
+        self.image_list = dataset.image_list
+        self.n_channels = dataset.n_channels
+        self.transform = dataset.transform
+        self._cache_dir = cache_dir
+        self._parts = {case: {} for case in self.image_list}  # case -> key -> (offset, dtype, shape, levels)
+        cache_dir = cache_dir or tempfile.gettempdir()
+        try:
+            self._file = tempfile.TemporaryFile(dir=cache_dir, buffering=0)
+            for case in self.image_list:
+                for key, array in dataset.read(case).items():
+                    stored, levels = encode(array) if array.dtype == np.float32 else (array, None)
+                    self._parts[case][key] = self._append(stored), stored.dtype.str, stored.shape, levels
+        except OSError as error:
+            raise CacheError(
+                f"{cache_dir}: the volumes cannot be kept there uncompressed ({error.strerror or error}); free space "
+                f"there, or name a folder with more of it in the environment variable TMPDIR"
+            ) from error
+        self._map()
+
+    def _append(self, array):
+        """Write `array` to the end of the file; returns its offset."""
+        offset = self._file.seek(0, 2)
+        offset = self._file.seek(offset + -offset % ALIGNMENT)
+        data = memoryview(np.ascontiguousarray(array)).cast("B")
+        while data:  # a write that runs into a full disk may be cut short before it fails
+            data = data[self._file.write(data) :]
+        return offset
+
+    def _map(self):
+        self.nbytes = self._file.seek(0, 2)
+        self._memory = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""
+
+    def __getstate__(self):
+        # For workers that are spawned: they get the open file, not its content. Windows cannot do that.
+        file = reduction.DupFd(self._file.fileno()) if hasattr(reduction, "DupFd") else None
+        return {**self.__dict__, "_memory": None, "_file": file}
+
+    def __setstate__(self, state):
+        if state["_file"] is None:
+            self.__init__(state["dataset"], state["_cache_dir"])
+            return
+        self.__dict__.update(state)
+        self._file = open(state["_file"].detach(), "rb", buffering=0)
+        self._map()
+
+    def __len__(self):
+        return len(self.image_list)
+
+    def __getitem__(self, index):
+        index, seed = index if isinstance(index, tuple) else (index, None)
+        case = self.image_list[index]
+        if self.transform is None:
+            return self.read(case)
+        sample = {key: LazyArray(*self.stored(case, key)) for key in self._parts[case]}
+        if seed is not None:
+            sample["rng"] = np.random.default_rng(seed)
+        sample = self.transform(sample)
+        sample.pop("rng", None)
+        return sample
+
+    def read(self, case):
+        """The whole case as {'image': float32, 'label': uint8}, without transform; new arrays."""
+        return {key: np.asarray(LazyArray(*self.stored(case, key))) for key in self._parts[case]}
+
+    def stored(self, case, key):
+        """(array, levels): 'image' or 'label' of a case as it lies in the cache, read-only, and what its codes mean."""
+        offset, dtype, shape, levels = self._parts[case][key]
+        return np.frombuffer(self._memory, dtype, int(np.prod(shape)), offset).reshape(shape), levels
+
+
+class ResidentLoader:
+    """The batches of a DataLoader, cut and turned on the device where the whole data set lies.
+
+    For each batch of `batch_sampler`, a list of (index, seed), {'image': float32 (N, C, *patch_size), 'label': int64
+    (N, *patch_size)} on `device`: bit for bit what a DataLoader gives from `dataset` (a CachedDataset) with the
+    transforms RandomRotFlip, RandomCrop(patch_size), ToTensor. `dataset.transform` is not used.
+    """
+
+    def __init__(self, dataset, batch_sampler, patch_size, device):
+        self.batch_sampler = batch_sampler
+        self.patch_size = tuple(patch_size)
+        self.device = device
+        self._cases = []
+        for case in dataset.image_list:
+            (image, levels), (label, _) = dataset.stored(case, "image"), dataset.stored(case, "label")
+            image = image[None] if image.ndim == 3 else image
+            arrays = (image, label) if levels is None else (image, label, levels)
+            self._cases.append([torch.from_numpy(array.copy()).to(device) for array in arrays])
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+    def __iter__(self):
+        for batch in self.batch_sampler:
+            samples = [self._sample(self._cases[index], np.random.default_rng(seed)) for index, seed in batch]
+            images, labels = zip(*samples, strict=True)
+            yield {"image": torch.stack(images), "label": torch.stack(labels)}
+
+    def _sample(self, case, rng):
+        image, label, *levels = case
+        turns, flipped = int(rng.integers(4)), int(rng.integers(2)) - 3
+        window, place = random_window(label.shape, self.patch_size, turns, flipped, rng)
+
+        def cut(volume):
+            return torch.flip(torch.rot90(volume[(..., *window)], turns, dims=(-3, -2)), dims=(flipped,))
+
+        image = levels[0][cut(image).int()] if levels else cut(image)
+        return _placed(image, self.patch_size, place), _placed(cut(label).long(), self.patch_size, place)
+
+
+def _placed(part, patch_size, place):
+    """`part` at the slices `place` of a patch that is 0 elsewhere."""
+    if part.shape[-3:] == patch_size:
+        return part
+    patch = part.new_zeros((*part.shape[:-3], *patch_size))
+    patch[(..., *place)] = part
+    return patch
+
+
+def random_window(shape, patch_size, turns, flipped, rng):
+    """Where a random patch of a volume lies that is first turned and flipped, then padded to `patch_size`, then cut.
+
+    `shape`: (W, H, D) of the volume before; `turns` quarter turns from W to H, then a mirror along axis `flipped`
+    (-3 or -2). Draws three integers from `rng`, as RandomCrop does. Returns the slices (W, H, D) that are cut from the
+    volume as it was, and the slices of the patch that they fill after turning and flipping.
+    """
+    sizes = [shape[1], shape[0], shape[2]] if turns % 2 else list(shape)
+    window, place = [], []
+    for size, wanted in zip(sizes, patch_size, strict=True):
+        missing = max(wanted - size, 0)
+        first = int(rng.integers(max(size - wanted, 0) + 1)) - missing // 2
+        low, high = max(first, 0), min(first + wanted, size)
+        window.append((low, high))
+        place.append(slice(low - first, high - first))
+    low, high = window[flipped]
+    window[flipped] = sizes[flipped] - high, sizes[flipped] - low
+    for _ in range(turns):
+        # A quarter turn puts voxel (j, n - 1 - i) of n columns at (i, j).
+        window[0], window[1] = window[1], (sizes[0] - window[0][1], sizes[0] - window[0][0])
+        sizes[0], sizes[1] = sizes[1], sizes[0]
+    return tuple(slice(low, high) for low, high in window), tuple(place)
