@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(p for p in (ROOT / "mtseg").rglob("*.py") if p.name != "__init__.py")
 ALLOWED = {"torch", "numpy", "scipy", "h5py", "tqdm", *sys.stdlib_module_names}
+EXTRAS = {"matplotlib", "wandb"}  # inside functions only: setup.py names them as extras
 
 IMPORT_ALONE = """
 import importlib, json, shutil, sys, tempfile
@@ -46,7 +47,8 @@ def test_a_leaf_imports_only_what_the_library_depends_on(leaf):
     for node in ast.walk(ast.parse(leaf.read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
-        assert {name.split(".")[0] for name in names} <= ALLOWED
+        lazy = isinstance(node, (ast.Import, ast.ImportFrom)) and node.col_offset > 0
+        assert {name.split(".")[0] for name in names} <= ALLOWED | (EXTRAS if lazy else set())
         assert not (isinstance(node, ast.ImportFrom) and node.level)
 
 

@@ -1,0 +1,213 @@
+"""The views of metrics.csv, read back with TensorBoard's, W&B's and Pillow's own readers."""
+
+import builtins
+import csv
+import json
+import socket
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mtseg.monitor import Monitor, MonitorError, StepClock, check_extras, draw_progress, peak_memory
+
+FIELDS = ["iteration", "phase", "lr", "loss", "consistency_weight", "val_dice_student", "val_dice_teacher"]
+
+
+def rows(first, last, shift=0.0):
+    for i in range(first, last + 1):
+        row = {"iteration": i, "phase": "ramp" if i < 4 else "stable", "lr": 0.01, "loss": 1 / i + shift}
+        row["consistency_weight"] = min(i, 4) / 40
+        if i % 2 == 0:
+            row |= {"val_dice_student": 0.5, "val_dice_teacher": 0.6}
+        yield row
+
+
+def write(folder, upto, shift=0.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "metrics.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows(1, upto, shift))
+        file.write("7,ram")  # what a crash leaves
+
+
+def run_and_resume(folder, **flags):
+    """Seven iterations, of which a checkpoint kept five; then the run goes on from there to the ninth."""
+    first = Monitor(folder, **flags)
+    for row in rows(1, 7, shift=100.0):
+        first.row({**row, "loss": 1 / row["iteration"]} if row["iteration"] <= 5 else row)
+    first.close()
+    write(folder, 7)
+    second = Monitor(folder, start=5, **flags)
+    for row in rows(6, 9):
+        second.row(row)
+    second.close()
+
+
+def test_event_files_hold_every_iteration_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(tmp_path, 0)
+    run_and_resume(tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == set(FIELDS) - {"iteration", "phase"}
+    loss = events.Scalars("loss")
+    assert [event.step for event in loss] == list(range(1, 10))
+    assert [event.value for event in loss] == pytest.approx([1 / i for i in range(1, 10)])
+    assert [event.step for event in events.Scalars("val_dice_teacher")] == [2, 4, 6, 8]
+    # TensorBoard itself hides duplicates behind a purge step; the files themselves must not hold any.
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypatch, tmp_path):
+    folder = tmp_path / "model" / "LA_vnet_8_labeled" / "MT"
+    write(folder, 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1]}")
+        run_and_resume(folder, wandb="offline", config={"base_lr": 0.01})
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
+
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("wandb/offline-run-*/*.wandb")
+    assert file.name == f"run-{(folder / 'wandb_id').read_text().strip()}.wandb"
+    # LevelDB's log format behind a header of 7 bytes: checksum, length and kind before each record.
+    data, place, steps, losses = file.read_bytes(), 7, [], []
+    assert len(data) < 32768  # one block
+    while place < len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        assert kind == 1  # a whole record
+        record = Record.FromString(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if record.WhichOneof("record_type") == "history":
+            items = {"".join([item.key, *item.nested_key]): json.loads(item.value_json) for item in record.history.item}
+            steps.append(items["_step"])
+            losses.append(items["loss"])
+    assert steps == list(range(1, 10))
+    assert losses == pytest.approx([1 / i for i in range(1, 10)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "package"), [({"tensorboard": True}, "tensorboard"), ({"wandb": "offline"}, "wandb")]
+)
+def test_a_missing_extra_is_named_before_anything_is_written(monkeypatch, tmp_path, flags, package):
+    real = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name == "torch.utils.tensorboard" or name.split(".")[0] == package:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MonitorError, match=f"^--{package} .*: pip install {package}$"):
+        check_extras(**flags)
+    with pytest.raises(MonitorError, match=f"pip install {package}$"):
+        Monitor(tmp_path, **flags)
+    assert list(tmp_path.iterdir()) == []
+    check_extras()
+
+
+def test_without_matplotlib_one_line_says_so_and_the_run_goes_on(monkeypatch, tmp_path):
+    real = builtins.__import__
+
+    def without(name, *arguments, **keywords):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError(name)
+        return real(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    said = []
+    write(tmp_path, 3)
+    monitor = Monitor(tmp_path, say=said.append, seconds=0)
+    for row in rows(1, 3):
+        monitor.row(row)
+    monitor.close()
+    assert len(said) == 1 and "pip install matplotlib" in said[0]
+    assert not (tmp_path / "progress.png").exists()
+
+
+def test_a_view_that_fails_is_given_up_in_one_line(tmp_path):
+    said = []
+    monitor = Monitor(tmp_path, say=said.append, tensorboard=True, seconds=0)
+    monitor.views["TensorBoard"].writer.close()
+    monitor.views["TensorBoard"].writer = None
+    for row in rows(1, 3):
+        monitor.row(row)
+    monitor.close()
+    assert len(said) == 1 and said[0].startswith("TensorBoard failed")
+
+    (tmp_path / "metrics.csv").write_text("iteration,loss\nx,1\n")
+    monitor = Monitor(tmp_path, say=said.append, seconds=0)
+    monitor.row({"iteration": 1, "loss": 1.0})
+    monitor.close()
+    assert len(said) == 2 and said[1].startswith("progress.png failed")
+
+
+def test_the_picture_follows_metrics_csv_and_is_not_drawn_too_often(tmp_path):
+    from PIL import Image
+
+    write(tmp_path, 6)
+    monitor = Monitor(tmp_path, seconds=1000)
+    monitor.row({"iteration": 6, "loss": 1.0})
+    assert not (tmp_path / "progress.png").exists()
+    monitor.draw_next = time.monotonic()
+    monitor.row({"iteration": 6, "loss": 1.0})
+    assert monitor.draw_next > time.monotonic() + 900
+    picture = Image.open(tmp_path / "progress.png").convert("RGB")
+    assert picture.size[0] == 1200
+    colors = {color for _, color in picture.getcolors(picture.size[0] * picture.size[1])}
+    assert {(0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)} <= colors  # student and teacher
+    for phase in ((0xF0, 0xE4, 0x42), (0x56, 0xB4, 0xE9)):  # ramp and stable, at 22 % on white
+        pale = [255 - 0.22 * (255 - value) for value in phase]
+        assert any(np.allclose(color, pale, atol=1) for color in colors)
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.csv", "progress.png"}
+    Monitor(tmp_path)  # a run that begins anew
+    assert not (tmp_path / "progress.png").exists()
+
+
+def test_no_picture_of_no_rows(tmp_path):
+    draw_progress(tmp_path)
+    write(tmp_path, 0)
+    draw_progress(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"metrics.csv"}
+
+
+def test_the_clock_counts_waiting_and_computing_and_nothing_else(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def loader():
+        for _ in range(4):
+            now[0] += 2
+            yield "batch"
+
+    clock = StepClock(torch.device("cpu"))
+    assert clock.row() == {}
+    means = []
+    for number, batch in enumerate(clock.batches(loader()), start=1):
+        assert batch == "batch"
+        now[0] += number
+        clock.stepped()
+        if number % 2 == 0:
+            means.append(clock.row())
+            now[0] += 100  # a validation
+    assert [(row["data_seconds"], row["step_seconds"]) for row in means] == [(2, 1.5), (2, 3.5)]
+
+
+def test_peak_memory_is_in_bytes():
+    """Against the kernel's own figure, VmHWM, which counts in units of 1024 bytes."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        pytest.skip("no /proc")
+    block = torch.ones(2**23)
+    kernel = int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
+    assert peak_memory(torch.device("cpu")) == pytest.approx(kernel, rel=0.02)
+    assert kernel > block.nbytes
