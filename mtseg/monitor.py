@@ -299,7 +299,7 @@ class _WeightsAndBiases:
         )
 
     def row(self, numbers, iteration):
-        self.run.log(numbers, step=iteration)
+        self.run.log(numbers, step=iteration, commit=True)
 
     def close(self):
         self.run.finish()
