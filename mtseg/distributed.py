@@ -28,6 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 # A process that has died is noticed at once, since its connections close; one that hangs, after this time. It must be
 # longer than what processes may wait for one another: a case of validation, data being made.
 TIMEOUT = timedelta(minutes=30)
+# How PyTorch words, in plain RuntimeErrors, that another process does not answer.
+LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
 
 
 class RankError(RuntimeError):
@@ -72,10 +74,6 @@ def joined_ranks(timeout=TIMEOUT):
             f"process {rank} of {world_size} has lost the others ({reason}): the one that failed first says why, or "
             f"torchrun does, below; mend that and go on with --resume"
         ) from error
-
-
-# How PyTorch words, in plain RuntimeErrors, that another process does not answer.
-LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out", re.IGNORECASE)
 
 
 class Silent:
@@ -175,7 +173,7 @@ class Ranks:
     def reseed(self):
         """From here on PyTorch draws other numbers in each process (dropout), a function of rank and last seed."""
         if not self.alone:
-            seed = np.random.SeedSequence([torch.initial_seed(), self.rank]).generate_state(1)[0]
+            seed = np.random.SeedSequence([torch.initial_seed(), self.rank + 1]).generate_state(1)[0]
             torch.manual_seed(int(seed))
 
     @torch.no_grad()
