@@ -107,5 +107,35 @@ class IterationSampler:
             skipped = 0
 
 
+class ShardedSampler:
+    """Process number `rank`'s share of every batch of `sampler`: equally many primary and equally many secondary.
+
+    The first `primary_batch_size` entries of a batch are primary (labelled); of these, and of the others, the process
+    gets as many as each other one, in a row, so that the shares together are the batch. Entries stay as they are: an
+    (index, seed) of IterationSampler keeps the seed of its place in the joint batch. With `world_size` 1 that is
+    `sampler` itself. Raises ValueError for a batch that cannot be shared out equally.
+    """
+
+    def __init__(self, sampler, rank, world_size, primary_batch_size=0):
+        self.sampler = sampler
+        self.rank = rank
+        self.world_size = world_size
+        self.primary_batch_size = primary_batch_size
+
+    def __len__(self):
+        return len(self.sampler)
+
+    def __iter__(self):
+        for batch in self.sampler:
+            primary, secondary = batch[: self.primary_batch_size], batch[self.primary_batch_size :]
+            yield [*self._share(primary), *self._share(secondary)]
+
+    def _share(self, entries):
+        size, rest = divmod(len(entries), self.world_size)
+        if rest:
+            raise ValueError(f"{len(entries)} samples cannot be shared equally by {self.world_size} processes")
+        return entries[self.rank * size : (self.rank + 1) * size]
+
+
 def _take(iterator, n):
     return list(itertools.islice(iterator, n))

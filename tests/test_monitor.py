@@ -37,6 +37,8 @@ def write(folder, upto, shift=0.0):
 
 def run_and_resume(folder, **flags):
     """Seven iterations, of which a checkpoint kept five; then the run goes on from there to the ninth."""
+    said = []
+    flags["say"] = said.append
     first = Monitor(folder, **flags)
     for row in rows(1, 7, shift=100.0):
         first.row({**row, "loss": 1 / row["iteration"]} if row["iteration"] <= 5 else row)
@@ -46,6 +48,7 @@ def run_and_resume(folder, **flags):
     for row in rows(6, 9):
         second.row(row)
     second.close()
+    assert said == []
 
 
 def test_event_files_hold_every_iteration_once_after_a_resume(tmp_path):

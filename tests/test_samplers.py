@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.samplers import IterationSampler, ShardedSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 
 
 def test_an_epoch_is_one_pass_through_the_primary_indices():
@@ -71,3 +71,23 @@ def test_every_sample_of_a_run_has_a_seed_of_its_own():
     seeds = [seed for batch in sampler for _, seed in batch]
     first_numbers = {np.random.default_rng(seed).integers(2**62) for seed in seeds}
     assert len(first_numbers) == len(seeds) == 100
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shares_are_the_joint_batch_without_overlap(world_size):
+    def joint():
+        return IterationSampler(TwoStreamBatchSampler(range(7), range(7, 40), 18, 12, seed=1), 1, 3, 20)
+
+    shares = [list(ShardedSampler(joint(), rank, world_size, 6)) for rank in range(world_size)]
+    primary, secondary = 6 // world_size, 12 // world_size
+    for number, batch in enumerate(joint()):
+        parts = [share[number] for share in shares]
+        assert [entry for part in parts for entry in part[:primary]] == batch[:6]
+        assert [entry for part in parts for entry in part[primary:]] == batch[6:]
+        assert all(len(part) == primary + secondary for part in parts)
+    assert all(len(share) == len(joint()) == 17 for share in shares)
+
+
+def test_unequal_shares_are_refused():
+    with pytest.raises(ValueError, match="3 samples cannot be shared equally by 2"):
+        next(iter(ShardedSampler([[1, 2, 3, 4, 5]], 0, 2, 2)))
