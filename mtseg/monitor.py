@@ -61,9 +61,9 @@ def check_extras(tensorboard=False, wandb=None):
 class Monitor:
     """Takes each row that metrics.csv gets, and keeps the views of it in the run's `folder` up to date.
 
-    progress.png: redrawn, where Matplotlib is installed, no oftener than every `seconds`, and so seldom that it takes
-    at most 2 % of the time. `tensorboard`: event files in `<folder>/tensorboard`. `wandb`: 'offline' (no network is
-    touched; `wandb sync` uploads later) or 'online'; `config` goes there as the run's settings.
+    progress.png: redrawn, where Matplotlib is installed, no oftener than every `seconds` (0: never), and so seldom
+    that it takes at most 2 % of the time. `tensorboard`: event files in `<folder>/tensorboard`. `wandb`: 'offline' (no
+    network is touched; `wandb sync` uploads later) or 'online'; `config` goes there as the run's settings.
 
     `start`: the iteration training goes on from; 0 begins everything anew. `say`: called with one line on each view
     that fails. Raises MonitorError only here, where a view that was asked for cannot begin.

@@ -36,7 +36,7 @@ def test_onnx_runtime_gives_pytorchs_logits_for_any_batch_and_size(cls, normaliz
         with torch.no_grad():
             np.testing.assert_allclose(found, net(x).numpy(), atol=1e-4)
     if cls is VNet and normalization == "batchnorm":
-        with pytest.raises(Exception, match="(?i)dimension|shape|broadcast"):
+        with pytest.raises(Exception, match=r"(?i)dimension|shape|broadcast"):
             session.run(None, {"image": np.zeros((1, 2, 24, 32, 32), np.float32)})  # 16 does not divide 24
 
 
