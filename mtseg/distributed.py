@@ -137,10 +137,9 @@ class Ranks:
     def wrap(self, model):
         """`model` in DistributedDataParallel, which gives all processes the main one's weights and equal gradients.
 
-        It shares its parameters with `model`, which stays what is saved, validated and averaged. Buffers are left to
-        `average_buffers`.
+        It shares parameters and buffers with `model`, which stays what is saved, validated and averaged.
         """
-        return model if self.alone else DistributedDataParallel(model, broadcast_buffers=False)
+        return model if self.alone else DistributedDataParallel(model)
 
     def gather(self, batch, primary=0):
         """The joint batch of this process's share `batch`, (N, ...), in the order it has in one process.
