@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import inference
 from data.make_phantom import PhantomError, make_phantom
-from mtseg import flags, runfolder
+from mtseg import flags, losses, runfolder
 from mtseg.augment import Strengths, strong_view
 from mtseg.checkpoint import (
     CheckpointError,
@@ -31,22 +31,13 @@ from mtseg.checkpoint import (
     load_checkpoint,
     load_fitting,
     load_weights,
-    save_checkpoint,
     write_whole,
 )
 from mtseg.datasets import UNKNOWN, DataError, JoinedCases, LAHeart, read_list, test_cases, training_cases
 from mtseg.datasets import unlabeled_cases as read_unlabeled
+from mtseg.distributed import RankError, Silent, joined_ranks
 from mtseg.ema import relative_distance, update_ema_variables
 from mtseg.flags import FlagError
-from mtseg.losses import (
-    TERMS,
-    SupervisedLoss,
-    confidence_mask,
-    masked_mean,
-    softmax_ce_loss,
-    softmax_kl_loss,
-    softmax_mse_loss,
-)
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.metrics import dice
 from mtseg.monitor import Monitor, MonitorError, StepClock, check_extras
@@ -55,14 +46,14 @@ from mtseg.optim import Schedule, gradient_scaler, make_optimizer
 from mtseg.ramps import rampup, sigmoid_rampup
 from mtseg.runfolder import RunError
 from mtseg.runlog import LogError, RunLog, StopSignals, leave_signals_to_main, until_stopped
-from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
+from mtseg.samplers import IterationSampler, ShardedSampler, TwoStreamBatchSampler
 from mtseg.seeding import seed_iteration, set_deterministic
-from mtseg.sliding_window import test_single_case
+from mtseg.sliding_window import score_cases
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
 
 HERE = Path(__file__).resolve().parent
-CONSISTENCY = {"mse": softmax_mse_loss, "kl": softmax_kl_loss, "ce": softmax_ce_loss}
-FIELDS = ["iteration", "phase", "lr", "loss", *(f"loss_{name}" for name in TERMS), "supervised_loss"]
+CONSISTENCY = {"mse": losses.softmax_mse_loss, "kl": losses.softmax_kl_loss, "ce": losses.softmax_ce_loss}
+FIELDS = ["iteration", "phase", "lr", "loss", *(f"loss_{name}" for name in losses.TERMS), "supervised_loss"]
 FIELDS += ["consistency_weight", "consistency_dist", "teacher_distance", "val_dice_student", "val_dice_teacher"]
 FIELDS += ["skipped_steps", "iterations_per_second", "data_seconds", "step_seconds", "peak_memory_mb"]
 
@@ -73,36 +64,22 @@ def parse_flags(argv):
     return flags.parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
 
 
-def levels(outputs):
-    """The outputs of a network as a list, finest first, whether it gives one (deep supervision) or not."""
-    return outputs if isinstance(outputs, list) else [outputs]
-
-
-def validate(net, dataset, args):
-    """The mean Dice of the foreground classes over the cases of `dataset`."""
-    net.eval()
-    scores = []
-    for sample in map(dataset.read, dataset.image_list):
-        prediction, _ = test_single_case(
-            net, sample["image"], args.stride_xy, args.stride_z, args.patch_size, args.num_classes
-        )
-        scores += [dice(prediction == c, sample["label"] == c) for c in range(1, args.num_classes)]
-    net.train()
-    return float(sum(scores) / len(scores))
-
-
-def train(args, command):
+def train(args, command, ranks):
     # ------------------------------------------------------------------------------------------------------- data
     root = Path(args.root_path)
     if root == HERE / "data/Phantom":
         print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
-        make_phantom(root)
+        with ranks.main_first():
+            make_phantom(root)
     val_cases = read_list(args.val_list) if args.val_list else []
     train_cases = training_cases(root, val_cases, args.max_samples)
     unlabeled_cases = read_unlabeled(args.unlabeled_root) if args.unlabeled_root else []
     flags.check_two_streams(args, len(train_cases), len(unlabeled_cases))
     labeled_bs, unlabeled_bs = args.labeled_bs, args.batch_size - args.labeled_bs
-    flags.check_normalization(args, unlabeled_bs)  # the teacher's batch, the smaller one
+    windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes)
+    ranks.check_shares(args.labelnum, labeled_bs, unlabeled_bs)
+    own_labeled = labeled_bs // ranks.world_size
+    flags.check_normalization(args, unlabeled_bs // ranks.world_size)  # the teacher's batch, the smaller one
     check_extras(args.tensorboard, args.wandb)
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
@@ -123,7 +100,7 @@ def train(args, command):
     resume_from = runfolder.checkpoint_to_resume(folder, args.resume, args.overwrite)
 
     # ------------------------------------------------------------------------------ student, teacher and optimizer
-    device = runfolder.choose_device(args.gpu, args.amp)
+    device = runfolder.choose_device(ranks.gpu(args.gpu), args.amp)
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
     args.has_dropout = True
@@ -141,14 +118,14 @@ def train(args, command):
             if args.teacher_checkpoint_for in (name, "both"):
                 load_weights(net, load_checkpoint(args.teacher_checkpoint, device), args.teacher_checkpoint)
     student = checkpoint_blocks(model) if args.gradient_checkpointing else model
-    student = InParts(torch.compile(student) if args.compile else student, args.accumulation_steps)
+    student = ranks.wrap(InParts(torch.compile(student) if args.compile else student, args.accumulation_steps))
     teacher = torch.compile(ema_model) if args.compile else ema_model
     consistency_criterion = CONSISTENCY[args.consistency_type]
     masked = any(astuple(strengths)) or args.consistency_threshold > 0
-    first = 0 if args.consistency_on == "all" else labeled_bs
+    first = 0 if args.consistency_on == "all" else own_labeled
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
     ignored = args.ignore_index if first or not masked else ignore_index
-    supervised = SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
+    supervised = losses.SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
     optimizer = make_optimizer(
         args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
@@ -157,12 +134,18 @@ def train(args, command):
     scaler = gradient_scaler(device, args.amp)
     autocast = torch.autocast(device.type, {"fp16": torch.float16}.get(args.amp, torch.bfloat16), args.amp != "off")
 
-    watched = sorted(set(val_cases) & set(test_cases(root)))
-    selection = "test set" if watched else "validation list" if val_cases else "last iteration"
+    selection, said = runfolder.how_selected(val_cases, test_cases(root))
+    notes += said
     config = {**vars(args), "n_channels": db_train.n_channels, **runfolder.versions(device)}
-    config.update(train_cases=train_cases, val_cases=val_cases, unlabeled_cases=unlabeled_cases, selection=selection)
+    config.update(
+        train_cases=train_cases,
+        val_cases=val_cases,
+        unlabeled_cases=unlabeled_cases,
+        selection=selection,
+        ranks=ranks.world_size,
+    )
     parts = {"model": model, "ema_model": ema_model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    keeper = RunState(folder, parts, {"": "model", "ema_": "ema_model"}, config)
+    keeper = RunState(folder, parts, {"": "model", "ema_": "ema_model"}, config, ranks.is_main)
     # A teacher that has learned before stays what it is; else the first updates are the average of the students so far.
     ema_start = 10**6 if args.teacher_checkpoint and args.teacher_checkpoint_for != "student" else 0
     start, progress = 0, {"student": -1.0, "teacher": -1.0, "waited": 0, "skipped": 0}
@@ -175,24 +158,27 @@ def train(args, command):
         notes.append(f"{folder} has no latest.pth yet: starting from iteration 0")
 
     # ------------------------------------------------------------------------------------------- the run's folder
-    lock = runfolder.lock_folder(folder)
-    if args.overwrite and resume_from is None:
-        runfolder.remove_old_weights(folder)
-    write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
-    log = RunLog(folder, FIELDS, start)
+    ranks.wait()  # until all have looked at what lies there
+    log = Silent()
+    if ranks.is_main:
+        lock = runfolder.lock_folder(folder)
+        if args.overwrite and resume_from is None:
+            runfolder.remove_old_weights(folder)
+        write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
+        log = RunLog(folder, FIELDS, start)
     log.say(shlex.join(command))
     log.say(f"{folder}: {args.labelnum} labelled and {len(streams[1])} unlabelled cases on {config['device']}")
-    if watched:
-        log.say(f"{len(watched)} cases of {args.val_list} are test cases: what they select is selected on the test set")
     for note in notes:
         log.say(note)
-    monitor = Monitor(folder, start, log.say, args.tensorboard, args.wandb, config, args.progress)
+    views = (args.tensorboard, args.wandb, config, args.progress)
+    monitor = Monitor(folder, start, log.say, *views) if ranks.is_main else Silent()
 
     # ---------------------------------------------------------------------------------------------------- training
     stop_at = start if progress["waited"] == args.patience else args.max_iterations
+    sampler = IterationSampler(batches, args.seed, start, stop_at)
     loader = DataLoader(
         db_train,
-        batch_sampler=IterationSampler(batches, args.seed, start, stop_at),
+        batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, labeled_bs),
         num_workers=args.num_workers,
         worker_init_fn=leave_signals_to_main,
         pin_memory=device.type == "cuda",
@@ -200,31 +186,36 @@ def train(args, command):
     model.train()
     ema_model.train()
     iteration, last, clock = start, False, StepClock(device)
-    bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True)
+    bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True, disable=not ranks.is_main)
     with StopSignals() as stop, bar:
-        for iteration, batch in enumerate(clock.batches(until_stopped(loader, stop)), start=start + 1):
+        running = clock.batches(ranks.in_step(until_stopped(loader, stop), stop))
+        for iteration, batch in enumerate(running, start=start + 1):
             # Noise, dropout and strong views depend on seed and iteration alone, as the loader's crops do.
             seed_iteration(args.seed, iteration)
             volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device)
-            label_batch[labeled_bs:] = ignore_index  # whatever the files hold, nothing below learns from it
+            label_batch[own_labeled:] = ignore_index  # whatever the files hold, nothing below learns from it
             compared_batch = volume_batch[first:]
-            noise = torch.clamp(torch.randn_like(compared_batch) * 0.1, -0.2, 0.2)
-            pasted = volume_batch[:labeled_bs] if strengths.mixin else None
+            noise = torch.clamp(ranks.randn_like(compared_batch) * 0.1, -0.2, 0.2)
+            ranks.reseed()  # what follows draws other numbers in each process
+            pasted = volume_batch[:own_labeled] if strengths.mixin else None
             view = strong_view(compared_batch, strengths, label_batch[first:], pasted, ignore_index=ignore_index)
-            label_batch = torch.cat([label_batch[:first], view.labels])[:labeled_bs]
+            label_batch = ranks.gather(torch.cat([label_batch[:first], view.labels])[:own_labeled])
 
             with autocast:
-                outputs = levels(student(torch.cat([volume_batch[:first], view.image])))
+                outputs = losses.levels(student(torch.cat([volume_batch[:first], view.image])))
                 with torch.no_grad():
-                    ema_outputs = levels(teacher(compared_batch + noise))[0]
-            supervised_loss, losses = supervised([output[:labeled_bs] for output in outputs], label_batch)
-            target, compared = view.align(ema_outputs)
+                    ema_outputs = losses.levels(teacher(compared_batch + noise))[0]
+            target, compared = (ranks.gather(part, own_labeled - first) for part in view.align(ema_outputs))
+            outputs = ranks.gather(outputs, own_labeled)
+            supervised_loss, loss_parts = supervised([output[:labeled_bs] for output in outputs], label_batch)
+            compared_outputs = outputs[0][labeled_bs * (first > 0) :]
             if masked:
-                compared = compared & confidence_mask(target, args.consistency_threshold).unsqueeze(1)
-                consistency_map = consistency_criterion(outputs[0][first:], target, reduction="none")
-                consistency_dist = masked_mean(consistency_map, compared)
+                compared = compared & losses.confidence_mask(target, args.consistency_threshold).unsqueeze(1)
+                consistency_dist = losses.masked_mean(
+                    consistency_criterion(compared_outputs, target, reduction="none"), compared
+                )
             else:
-                consistency_dist = consistency_criterion(outputs[0][first:], target)
+                consistency_dist = consistency_criterion(compared_outputs, target)
             block = (iteration - 1 - args.consistency_warmup) // 150
             ramp = rampup(args.consistency_ramp, block, args.consistency_rampup) if block >= 0 else 0.0
             consistency_weight = args.consistency * ramp
@@ -243,6 +234,7 @@ def train(args, command):
             progress["skipped"] += scaler.get_scale() < scale  # float16 overflowed: these weights did not move
             schedule.step()
             alpha = args.ema_decay * sigmoid_rampup(iteration - 1, args.ema_rampup)
+            ranks.average_buffers(model, ema_model)
             update_ema_variables(model, ema_model, alpha, ema_start + iteration - 1, args.ema_buffers)
             clock.stepped()
 
@@ -252,17 +244,19 @@ def train(args, command):
                 keeper.check_finite(iteration)
                 progress["waited"] += 1
                 for name, prefix, net in (("student", "", model), ("teacher", "ema_", ema_model)):
-                    score = row[f"val_dice_{name}"] = validate(net, db_val, args)
+                    samples = map(db_val.read, ranks.share(val_cases))
+                    scores = ranks.join(score_cases(net, samples, dice, *windows))
+                    score = row[f"val_dice_{name}"] = sum(scores) / len(scores)
                     log.say(f"iteration {iteration}: validation Dice of the {name} {score:.4f}")
                     if score > progress[name]:
                         progress[name] = score
                         progress["waited"] *= name == "teacher"
-                        save_checkpoint(net.state_dict(), folder / f"{prefix}{args.model}_best_model.pth")
+                        keeper.save_best(prefix, args.model)
                 schedule.validated(row["val_dice_student"])
                 last = last or progress["waited"] == args.patience
             if last or iteration % args.log_freq == 0:
                 row["phase"] = "warm-up" if block < 0 else "ramp" if block < args.consistency_rampup else "stable"
-                row.update({name: value.item() for name, value in losses.items()})
+                row.update({name: value.item() for name, value in loss_parts.items()})
                 row.update(loss=loss.item(), supervised_loss=supervised_loss.item())
                 row.update(consistency_dist=consistency_dist.item(), skipped_steps=progress["skipped"])
                 row.update(teacher_distance=relative_distance(model, ema_model), **clock.row())
@@ -286,14 +280,18 @@ def train(args, command):
     if iteration < args.max_iterations:
         log.say(f"stopped early: no better validation Dice in {args.patience} validations")
     log.say(f"done; test it with:\npython inference.py --model_path {folder / f'iter_{iteration}.pth'}")
-    lock.close()
+    if ranks.is_main:
+        lock.close()
     return folder
 
 
 def main(argv=None):
     errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
-    with flags.one_sentence(*errors):
-        return train(parse_flags(argv), ["python", __file__, *(sys.argv[1:] if argv is None else argv)])
+    with flags.one_sentence(*errors, RankError):
+        args = parse_flags(argv)
+        with joined_ranks() as ranks:
+            words = sys.argv[1:] if argv is None else argv
+            return train(args, [*ranks.launcher(), __file__, *words], ranks)
 
 
 if __name__ == "__main__":

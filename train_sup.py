@@ -29,10 +29,10 @@ from mtseg.checkpoint import (
     RunState,
     load_checkpoint,
     load_fitting,
-    save_checkpoint,
     write_whole,
 )
 from mtseg.datasets import UNKNOWN, DataError, LAHeart, read_list, test_cases, training_cases
+from mtseg.distributed import RankError, Silent, joined_ranks
 from mtseg.flags import FlagError
 from mtseg.losses import TERMS, SupervisedLoss
 from mtseg.memory import InParts, checkpoint_blocks
@@ -42,9 +42,9 @@ from mtseg.networks import build_network, initialize_kaiming
 from mtseg.optim import Schedule, gradient_scaler, make_optimizer
 from mtseg.runfolder import RunError
 from mtseg.runlog import LogError, RunLog, StopSignals, leave_signals_to_main, until_stopped
-from mtseg.samplers import IterationSampler, ShuffledBatchSampler
+from mtseg.samplers import IterationSampler, ShardedSampler, ShuffledBatchSampler
 from mtseg.seeding import seed_iteration, set_deterministic
-from mtseg.sliding_window import test_single_case
+from mtseg.sliding_window import score_cases
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
 
 HERE = Path(__file__).resolve().parent
@@ -57,25 +57,13 @@ def parse_flags(argv):
     return flags.parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
 
 
-def validate(net, dataset, args):
-    """The mean Dice of the foreground classes over the cases of `dataset`."""
-    net.eval()
-    scores = []
-    for sample in map(dataset.read, dataset.image_list):
-        prediction, _ = test_single_case(
-            net, sample["image"], args.stride_xy, args.stride_z, args.patch_size, args.num_classes
-        )
-        scores += [dice(prediction == c, sample["label"] == c) for c in range(1, args.num_classes)]
-    net.train()
-    return float(sum(scores) / len(scores))
-
-
-def train(args, command):
+def train(args, command, ranks):
     # ------------------------------------------------------------------------------------------------------- data
     root = Path(args.root_path)
     if root == HERE / "data/Phantom":
         print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
-        make_phantom(root)
+        with ranks.main_first():
+            make_phantom(root)
     val_cases = read_list(args.val_list) if args.val_list else []
     train_cases = training_cases(root, val_cases, args.max_samples)
     if args.labelnum > len(train_cases):
@@ -86,7 +74,9 @@ def train(args, command):
     if args.labelnum < args.batch_size:
         raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
     train_cases = train_cases[: args.labelnum]
-    flags.check_normalization(args, args.batch_size)
+    windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes)
+    ranks.check_shares(args.labelnum, args.batch_size)
+    flags.check_normalization(args, args.batch_size // ranks.world_size)
     check_extras(args.tensorboard, args.wandb)
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
@@ -103,7 +93,7 @@ def train(args, command):
     resume_from = runfolder.checkpoint_to_resume(folder, args.resume, args.overwrite)
 
     # -------------------------------------------------------------------------------------- network and optimizer
-    device = runfolder.choose_device(args.gpu, args.amp)
+    device = runfolder.choose_device(ranks.gpu(args.gpu), args.amp)
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
     args.has_dropout = True
@@ -115,7 +105,7 @@ def train(args, command):
         notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
     model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
     forward = checkpoint_blocks(model) if args.gradient_checkpointing else model
-    forward = InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps)
+    forward = ranks.wrap(InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps))
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
     ignored = ignore_index if any(astuple(strengths)) else args.ignore_index
     supervised = SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
@@ -127,12 +117,12 @@ def train(args, command):
     scaler = gradient_scaler(device, args.amp)
     autocast = torch.autocast(device.type, {"fp16": torch.float16}.get(args.amp, torch.bfloat16), args.amp != "off")
 
-    watched = sorted(set(val_cases) & set(test_cases(root)))
-    selection = "test set" if watched else "validation list" if val_cases else "last iteration"
+    selection, said = runfolder.how_selected(val_cases, test_cases(root))
+    notes += said
     config = {**vars(args), "n_channels": db_train.n_channels, **runfolder.versions(device)}
-    config.update(train_cases=train_cases, val_cases=val_cases, selection=selection)
+    config.update(train_cases=train_cases, val_cases=val_cases, selection=selection, ranks=ranks.world_size)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
-    keeper = RunState(folder, parts, {"": "model"}, config)
+    keeper = RunState(folder, parts, {"": "model"}, config, ranks.is_main)
     start, progress = 0, {"best": -1.0, "waited": 0, "skipped": 0}
     if resume_from is not None:
         state = load_checkpoint(resume_from, device)
@@ -143,42 +133,47 @@ def train(args, command):
         notes.append(f"{folder} has no latest.pth yet: starting from iteration 0")
 
     # ------------------------------------------------------------------------------------------- the run's folder
-    lock = runfolder.lock_folder(folder)
-    if args.overwrite and resume_from is None:
-        runfolder.remove_old_weights(folder)
-    write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
-    log = RunLog(folder, FIELDS, start)
+    ranks.wait()  # until all have looked at what lies there
+    log = Silent()
+    if ranks.is_main:
+        lock = runfolder.lock_folder(folder)
+        if args.overwrite and resume_from is None:
+            runfolder.remove_old_weights(folder)
+        write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
+        log = RunLog(folder, FIELDS, start)
     log.say(shlex.join(command))
     log.say(f"{folder}: {args.labelnum} labelled cases on {config['device']}")
-    if watched:
-        log.say(f"{len(watched)} cases of {args.val_list} are test cases: what they select is selected on the test set")
     for note in notes:
         log.say(note)
-    monitor = Monitor(folder, start, log.say, args.tensorboard, args.wandb, config, args.progress)
+    views = (args.tensorboard, args.wandb, config, args.progress)
+    monitor = Monitor(folder, start, log.say, *views) if ranks.is_main else Silent()
 
     # ---------------------------------------------------------------------------------------------------- training
     stop_at = start if progress["waited"] == args.patience else args.max_iterations
+    sampler = IterationSampler(batches, args.seed, start, stop_at)
     loader = DataLoader(
         db_train,
-        batch_sampler=IterationSampler(batches, args.seed, start, stop_at),
+        batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, args.batch_size),
         num_workers=args.num_workers,
         worker_init_fn=leave_signals_to_main,
         pin_memory=device.type == "cuda",
     )
     model.train()
     iteration, last, clock = start, False, StepClock(device)
-    bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True)
+    bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True, disable=not ranks.is_main)
     with StopSignals() as stop, bar:
-        for iteration, batch in enumerate(clock.batches(until_stopped(loader, stop)), start=start + 1):
+        running = clock.batches(ranks.in_step(until_stopped(loader, stop), stop))
+        for iteration, batch in enumerate(running, start=start + 1):
             # Dropout and strong views depend on seed and iteration alone, as the loader's crops do.
             seed_iteration(args.seed, iteration)
             volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device)
+            ranks.reseed()  # what follows draws other numbers in each process
             pasted = (volume_batch, label_batch) if strengths.mixin else ()
             view = strong_view(volume_batch, strengths, label_batch, *pasted, ignore_index=ignore_index)
 
             with autocast:
-                outputs = forward(view.image)
-            loss, losses = supervised(outputs, view.labels)
+                outputs = ranks.gather(forward(view.image))
+            loss, losses = supervised(outputs, ranks.gather(view.labels))
             keeper.check_loss(loss.item(), iteration)
 
             row = {"iteration": iteration, "lr": schedule.lr}
@@ -192,6 +187,7 @@ def train(args, command):
             scaler.update()
             progress["skipped"] += scaler.get_scale() < scale  # float16 overflowed: these weights did not move
             schedule.step()
+            ranks.average_buffers(model)
             clock.stepped()
 
             bar.update()
@@ -199,11 +195,13 @@ def train(args, command):
             if val_cases and (last or iteration % args.val_freq == 0):
                 keeper.check_finite(iteration)
                 progress["waited"] += 1
-                score = row["val_dice"] = validate(model, db_val, args)
+                samples = map(db_val.read, ranks.share(val_cases))
+                scores = ranks.join(score_cases(model, samples, dice, *windows))
+                score = row["val_dice"] = sum(scores) / len(scores)
                 log.say(f"iteration {iteration}: validation Dice {score:.4f}")
                 if score > progress["best"]:
                     progress.update(best=score, waited=0)
-                    save_checkpoint(model.state_dict(), folder / f"{args.model}_best_model.pth")
+                    keeper.save_best("", args.model)
                 schedule.validated(score)
                 last = last or progress["waited"] == args.patience
             if last or iteration % args.log_freq == 0:
@@ -229,14 +227,18 @@ def train(args, command):
     if iteration < args.max_iterations:
         log.say(f"stopped early: no better validation Dice in {args.patience} validations")
     log.say(f"done; test it with:\npython inference.py --model_path {folder / f'iter_{iteration}.pth'}")
-    lock.close()
+    if ranks.is_main:
+        lock.close()
     return folder
 
 
 def main(argv=None):
     errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
-    with flags.one_sentence(*errors):
-        return train(parse_flags(argv), ["python", __file__, *(sys.argv[1:] if argv is None else argv)])
+    with flags.one_sentence(*errors, RankError):
+        args = parse_flags(argv)
+        with joined_ranks() as ranks:
+            words = sys.argv[1:] if argv is None else argv
+            return train(args, [*ranks.launcher(), __file__, *words], ranks)
 
 
 if __name__ == "__main__":

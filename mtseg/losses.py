@@ -188,6 +188,11 @@ class SupervisedLoss(nn.Module):
         return loss(logits, target, ignore_index=self.ignore_index)
 
 
+def levels(outputs):
+    """The outputs of a network as a list, finest first, whether it gives one (deep supervision) or a tensor."""
+    return outputs if isinstance(outputs, list) else [outputs]
+
+
 def nearest_labels(target, size):
     """`target` (N, *spatial) in the resolution `size`: each voxel takes the label of the one nearest to its centre.
 

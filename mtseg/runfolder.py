@@ -11,11 +11,11 @@ FREE_SETTINGS = {
     *("root_path", "dataset_name", "exp", "model", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
     *("max_iterations", "save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection"),
     *("config", "keep_last", "patience", "test_only", "tensorboard", "wandb", "progress", "unlabeled_root"),
-    *("teacher_checkpoint", "teacher_checkpoint_for", "pretrained", "ranks"),
+    *("teacher_checkpoint", "teacher_checkpoint_for", "pretrained"),
 }
 # With these schedules the length of a run decides every learning rate.
 LENGTH_SCHEDULES = ("poly", "cosine")
-VERSIONS = ("python", "torch", "device", "threads")
+VERSIONS = ("python", "torch", "device", "threads", "ranks")
 
 
 class RunError(ValueError):
@@ -49,6 +49,16 @@ def checkpoint_to_resume(folder, resume, overwrite):
             f"another place by --output_dir or --exp"
         )
     return None
+
+
+def how_selected(val_cases, test_cases):
+    """How the reported checkpoint is chosen, for config.json, and a list of sentences about it for the log."""
+    watched = set(val_cases) & set(test_cases)
+    if watched:
+        return "test set", [
+            f"{len(watched)} cases of --val_list are test cases: what they select is selected on the test set"
+        ]
+    return ("validation list" if val_cases else "last iteration"), []
 
 
 def newest_weights(folder):

@@ -53,4 +53,20 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2)
     return score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
 
 
+def score_cases(net, samples, score, stride_xy, stride_z, patch_size, num_classes=2):
+    """For each of `samples` ({'image', 'label'}, as test_single_case takes the image) the mean over foreground classes.
+
+    `score`: of two boolean arrays, prediction and label, a number, such as metrics.dice. `net` is in eval mode
+    meanwhile. Returns a list of floats.
+    """
+    training, scores = net.training, []
+    net.eval()
+    for sample in samples:
+        prediction, _ = test_single_case(net, sample["image"], stride_xy, stride_z, patch_size, num_classes)
+        each = [float(score(prediction == c, sample["label"] == c)) for c in range(1, num_classes)]
+        scores.append(sum(each) / len(each))
+    net.train(training)
+    return scores
+
+
 test_single_case.__test__ = False  # the family's name for it; not a test, whatever pytest thinks
