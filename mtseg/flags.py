@@ -245,8 +245,8 @@ def training_parser(description, model, batch_size):
     return parser
 
 
-def teacher_flags(parser):
-    """Add the flags of training scripts that have a teacher and unlabelled data."""
+def teacher_flags(parser, compare=True):
+    """Add the flags of training scripts with a teacher and unlabelled data; `compare`: their outputs are compared."""
     switch = argparse.BooleanOptionalAction
     flag = parser.add_argument_group("mean teacher").add_argument
     flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
@@ -258,13 +258,14 @@ def teacher_flags(parser):
     flag("--teacher_checkpoint_for", choices=("teacher", "student", "both"), default="both", help="who starts from it")
 
     flag = parser.add_argument_group("consistency").add_argument
-    flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
-    flag("--consistency", type=rate, default=0.1, help="weight of the consistency loss at the end of its ramp")
+    flag("--consistency", type=rate, default=0.1, help="weight of the loss on unlabelled patches after its ramp")
     flag("--consistency_ramp", choices=RAMPUPS, default="sigmoid", help="shape of the ramp")
     flag("--consistency_rampup", type=rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
     flag("--consistency_warmup", type=natural, default=0, help="iterations of supervised training before the ramp")
-    flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
-    flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
+    if compare:
+        flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
+        flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
+        flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
 
 
 def parse(parser, argv, la_folder, phantom_folder):
@@ -368,6 +369,13 @@ def check_two_streams(args, n_cases, n_unlabeled):
         )
 
 
+def full_parser():
+    """The parser of train_mean_teacher.py, which has all flags that the training scripts share."""
+    parser = training_parser("", model="MT", batch_size=4)
+    teacher_flags(parser)
+    return parser
+
+
 def markdown_table(parser):
     """All flags of `parser` as Markdown, a table for each group: flag, default, meaning."""
     lines = []
@@ -414,3 +422,11 @@ def read_config(path):
     if not isinstance(config, dict):
         raise FlagError(f"{path}: not a JSON object; repair it or move it away")
     return config
+
+
+if __name__ == "__main__":
+    readme, end = Path("README.md"), "<!-- end of flags -->"
+    begin = "<!-- flags: python -m mtseg.flags writes this table -->"
+    before, _, rest = readme.read_text().partition(begin)
+    table = markdown_table(full_parser())
+    readme.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

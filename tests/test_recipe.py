@@ -19,8 +19,9 @@ from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
+from recipes import train_pseudo_label
 
-SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup}
+SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup, "PL": train_pseudo_label}
 
 
 def run(model, data, out, *more, labelnum=3, **changes):
@@ -106,7 +107,7 @@ def by_hand(data, model, iterations=10):
 PINNED = {"MT": (23.23727, 0.741837), "supervised": (23.82397, 0.670156)}
 
 
-@pytest.mark.parametrize("model", SCRIPTS)
+@pytest.mark.parametrize("model", PINNED)
 def test_default_flags_compute_the_papers_recipe(data, tmp_path, model):
     folder = run(model, data, tmp_path / "runs", max_iterations=10)
     student, teacher = by_hand(data, model)
@@ -145,9 +146,10 @@ SWITCHES = ["--channels_last", "--gradient_checkpointing"]
 @pytest.mark.parametrize("model", SCRIPTS)
 def test_resuming_with_every_option_on_repeats_an_uninterrupted_run(data, tmp_path, monkeypatch, model):
     (tmp_path / "val.list").write_text("case_5\n")
-    settings = {**EVERYTHING, **(TEACHER if model == "MT" else {}), "max_iterations": 6, "labelnum": 2}
+    own = {"MT": TEACHER, "PL": {"consistency": 1, "pseudo_threshold": 0.5, "pseudo_entropy": 0.99}, "supervised": {}}
+    settings = {**EVERYTHING, **own[model], "max_iterations": 6, "labelnum": 2}
     settings |= {"save_freq": 3, "val_freq": 2, "keep_last": 2, "val_list": tmp_path / "val.list"}
-    switches = [*SWITCHES, *(["--ema_buffers"] if model == "MT" else [])]
+    switches = [*SWITCHES, *(["--ema_buffers"] if model != "supervised" else [])]
     whole = run(model, data, tmp_path / "whole", *switches, **settings)
     assert {p.name for p in whole.glob("iter_*.pth")} == {"iter_3.pth", "iter_6.pth"}
 
@@ -278,10 +280,12 @@ def test_consistency_warms_up_ramps_and_stays(data, tmp_path):
     assert all(value >= 0 for value in column(folder, "teacher_distance"))
 
 
-def test_hidden_labels_never_change_what_is_learned(data, tmp_path):
+@pytest.mark.parametrize("model", ["MT", "PL"])
+def test_hidden_labels_never_change_what_is_learned(data, tmp_path, model):
     """Labels of unlabelled cases may be wrong or missing: the weights are the same to the bit, whatever the flags."""
-    settings = {"consistency_on": "all", "strong_rotation": 15, "strong_mixin": 0.3, "consistency": 5}
-    with_labels = run("MT", data, tmp_path / "a", **settings)
+    settings = {"strong_rotation": 15, "strong_mixin": 0.3, "consistency": 50}
+    settings |= {"consistency_on": "all"} if model == "MT" else {"pseudo_threshold": 0.5}
+    with_labels = run(model, data, tmp_path / "a", **settings)
     import h5py
 
     for number in (3, 4):
@@ -289,7 +293,7 @@ def test_hidden_labels_never_change_what_is_learned(data, tmp_path):
             file["label"][...] = 1 - file["label"][...]
     with h5py.File(data / "data" / "case_5" / "mri_norm2.h5", "r+") as file:
         del file["label"]
-    assert same(weights(with_labels), weights(run("MT", data, tmp_path / "b", **settings)))
+    assert same(weights(with_labels), weights(run(model, data, tmp_path / "b", **settings)))
 
 
 def test_unlabelled_cases_of_another_folder_are_used(data, tmp_path):
@@ -338,3 +342,15 @@ def test_test_only_tests_the_newest_weights(data, tmp_path, capsys):
     capsys.readouterr()
     run("supervised", data, tmp_path / "runs", "--test_only", max_iterations=2)
     assert "mean (std)" in capsys.readouterr().out
+
+
+def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):
+    folder = run("PL", data, tmp_path / "all", pseudo_threshold=0)
+    assert column(folder, "pseudo_voxels_used") == [1, 1, 1, 1]
+    assert all(0 <= value <= 1 for value in column(folder, "pseudo_accuracy_monitoring_only"))
+    folder = run("PL", data, tmp_path / "none", pseudo_foreground="0.9999 1")
+    assert column(folder, "pseudo_volumes_used") == column(folder, "pseudo_loss") == [0, 0, 0, 0]
+    with pytest.raises(SystemExit) as stopped:
+        run("PL", data, tmp_path / "wrong", pseudo_foreground="0.5 0.1")
+    assert stopped.value.code == 2
+    assert "MIN is above MAX" in capsys.readouterr().err
