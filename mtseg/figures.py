@@ -134,8 +134,10 @@ def read_curves(run):
         name = f"{config['model']}, {config['labelnum']} labels"
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-        columns = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
-        return name, config.get("seed"), columns | {"iteration": columns["iteration"]}
+        shown = ["iteration", *(key for key in PANELS if key in rows[0])]
+        if len(shown) == 1:
+            raise LookupError(f"none of {', '.join(PANELS)} was logged")
+        return name, config.get("seed"), {key: np.array([float(row[key]) for row in rows]) for key in shown}
     except (OSError, ValueError, TypeError, LookupError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise FigureError(
