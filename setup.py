@@ -15,6 +15,11 @@ setup(
     extras_require={
         "nifti": ["nibabel"],
         "nrrd": ["pynrrd"],
-        "test": ["pytest", "medpy", "nibabel", "pynrrd", "ruff==0.17.5"],
+        "plot": ["matplotlib>=3.10", "scikit-image"],
+        "export": ["onnx", "onnxruntime"],
+        "test": [
+            *("pytest", "medpy", "nibabel", "pynrrd", "ruff==0.17.5"),
+            *("matplotlib>=3.10", "scikit-image", "onnx", "onnxruntime"),
+        ],
     },
 )

@@ -110,10 +110,11 @@ def to_torchscript(net, n_channels):
 
 
 def to_torch_export(net, n_channels):
-    """`net` (in eval mode, on the CPU) as the bytes of a torch.export file (.pt2) with dynamic batch and sides."""
+    """`net` (in eval mode, on the CPU) as the bytes of a torch.export file (.pt2) with dynamic batch and sides of 32
+    or more."""
     dim = torch.export.Dim
-    shapes = {0: dim("batch", min=1, max=1024)}
-    shapes |= {axis: DIVISOR * dim(name, min=1, max=64) for axis, name in ((2, "w"), (3, "h"), (4, "d"))}
+    # From two voxels at the bottom of the network on: torch.export takes a side of one for another case.
+    shapes = {0: dim("batch")} | {axis: DIVISOR * dim(name, min=2) for axis, name in ((2, "w"), (3, "h"), (4, "d"))}
     content = io.BytesIO()
     with _quiet(), torch.no_grad():
         try:
@@ -289,7 +290,8 @@ def export(args):
             write_whole(getattr(args, name), content)
             shapes = " and ".join("x".join(map(str, (shape[0], args.n_channels, *shape[1:]))) for shape in SHAPES)
             print(
-                f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides multiples of {DIVISOR}, "
+                f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides multiples of {DIVISOR}"
+                f"{' from 32 on' * (name == 'torch_export')}, "
                 f"differs from PyTorch by at most {difference:.1e} (on {shapes})"
             )
     print("not in it: training mode (dropout, deep supervision), the sliding window, the image's normalisation")

@@ -134,8 +134,10 @@ def read_curves(run):
         name = f"{config['model']}, {config['labelnum']} labels"
         with open(path, newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-        columns = {key: np.array([float(row[key]) for row in rows]) for key in rows[0]}
-        return name, config.get("seed"), columns | {"iteration": columns["iteration"]}
+        shown = ["iteration", *(key for key in PANELS if key in rows[0])]
+        if len(shown) == 1:
+            raise LookupError(f"none of {', '.join(PANELS)} was logged")
+        return name, config.get("seed"), {key: np.array([float(row[key]) for row in rows]) for key in shown}
     except (OSError, ValueError, TypeError, LookupError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise FigureError(
@@ -358,7 +360,7 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
     with plt.rc_context(STYLE):
         columns = len(shapes)
         side, above, below = WIDTH / columns, 0.12 + 0.17 * (1 + max(t.count("\n") + 1 for t in texts)), 0.7
-        row_height = 0.72 * side
+        row_height = 0.66 * side
         total = above + len(views) * row_height + below
         figure = plt.figure(figsize=(WIDTH, total))
         colours, norm = plt.get_cmap("YlGnBu"), plt.Normalize(0, limit)
@@ -366,7 +368,7 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
             for column, (vertices, faces, distances) in enumerate(shapes.values()):
                 # Matplotlib keeps a wide margin inside three-dimensional axes: they are drawn larger than their place.
                 middle = ((column + 0.5) * side, below + (len(views) - row - 0.5) * row_height)
-                box = [middle[0] - 0.7 * side, middle[1] - 0.7 * side, 1.4 * side, 1.4 * side]
+                box = [middle[0] - 0.61 * side, middle[1] - 0.61 * side, 1.22 * side, 1.22 * side]
                 box = [value / length for value, length in zip(box, (WIDTH, total, WIDTH, total), strict=True)]
                 axes = figure.add_axes(box, projection="3d", facecolor="none")
                 triangles = vertices[faces]
@@ -386,6 +388,7 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
                 axes.set_box_aspect(high - low)
                 axes.view_init(elevation, azimuth)
                 axes.set_axis_off()
+                axes.set_in_layout(False)
         for column, text in enumerate(texts):
             figure.text((column + 0.5) / columns, 1 - 0.05 / total, text, ha="center", va="top")
         bar = figure.add_axes((0.25, 0.28 / total, 0.5, 0.12 / total))

@@ -511,11 +511,11 @@ def build_table(rows, metrics=DEFAULT_METRICS, baselines=(), footnotes=(), notes
             lines = [_lines(entries[m], m, row, bool(baselines), len(units) > 1) for m in metrics]
             for metric, entry in entries.items():
                 if entry["why"]:
-                    untested.setdefault(f"{row.name}: {entry['why']}", []).append(_heading(metric, set()))
+                    untested.setdefault(f"{row.name}{row.mark}: {entry['why']}", []).append(_heading(metric, set()))
             if baselines and row.results and baseline is None:
-                untested.setdefault(f"{row.name}: no baseline with {row.labelnum} labels", [])
+                untested.setdefault(f"{row.name}{row.mark}: no baseline with {row.labelnum} labels", [])
             cost = _cost(row)
-            seeds = len(row.results) or ""
+            seeds = len(row.results) or None
             head = [row.dataset, row.name + row.mark, row.labelnum, label, seeds, ""]
             keys.append([*head, *(entry["mean"] for entry in entries.values()), *cost, row.selection, row.source])
             statistic = list(STATISTICS[: 4 if baselines else 3]) if row.results else ["mean"]
