@@ -253,6 +253,9 @@ def test_a_broken_file_costs_only_itself(tmp_path, monkeypatch, capsys):
     assert [row["case"] for row in result["cases"]] == [f"c{n}" for n in range(4) for _ in range(2)]
     infer(*arguments, "--continue", **flags)
     assert len(calls) == 2
+    (tmp_path / "out/predictions/c2.nii.gz").unlink()
+    assert infer(*arguments, "--continue", **flags)["segmented"] == 4
+    assert len(calls) == 3
 
 
 def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
