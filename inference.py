@@ -309,10 +309,10 @@ def segment(nets, partners, image, args):
     """(scores, mixture): the score map of `image`, and the one whose entropy is the uncertainty (None without it)."""
 
     def predict(net, image):
-        windows = {} if args.weighting == "uniform" else {"weighting": args.weighting}
-        return test_single_case(
-            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, **windows
-        )[1]
+        _, score = test_single_case(
+            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, weighting=args.weighting
+        )
+        return score
 
     flips = ALL_FLIPS if args.tta else NO_FLIPS
     scores = mean_score(predict, nets, image, flips)
