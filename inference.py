@@ -14,8 +14,6 @@ end, and makes the exit code 1. Settings come from the flags, else from the run'
 else they are those of the UA-MT protocol: windows of 112 x 112 x 80 voxels, strides 18 and 4.
 """
 
-import gzip
-import io
 import json
 import math
 import time
@@ -23,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -312,10 +309,10 @@ def segment(nets, partners, image, args):
     """(scores, mixture): the score map of `image`, and the one whose entropy is the uncertainty (None without it)."""
 
     def predict(net, image):
-        windows = {} if args.weighting == "uniform" else {"weighting": args.weighting}
-        return test_single_case(
-            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, **windows
-        )[1]
+        _, score = test_single_case(
+            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, weighting=args.weighting
+        )
+        return score
 
     flips = ALL_FLIPS if args.tta else NO_FLIPS
     scores = mean_score(predict, nets, image, flips)
@@ -342,18 +339,11 @@ def save_case(folder, case, format, volumes):
     A NIfTI image of several channels has them on its last axis.
     """
     if format == "hdf5":
-        buffer = io.BytesIO()
-        with h5py.File(buffer, "w") as file:
-            for name, volume in volumes.items():
-                file.create_dataset(name, data=volume, compression="gzip")
-        write_whole(folder / f"{case}.h5", buffer.getbuffer())
+        write_whole(folder / f"{case}.h5", hdf5_bytes(volumes))
         return
-    import nibabel
-
     for name, volume in volumes.items():
         volume = np.moveaxis(volume, 0, -1) if volume.ndim == 4 else volume
-        content = nibabel.Nifti1Image(volume, np.eye(4)).to_bytes()
-        write_whole(folder / f"{case}_{name}.nii.gz", gzip.compress(content, compresslevel=1, mtime=0))
+        write_whole(folder / f"{case}_{name}.nii.gz", volume_bytes(volume, ".nii.gz", nifti_header(np.eye(4))))
 
 
 def clean(prediction, args):
@@ -364,7 +354,7 @@ def clean(prediction, args):
 
 
 def infer_case(name, scan, nets, partners, unit, output_dir, args):
-    """Segment, write and measure a case; returns its entry of the record: rows, uncertainty and seconds."""
+    """Segment, write and measure a case; returns its entry of the record."""
     started = time.perf_counter()
     scores, mixture = segment(nets, partners, scan.image, args)
     seconds = time.perf_counter() - started
@@ -373,10 +363,12 @@ def infer_case(name, scan, nets, partners, unit, output_dir, args):
         return scores if scan.grid is None else restore_scores(scores, scan.grid)
 
     prediction = clean(label_map(on_scan(scores)), args)
+    entry = {"seconds": seconds, "uncertainty": None, "rows": []}
     if args.input:
+        entry["prediction"] = f"{name}{scan.kind}"
         values = np.array(scan.values, np.min_scalar_type(max(scan.values)))
         content = volume_bytes(values[prediction], scan.kind, scan.header)
-        write_whole(output_dir / "predictions" / f"{name}{scan.kind}", content)
+        write_whole(output_dir / "predictions" / entry["prediction"], content)
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
         save_case(args.save_result, name, args.save_format, volumes)
@@ -384,27 +376,24 @@ def infer_case(name, scan, nets, partners, unit, output_dir, args):
         probabilities = np.stack([score.astype(np.float16) for score in on_scan(scores)])
         content = hdf5_bytes({"probabilities": probabilities})
         write_whole(output_dir / "probabilities" / f"{name}.h5", content)
-    uncertainty = None
     if mixture is not None:
         entropy_map = entropy(on_scan(mixture))
-        uncertainty = case_uncertainty(entropy_map, prediction)
+        entry["uncertainty"] = case_uncertainty(entropy_map, prediction)
         kind = scan.kind if args.input else ".h5"
         content = hdf5_bytes({"uncertainty": entropy_map})
         if kind not in (".h5", ".hdf5"):
             content = volume_bytes(entropy_map, kind, scan.header)
         write_whole(output_dir / "uncertainty" / f"{name}{kind}", content)
 
-    rows = []
     if scan.label is not None:
         if scan.grid is not None and scan.label_prepared:
             prediction = clean(label_map(scores), args)
         spacing = scan.spacing if unit == "mm" else None
         for label in range(1, args.num_classes):
             measured = all_metrics(prediction == label, scan.label == label, spacing, args.tolerance)
-            rows.append({"case": name, "class": label, **measured})
-            if uncertainty is not None:
-                rows[-1]["uncertainty"] = uncertainty
-    return {"rows": rows, "uncertainty": uncertainty, "seconds": seconds}
+            unsure = {"uncertainty": entry["uncertainty"]} if args.uncertainty else {}
+            entry["rows"].append({"case": name, "class": label, **measured, **unsure})
+    return entry
 
 
 # --------------------------------------------------------------------------------------------------------- all cases
@@ -460,7 +449,8 @@ def infer(args):
         }
         asked["labels"] = args.labels and str(args.labels.resolve())
         log = CaseLog(output_dir / "cases.jsonl", asked, keep=args.go_on)
-        entries = {case: entry for case, entry in log.done.items() if case in readers}
+        there = {path.name for path in (output_dir / "predictions").glob("*")}
+        entries = {c: entry for c, entry in log.done.items() if c in readers and entry.get("prediction") in there}
     for case in tqdm([case for case in readers if case not in entries], unit="case", dynamic_ncols=True):
         try:
             entries[case] = infer_case(case, readers[case](), nets, partners, unit, output_dir, args)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import h5py
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
+
 from mtseg.splits import SplitError, add_split_flags, describe, split_by_patient, write_split
 
 

@@ -25,6 +25,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
+
 from mtseg.layouts import LayoutError, find_cases, read_dataset_json
 from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
 from mtseg.splits import SplitError, add_split_flags, describe, split_by_patient, write_split

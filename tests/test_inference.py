@@ -153,8 +153,9 @@ def test_prepared_files_go_back_to_the_scan_too(tmp_path, monkeypatch):
 def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     source = make_scans(tmp_path, 1)
     weights = make_run(tmp_path / "run", seeds=(0, 1))
-    result = infer(weights, source, "--tta", "--save_probabilities", output_dir=tmp_path / "out")
-    assert result["protocol"]["tta"] == "flips"
+    flags = {"output_dir": tmp_path / "out", "weighting": "gaussian", "stride_xy": 8}
+    result = infer(weights, source, "--tta", "--save_probabilities", **flags)
+    assert result["protocol"]["tta"] == "flips" and result["protocol"]["weighting"] == "gaussian"
     assert len(result["checkpoint_sha256"]) == 2
     with h5py.File(tmp_path / "out/probabilities/c0.h5") as file:
         found = file["probabilities"][...]
@@ -168,7 +169,7 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
         net.load_state_dict(torch.load(path))
         for axes in inference.ALL_FLIPS:
             # In the scan's own axes: over all eight flips the mirrored axis of RAS makes no difference.
-            _, score = single_case(net, np.flip(image, axes), 16, 16, (16, 16, 16), 3)
+            _, score = single_case(net, np.flip(image, axes), 8, 16, (16, 16, 16), 3, weighting="gaussian")
             total = total + np.flip(score, axes) / 16
     expected = np.zeros((3, *SHAPE), np.float32)
     expected[0] = 1
@@ -253,6 +254,9 @@ def test_a_broken_file_costs_only_itself(tmp_path, monkeypatch, capsys):
     assert [row["case"] for row in result["cases"]] == [f"c{n}" for n in range(4) for _ in range(2)]
     infer(*arguments, "--continue", **flags)
     assert len(calls) == 2
+    (tmp_path / "out/predictions/c2.nii.gz").unlink()
+    assert infer(*arguments, "--continue", **flags)["segmented"] == 4
+    assert len(calls) == 3
 
 
 def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
@@ -344,6 +348,21 @@ def test_without_the_extras_it_says_what_to_install(tmp_path, capsys, monkeypatc
         infer(weights, source, output_dir=tmp_path / "out")
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count(f"pip install {'pynrrd' if package == 'nrrd' else 'nibabel'}") == 1
+
+
+def test_hdf5_needs_no_extra(tmp_path, monkeypatch):
+    for package in ("nibabel", "nrrd"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    _, label = scan(0, values=(1, 2))
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in/c0.h5", "w") as file:
+        file["image"], file["label"] = label.astype(np.float32), label
+    (weights,) = make_run(tmp_path / "run", preprocessing={})
+    result = infer(weights, tmp_path / "in", "--uncertainty", "mc_dropout", output_dir=tmp_path / "out")
+    assert [row["dice"] for row in result["cases"]] == [1, 1] and result["unit"] == "voxel"
+    with h5py.File(tmp_path / "out/predictions/c0.h5") as file:
+        np.testing.assert_array_equal(file["prediction"][...], label)
 
 
 def test_labels_of_another_grid_or_value_cost_the_case(tmp_path, monkeypatch):

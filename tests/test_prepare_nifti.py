@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -248,3 +250,11 @@ def test_a_dataset_json_that_is_none(tmp_path, capsys, content):
     with pytest.raises(SystemExit):
         main(words(source, tmp_path / "out"))
     assert "dataset.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["prepare_nifti", "make_splits"])
+def test_the_scripts_run_from_anywhere(tmp_path, script):
+    path = Path(__file__).resolve().parents[1] / "data" / f"{script}.py"
+    done = subprocess.run([sys.executable, path, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--patient_id REGEX" in done.stdout
