@@ -11,12 +11,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
-import family
-import la_full
-import run
+import family  # noqa: E402
+import la_full  # noqa: E402
+import run  # noqa: E402
 
-from mtseg.datasets import LAHeart
-from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
+from mtseg.datasets import LAHeart  # noqa: E402
+from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 
 @pytest.mark.parametrize("patch_size", [(16, 16, 8), (16, 32, 16)])
