@@ -1,4 +1,9 @@
-"""Rows of metrics, a row per case and class, and what a table says of them."""
+"""Rows of metrics, a row per case and class, and what a table says of them.
+
+A row is {'case': name, 'class': label, <metric>: value, ...}; rows need not hold the same metrics. A value that is
+missing, None (JSON has no NaN) or NaN is not defined there. Metrics that METRICS does not name are shown as they are;
+what is text is no metric.
+"""
 
 import csv
 import io
@@ -6,59 +11,112 @@ import math
 
 import numpy as np
 
-METRICS = ("dice", "jaccard", "hd95", "asd")
+# What a table makes of a metric: header, scale, and whether it is a distance, whose header carries the unit.
+METRICS = {
+    "dice": ("Dice %", 100, False),
+    "jaccard": ("Jaccard %", 100, False),
+    "precision": ("Precision %", 100, False),
+    "recall": ("Recall %", 100, False),
+    "specificity": ("Specificity %", 100, False),
+    "accuracy": ("Accuracy %", 100, False),
+    "f1": ("F1 %", 100, False),
+    "volume_similarity": ("Volume similarity %", 100, False),
+    "hd": ("HD", 1, True),
+    "hd95": ("HD95", 1, True),
+    "asd": ("ASD", 1, True),
+    "assd": ("ASSD", 1, True),
+    "nsd": ("NSD %", 100, False),
+}
+
+
+def metrics_of(rows):
+    """The metrics that the rows hold: those of METRICS in its order, then others in the rows' order."""
+    held = [key for row in rows for key in row if key not in ("case", "class") and not isinstance(row[key], str)]
+    return [key for key in METRICS if key in held] + [key for key in dict.fromkeys(held) if key not in METRICS]
+
+
+def _value(row, metric):
+    value = row.get(metric)
+    return math.nan if value is None else float(value)
+
+
+def _is_empty(row):
+    return any(math.isnan(_value(row, key)) for key, (_, _, distance) in METRICS.items() if distance and key in row)
+
+
+def _mean_std(values):
+    values = np.array([value for value in values if not math.isnan(value)] or [math.nan])
+    return {"mean": float(values.mean()), "std": float(values.std())}
 
 
 def summarize(rows):
     """Per class: mean and standard deviation over cases of each metric, and over how many cases.
 
-    `rows`: dicts with 'case', 'class' and METRICS. NaN (a distance to an empty mask) is left out of mean and deviation
-    and counted: 'cases' counts all rows of the class, 'empty' those with a NaN. The deviation divides by the number of
-    cases (ddof 0), as np.std in the family's tables.
+    Returns a list of {'class', 'cases', 'empty', <metric>: {'mean', 'std'}, ...}. NaN (a distance to an empty mask) is
+    left out of mean and deviation and counted: 'cases' counts all rows of the class, 'empty' those without a distance.
+    The deviation divides by the number of cases (ddof 0), as np.std in the family's tables.
+    Of several classes a last entry, 'class': 'mean', has mean and deviation over cases of what is the mean over the
+    classes in each; a class that has no value in a case is left out there. Its 'empty' counts cases with such a class.
     """
+    metrics, labels = metrics_of(rows), sorted({row["class"] for row in rows})
+    groups = {label: [[row] for row in rows if row["class"] == label] for label in labels}
+    if len(labels) > 1:
+        cases = dict.fromkeys(row["case"] for row in rows)
+        groups["mean"] = [[row for row in rows if row["case"] == case] for case in cases]
     summary = []
-    for label in sorted({row["class"] for row in rows}):
-        own = [row for row in rows if row["class"] == label]
-        entry = {"class": label, "cases": len(own), "empty": sum(any(math.isnan(r[m]) for m in METRICS) for r in own)}
-        for metric in METRICS:
-            values = np.array([row[metric] for row in own], dtype=float)
-            values = values[~np.isnan(values)]
-            entry[metric] = {
-                "mean": float(values.mean()) if len(values) else math.nan,
-                "std": float(values.std()) if len(values) else math.nan,
-            }
+    for label, cases in groups.items():
+        entry = {"class": label, "cases": len(cases), "empty": sum(any(map(_is_empty, case)) for case in cases)}
+        for metric in metrics:
+            means = (_mean_std(_value(row, metric) for row in case)["mean"] for case in cases)
+            entry[metric] = _mean_std(means)
         summary.append(entry)
     return summary
 
 
-def table(rows):
-    """Rows and summary as aligned text: Dice and Jaccard in percent, distances in voxels."""
-    several = len({row["class"] for row in rows}) > 1
-    width = max([len(str(row["case"])) for row in rows] + [len("mean (std)")]) + 2
-    headers = ("Dice %", "Jaccard %", "HD95 voxel", "ASD voxel")
-    lines = [f"{'case':{width}}{'class' if several else '':6}" + "".join(f"{header:>18}" for header in headers)]
-    scales = dict(zip(METRICS, (100, 100, 1, 1), strict=True))
+def table(rows, unit="voxel"):
+    """Rows and summary as aligned text: what lies in [0, 1] in percent, distances in `unit`, 'voxel' or 'mm'.
+
+    The header names the unit; the values must be in it, they are not converted. Another unit raises ValueError.
+    """
+    if unit not in ("voxel", "mm"):
+        raise ValueError(f"distances are in 'voxel' or in 'mm', not in {unit!r}")
+    metrics, several = metrics_of(rows), len({row["class"] for row in rows}) > 1
+    known = [METRICS.get(metric, (metric, 1, False)) for metric in metrics]
+    lines = [["case", "class", *(f"{header} {unit}" if distance else header for header, _, distance in known)]]
     for row in rows:
-        cells = "".join(f"{scales[m] * row[m]:18.2f}" for m in METRICS)
-        lines.append(f"{row['case']:{width}}{row['class'] if several else '':<6}{cells}")
+        values = (f"{scale * _value(row, m):.2f}" for m, (_, scale, _) in zip(metrics, known, strict=True))
+        lines.append([str(row["case"]), str(row["class"]), *values])
+    notes = []
     for entry in summarize(rows):
-        pairs = (f"{scales[m] * entry[m]['mean']:.2f} ({scales[m] * entry[m]['std']:.2f})" for m in METRICS)
-        cells = "".join(f"{pair:>18}" for pair in pairs)
-        lines.append(f"{'mean (std)':{width}}{entry['class'] if several else '':<6}{cells}")
-        if entry["empty"]:
-            lines.append(
-                f"{entry['empty']} of {entry['cases']} cases have an empty mask: they count in Dice and Jaccard, but "
-                f"have no distances"
+        pairs = ((entry[m], scale) for m, (_, scale, _) in zip(metrics, known, strict=True))
+        cells = (f"{scale * pair['mean']:.2f} ({scale * pair['std']:.2f})" for pair, scale in pairs)
+        lines.append(["mean (std)", str(entry["class"]), *cells])
+        if entry["empty"] and entry["class"] != "mean":
+            where = f" of class {entry['class']}" if several else ""
+            notes.append(
+                f"{entry['empty']} of {entry['cases']} cases have an empty mask{where}: they count in Dice and "
+                f"the like, but have no distances"
             )
-    return "\n".join(lines)
+    lines = lines if several else [[case, *cells] for case, _, *cells in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    names = 2 if several else 1
+    text = []
+    for line in lines:
+        cells = [
+            f"{cell:<{w}}" if i < names else f"{cell:>{w + 1}}"
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append("  ".join(cells))
+    return "\n".join([*text, *notes])
 
 
 def to_csv(rows):
-    """Rows as CSV text; Dice and Jaccard in 0 .. 1; nan where a distance is not defined."""
+    """Rows as CSV text, unscaled (Dice in 0 .. 1); nan where a value is not defined."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, ("case", "class", *METRICS), lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    metrics = metrics_of(rows)
+    writer.writerow(("case", "class", *metrics))
+    writer.writerows([row["case"], row["class"], *(_value(row, metric) for metric in metrics)] for row in rows)
     return text.getvalue()
 
 

@@ -3,6 +3,7 @@ import math
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import ball
 from scipy import ndimage
 
@@ -10,7 +11,13 @@ from mtseg import metrics
 
 binary = pytest.importorskip("medpy.metric.binary", reason='the oracle is missing: pip install -e ".[test]"')
 
-OVERLAP = [(metrics.dice, binary.dc), (metrics.jaccard, binary.jc)]
+OVERLAP = [
+    (metrics.dice, binary.dc),
+    (metrics.jaccard, binary.jc),
+    (metrics.precision, binary.precision),
+    (metrics.recall, binary.recall),
+    (metrics.specificity, binary.specificity),
+]
 DISTANCES = [
     (metrics.hd95, binary.hd95),
     (metrics.asd, binary.asd),
@@ -39,6 +46,9 @@ def pairs():
     yield "full", np.ones(SHAPE, bool), one_voxel(3, 4, 5)
     yield "plane", np.eye(17, 12, dtype=bool)[..., None] & np.ones(SHAPE, bool), one_voxel(0, 11, 0)
     yield "two dimensions", blob[0, 0] > 0, blob[1, 0] > 0
+    yield "one dimension", blob[0, 0, 0] > 0, blob[1, 0, 0] > 0
+    yield "four dimensions", blob[:3] > 0.2, blob[3:] > 0.2
+    yield "island", ball((28,) * 3, (8, 8, 8), 6) | ball((28,) * 3, (24, 24, 24), 2), ball((28,) * 3, (7, 8, 9), 6)
 
 
 PAIRS = {name: (a, b) for name, a, b in pairs()}
@@ -51,7 +61,16 @@ def test_overlap_equals_medpy(name, ours, medpys):
     assert ours(a, b) == pytest.approx(medpys(a, b), abs=1e-12)
 
 
-@pytest.mark.parametrize("spacing", [None, 0.625, (1.25, 0.7, 2.0)])
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_scores_medpy_lacks(name):
+    a, b = PAIRS[name]
+    share, found = binary.precision(a, b), binary.recall(a, b)
+    assert metrics.f1(a, b) == pytest.approx(2 * share * found / (share + found) if share + found else 0, abs=1e-12)
+    assert metrics.accuracy(a, b) == pytest.approx((a == b).mean(), abs=1e-12)
+    assert metrics.volume_similarity(a, b) == pytest.approx(1 - abs(int(a.sum()) - b.sum()) / (a.sum() + b.sum()))
+
+
+@pytest.mark.parametrize("spacing", [None, 0.625, (1.25, 0.7, 2.0, 3.0), (0.3, 0.3, 6.0, 0.3)])
 @pytest.mark.parametrize("name", PAIRS)
 @pytest.mark.parametrize(("ours", "medpys"), DISTANCES)
 def test_distances_equal_medpy(name, ours, medpys, spacing):
@@ -59,6 +78,68 @@ def test_distances_equal_medpy(name, ours, medpys, spacing):
     spacing = spacing[: a.ndim] if isinstance(spacing, tuple) else spacing
     assert ours(a, b, voxelspacing=spacing) == pytest.approx(medpys(a, b, voxelspacing=spacing), abs=1e-9)
     assert ours(b, a, spacing, a.ndim) == pytest.approx(medpys(b, a, spacing, a.ndim), abs=1e-9)
+
+
+def test_distances_equal_medpy_whatever_the_masks():
+    rng = np.random.default_rng(1)
+    for _ in range(150):
+        shape = rng.integers(1, 15, rng.integers(1, 4))
+        a, b = (rng.random(shape) < rng.choice([0.03, 0.3, 0.9]) for _ in range(2))
+        a.flat[rng.integers(a.size)] = b.flat[rng.integers(b.size)] = True
+        spacing = rng.uniform(0.2, 4, len(shape))
+        expected = binary.hd95(a, b, spacing), binary.asd(a, b, spacing), binary.assd(a, b, spacing)
+        ours = metrics.hd95(a, b, spacing), metrics.asd(a, b, spacing), metrics.assd(a, b, spacing)
+        assert ours == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_order_of_the_distances_is_that_of_the_array():
+    a, b = PAIRS["blobs 2"]
+    inner = ndimage.binary_erosion(b)
+    expected = ndimage.distance_transform_edt(~(b & ~inner))[a & ~ndimage.binary_erosion(a)]
+    for order in "CF":
+        ours = metrics.surface_distances(np.asarray(a, order=order), np.asarray(b, order=order))
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "maps"), [("same", 0), ("island", 0), ("full", 1)])
+def test_a_distance_map_is_made_only_where_it_is_the_cheaper_way(name, maps, monkeypatch):
+    made, distance_map = [], ndimage.distance_transform_edt
+    monkeypatch.setattr(ndimage, "distance_transform_edt", lambda *a, **k: made.append(1) or distance_map(*a, **k))
+    metrics.surface_distances(*PAIRS[name])
+    assert len(made) == maps
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_nsd_equals_monai():
+    monai = pytest.importorskip("monai.metrics", reason='the oracle is missing: pip install -e ".[test]"')
+    for name, (a, b) in PAIRS.items():
+        if a.ndim not in (2, 3):
+            continue
+        for spacing, tolerance in ((None, 1.0), (None, 0), ((1.25, 0.5, 2.0)[: a.ndim], 2.0)):
+            masks = (torch.from_numpy(mask[None, None]) for mask in (a, b))
+            expected = monai.compute_surface_dice(*masks, [tolerance], include_background=True, spacing=spacing)
+            assert metrics.nsd(a, b, spacing, tolerance) == pytest.approx(expected.item(), abs=1e-6), name
+
+
+def test_a_distance_of_the_tolerance_is_within_it():
+    a, b = (np.arange(9) == place for place in (1, 4))
+    assert 3 * 0.1 > 0.3
+    assert metrics.nsd(a, b, 0.1, tolerance=0.3) == 1
+    assert metrics.nsd(a, b, 0.1, tolerance=0.29) == 0
+
+
+def test_all_metrics_are_the_single_ones():
+    a, b = PAIRS["blobs 0"]
+    spacing = (1.25, 0.7, 2.0)
+    found = metrics.all_metrics(a.astype(np.uint8), b.astype(float), spacing, tolerance=1.5)
+    names = "dice jaccard precision recall specificity accuracy f1 volume_similarity hd hd95 asd assd nsd".split()
+    assert list(found) == names
+    assert all(type(value) is float for value in found.values())
+    for name in names[:8]:
+        assert found[name] == getattr(metrics, name)(a, b)
+    for name in names[8:12]:
+        assert found[name] == getattr(metrics, name)(a, b, spacing)
+    assert found["nsd"] == metrics.nsd(a, b, spacing, 1.5) != metrics.nsd(a, b, spacing, 0.7)
 
 
 @pytest.mark.parametrize("empty", ["result", "reference", "both"])
@@ -70,6 +151,12 @@ def test_empty_masks_give_the_documented_values(empty):
     # MedPy's jc; its dc means to give the same, but with NumPy 2 divides 0 by 0 without the error it waits for.
     assert metrics.dice(a, b) == metrics.jaccard(a, b) == binary.jc(a, b) == (1 if empty == "both" else 0)
     assert all(math.isnan(ours(a, b)) for ours, _ in DISTANCES)
+    found = metrics.all_metrics(a, b)
+    scores = {found[name] for name in "dice jaccard precision recall f1 volume_similarity nsd".split()}
+    assert scores == {1 if empty == "both" else 0}
+    assert all(math.isnan(found[name]) for name in ("hd", "hd95", "asd", "assd"))
+    assert found["accuracy"] == (np.asarray(a) == b).mean()
+    assert found["specificity"] == (1 - np.mean(a) if empty == "reference" else 1)
     assert metrics.calculate_metric_percase(a, b)[:2] == (metrics.dice(a, b), metrics.jaccard(a, b))
     assert all(map(math.isnan, metrics.calculate_metric_percase(a, b)[2:]))
 
@@ -80,9 +167,22 @@ def test_percase_is_the_four_of_the_tables():
     assert metrics.calculate_metric_percase(a.astype(int), b.astype(np.uint8)) == pytest.approx(expected, abs=1e-9)
 
 
-def test_masks_of_different_shape_are_refused():
+def test_specificity_without_background():
+    full, part = np.ones(SHAPE), ball(SHAPE, (8, 6, 7), 4)
+    assert metrics.specificity(full, full) == 1
+    assert metrics.specificity(part, full) == 0
+
+
+def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="different shape"):
         metrics.dice(np.ones(3), np.ones(4))
+    for spacing in (0, -1, math.nan, (1, 2), (1, 2, 0)):
+        with pytest.raises(ValueError, match="3 of them"):
+            metrics.hd95(*PAIRS["same"], spacing)
+    with pytest.raises(ValueError, match="not -1"):
+        metrics.nsd(*PAIRS["same"], tolerance=-1)
+    with pytest.raises(ValueError, match="empty"):
+        metrics.surface_distances(*PAIRS["same"][:1], np.zeros(SHAPE))
 
 
 def test_real_labels_equal_medpy(la_root):

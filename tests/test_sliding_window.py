@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 from reference import FAMILY, assert_digest, fill, wave_input
-from scipy import special
+from scipy import ndimage, special
 from torch import nn
 
+from mtseg.networks.vnet import VNet
+from mtseg.sliding_window import fold_batch_norm
 from mtseg.sliding_window import test_single_case as single_case
 
 
@@ -47,16 +49,83 @@ def test_a_pointwise_network_gives_its_own_softmax_whatever_the_windows(shape):
 
 def test_windows_lie_where_the_protocol_puts_them():
     """Starts every stride, the last one moved back to end with the volume."""
-    seen = []
+    seen, batches = [], []
 
     def net(x):
-        seen.append(tuple(int(v) for v in x[0, :, 0, 0, 0]))
-        return torch.zeros(1, 2, *x.shape[2:])
+        seen.extend(tuple(int(v) for v in window[:, 0, 0, 0]) for window in x)
+        batches.append(len(x))
+        return torch.zeros(len(x), 2, *x.shape[2:])
 
     net.parameters = lambda: iter(())
     corners = np.stack(np.meshgrid(np.arange(11), np.arange(8), np.arange(9), indexing="ij"))
-    single_case(net, corners, 3, 4, (4, 8, 4))
-    assert seen == [(x, 0, z) for x in (0, 3, 6, 7) for z in (0, 4, 5)]
+    for size, expected in ((1, [1] * 12), (5, [5, 5, 2]), (100, [12])):
+        seen.clear(), batches.clear()
+        single_case(net, corners, 3, 4, (4, 8, 4), batch_size=size)
+        assert seen == [(x, 0, z) for x in (0, 3, 6, 7) for z in (0, 4, 5)]
+        assert batches == expected
+
+
+def one_window_at_a_time(net, image, stride_xy, stride_z, patch, importance):
+    """The family's loop, written out: scores and weights gathered in NumPy. `image` is no smaller than `patch`."""
+    strides = (stride_xy, stride_xy, stride_z)
+    counts = [-(-(size - p) // stride) + 1 for size, p, stride in zip(image.shape, patch, strides, strict=True)]
+    score, total = np.zeros((2, *image.shape)), np.zeros(image.shape)
+    for place in np.ndindex(*counts):
+        start = [min(i * t, n - p) for i, t, n, p in zip(place, strides, image.shape, patch, strict=True)]
+        window = tuple(slice(s, s + p) for s, p in zip(start, patch, strict=True))
+        with torch.no_grad():
+            probability = torch.softmax(net(torch.from_numpy(image[window])[None, None]), dim=1)[0].numpy()
+        score[(slice(None), *window)] += probability * importance
+        total[window] += importance
+    return score / total
+
+
+def gaussian_importance(patch):
+    """nnU-Net's: a point in the middle of the patch, smoothed, its highest value 1."""
+    point = np.zeros(patch)
+    point[tuple(side // 2 for side in patch)] = 1
+    smooth = ndimage.gaussian_filter(point, [side / 8 for side in patch], mode="constant")
+    return smooth / smooth.max()
+
+
+def vnet():
+    torch.manual_seed(0)
+    net = fill(VNet(1, 2, n_filters=4, normalization="batchnorm", has_dropout=True))
+    return net.eval()
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
+@pytest.mark.parametrize("batch_size", [None, 1, 3])
+def test_batches_folding_and_layout_change_nothing(weighting, batch_size):
+    image = wave_input((40, 32, 35), 0.031).numpy()
+    patch = (32, 32, 16)
+    importance = gaussian_importance(patch) if weighting == "gaussian" else 1.0
+    expected = one_window_at_a_time(vnet(), image, 6, 5, patch, importance)
+    assert 0.05 < expected.argmax(axis=0).mean() < 0.95
+    for net in (vnet(), fold_batch_norm(vnet()), fold_batch_norm(vnet()).to(memory_format=torch.channels_last_3d)):
+        label_map, score_map = single_case(net, image, 6, 5, patch, weighting=weighting, batch_size=batch_size)
+        np.testing.assert_allclose(score_map, expected, rtol=0, atol=1e-5)
+        certain = np.abs(expected[1] - expected[0]) > 1e-5
+        np.testing.assert_array_equal(label_map[certain], expected.argmax(axis=0)[certain])
+        assert score_map.flags.c_contiguous
+
+
+def test_folding_leaves_no_batch_norm_where_it_can_and_the_network_as_it_was():
+    net = vnet()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    folded = fold_batch_norm(net)
+    assert not any(isinstance(module, nn.BatchNorm3d) for module in folded.modules())
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    x = wave_input((2, 1, 16, 16, 16), 0.031)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), net(x), rtol=0, atol=1e-5)
+        for other in (
+            VNet(1, 2, 4, "groupnorm"),
+            nn.Sequential(nn.ConvTranspose3d(1, 4, 2, groups=1), nn.BatchNorm3d(4)),
+        ):
+            torch.testing.assert_close(fold_batch_norm(other.eval())(x), other(x), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"net\.eval\(\)"):
+        fold_batch_norm(net.train())
 
 
 def test_bad_arguments_say_so():
@@ -64,6 +133,10 @@ def test_bad_arguments_say_so():
         single_case(nn.Identity(), np.zeros((4, 4)), 1, 1, (4, 4, 4))
     with pytest.raises(ValueError, match="at least 1 voxel"):
         single_case(nn.Identity(), np.zeros((4, 4, 4)), 0, 1, (4, 4, 4))
+    with pytest.raises(ValueError, match="'gauss'"):
+        single_case(nn.Identity(), np.zeros((4, 4, 4)), 1, 1, (4, 4, 4), weighting="gauss")
+    with pytest.raises(ValueError, match="at least 1 window"):
+        single_case(nn.Identity(), np.zeros((4, 4, 4)), 1, 1, (4, 4, 4), batch_size=0)
 
 
 def test_it_is_no_test():
