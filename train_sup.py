@@ -145,7 +145,7 @@ def train(args, command, ranks):
     log.say(f"{folder}: {args.labelnum} labelled cases on {config['device']}")
     for note in notes:
         log.say(note)
-    views = (args.tensorboard, args.wandb, config, args.progress)
+    views = (args.tensorboard, args.wandb, config, args.progress or None)
     monitor = Monitor(folder, start, log.say, *views) if ranks.is_main else Silent()
 
     # ---------------------------------------------------------------------------------------------------- training

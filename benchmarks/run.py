@@ -46,7 +46,7 @@ from mtseg.ema import update_ema_variables  # noqa: E402
 from mtseg.losses import multiclass_dice_loss, softmax_mse_loss  # noqa: E402
 from mtseg.networks.vnet import VNet  # noqa: E402
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler  # noqa: E402
-from mtseg.sliding_window import test_single_case  # noqa: E402
+from mtseg.sliding_window import fold_batch_norm, test_single_case  # noqa: E402
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 LA_PATCH = (112, 112, 80)
@@ -118,16 +118,25 @@ def make_la(root, cases, side=1.0):
 
 
 def la_volumes(quick, scratch):
-    """(root, patch_size, words): full-size LA where there is such a folder, else volumes made up."""
-    given = os.environ.get("MTSEG_LA_ROOT")
-    if given and not quick:
-        with h5py.File(LAHeart(given, num=1).path(LAHeart(given, num=1).image_list[0])) as file:
-            if all(a >= b for a, b in zip(file["label"].shape, LA_PATCH, strict=True)):
-                return Path(given), LA_PATCH, "LA"
+    """(root, patch_size, words) of volumes of LA's full size: real ones where there are, else such as are made up."""
+    real = real_volumes()
+    if real and real[1] == LA_PATCH and not quick:
+        return real
     root = scratch / "la"
     if not root.exists():
         make_la(root, 3 if quick else 8, 0.3 if quick else 1.0)
-    return root, (32, 32, 16) if quick else LA_PATCH, "made-up volumes, a third of LA's size" if quick else "made up"
+    return (root, (32, 32, 16), "made up, a third of LA's size") if quick else (root, LA_PATCH, "made up")
+
+
+def real_volumes():
+    """(root, patch_size, words) of MTSEG_LA_ROOT, None where that is not set."""
+    root = os.environ.get("MTSEG_LA_ROOT")
+    if not root:
+        return None
+    dataset = LAHeart(root, num=1)
+    with h5py.File(dataset.path(dataset.image_list[0])) as file:
+        full = all(side >= wanted for side, wanted in zip(file["label"].shape, LA_PATCH, strict=True))
+    return (Path(root), LA_PATCH, "LA") if full else (Path(root), SMALL_PATCH, "LA, halved")
 
 
 def training_set(root, patch_size, num=None):
@@ -139,8 +148,15 @@ def training_set(root, patch_size, num=None):
 
 
 def loader(quick, scratch):
-    """An augmented training sample on one core, volumes of LA's full size."""
-    root, patch_size, words = la_volumes(quick, scratch)
+    """An augmented training sample on one core."""
+    volumes = la_volumes(quick, scratch)
+    yield loader_row(*volumes, quick)
+    if real_volumes() not in (None, volumes):
+        yield loader_row(*real_volumes(), quick)
+
+
+def loader_row(root, patch_size, words, quick):
+    """A sample of the first eight cases in `root`, with every way of making it."""
     plain = training_set(root, patch_size, 8)
     start = time.perf_counter()
     cached = CachedDataset(plain)
@@ -173,7 +189,7 @@ def loader(quick, scratch):
     torch.set_num_threads(threads)
     rate = 1 / median(times["mtseg"])
     note = f"{words}; {rate:.0f} samples per second and core; filling the cache took {filling:.3f} s a case, once"
-    yield row("loader: a sample of " + "x".join(map(str, patch_size)), times, note, "30 x family, 1 x MONAI")
+    return row("loader: a sample of " + "x".join(map(str, patch_size)), times, note, "30 x family, 1 x MONAI")
 
 
 def memory(quick, scratch):
@@ -195,7 +211,7 @@ def memory(quick, scratch):
     if not Path("/proc/self/smaps_rollup").exists():
         yield fact("memory: added by a worker", "not measured: needs Linux's /proc")
         return
-    for context in ("fork", "spawn"):
+    for context in ("fork",) if quick else ("fork", "spawn"):
         grown = list(DataLoader(_Grown(cached), batch_size=None, num_workers=2, multiprocessing_context=context))
         yield fact(
             f"memory: what a worker ({context}) holds for itself after it read all {data / 2**20:.1f} MiB",
@@ -333,10 +349,11 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
     torch.manual_seed(0)
     net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    folded = fold_batch_norm(net).to(memory_format=torch.channels_last_3d)
     results = {}
 
     def ours(_):
-        results["mtseg"] = test_single_case(net, image, 18, 4, patch_size, 2)
+        results["mtseg"] = test_single_case(folded, image, 18, 4, patch_size, 2)
 
     def familys(_):
         results["family"] = family.test_single_case(net, image, 18, 4, patch_size, 2, device)

@@ -61,7 +61,7 @@ def check_extras(tensorboard=False, wandb=None):
 class Monitor:
     """Takes each row that metrics.csv gets, and keeps the views of it in the run's `folder` up to date.
 
-    progress.png: redrawn, where Matplotlib is installed, no oftener than every `seconds` (0: never), and so seldom
+    progress.png: redrawn, where Matplotlib is installed, no oftener than every `seconds` (None: never), and so seldom
     that it takes at most 2 % of the time. `tensorboard`: event files in `<folder>/tensorboard`. `wandb`: 'offline' (no
     network is touched; `wandb sync` uploads later) or 'online'; `config` goes there as the run's settings.
 
@@ -73,8 +73,8 @@ class Monitor:
         self.folder = Path(folder)
         self.say = say
         self.seconds = seconds
-        self.draw_next = time.monotonic() + seconds
-        self.picture_works = seconds > 0
+        self.draw_next = time.monotonic() + (seconds or 0)
+        self.picture_works = seconds is not None
         self.views = {}
         rows = [row for row in _read(self.folder / "metrics.csv") if int(row["iteration"]) <= start] if start else []
         if not start:

@@ -1,19 +1,22 @@
 """The benchmarks run and compare what they say; nothing here looks at a time."""
 
 import json
+import sys
 from pathlib import Path
 
-import family
-import la_full
 import numpy as np
 import pytest
-import run
 import torch
 
-from mtseg.datasets import LAHeart
-from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
-
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import family  # noqa: E402
+import la_full  # noqa: E402
+import run  # noqa: E402
+
+from mtseg.datasets import LAHeart  # noqa: E402
+from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 
 @pytest.mark.parametrize("patch_size", [(16, 16, 8), (16, 32, 16)])
