@@ -66,6 +66,24 @@ def test_event_files_hold_every_iteration_once_after_a_resume(tmp_path):
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
+def logged(file):
+    """(step, loss) of each row in a .wandb file."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    # LevelDB's log format behind a header of 7 bytes: checksum, length and kind before each record.
+    data, place, rows = file.read_bytes(), 7, []
+    assert len(data) < 32768  # one block
+    while place + 7 <= len(data):
+        _, length, kind = struct.unpack_from("<IHB", data, place)
+        assert kind == 1  # a whole record
+        record = Record.FromString(data[place + 7 : place + 7 + length])
+        place += 7 + length
+        if record.WhichOneof("record_type") == "history":
+            items = {"".join([item.key, *item.nested_key]): json.loads(item.value_json) for item in record.history.item}
+            rows.append((items["_step"], items["loss"]))
+    return rows
+
+
 def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypatch, tmp_path):
     folder = tmp_path / "model" / "LA_vnet_8_labeled" / "MT"
     write(folder, 0)
@@ -78,23 +96,14 @@ def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypat
         with pytest.raises(BlockingIOError):  # nobody has called
             server.accept()
 
-    from wandb.proto.wandb_internal_pb2 import Record
-
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     assert file.name == f"run-{(folder / 'wandb_id').read_text().strip()}.wandb"
-    # LevelDB's log format behind a header of 7 bytes: checksum, length and kind before each record.
-    data, place, steps, losses = file.read_bytes(), 7, [], []
-    assert len(data) < 32768  # one block
-    while place < len(data):
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        assert kind == 1  # a whole record
-        record = Record.FromString(data[place + 7 : place + 7 + length])
-        place += 7 + length
-        if record.WhichOneof("record_type") == "history":
-            items = {"".join([item.key, *item.nested_key]): json.loads(item.value_json) for item in record.history.item}
-            steps.append(items["_step"])
-            losses.append(items["loss"])
-    assert steps == list(range(1, 10))
+    # The process of Weights & Biases that writes the file may be behind the run's end by a moment.
+    deadline = time.monotonic() + 20
+    while len(rows := logged(file)) < 9 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    steps, losses = zip(*rows, strict=True)
+    assert list(steps) == list(range(1, 10))
     assert losses == pytest.approx([1 / i for i in range(1, 10)])
 
 
