@@ -17,9 +17,11 @@ setup(
         "nrrd": ["pynrrd"],
         "plot": ["matplotlib>=3.10", "scikit-image"],
         "export": ["onnx", "onnxruntime"],
+        "tensorboard": ["tensorboard"],
+        "wandb": ["wandb"],
         "test": [
-            *("pytest", "medpy", "nibabel", "pynrrd", "ruff==0.17.5"),
-            *("matplotlib>=3.10", "scikit-image", "onnx", "onnxruntime"),
+            *("pytest", "ruff==0.17.5", "medpy", "monai", "nibabel", "pynrrd", "SimpleITK", "tensorboard", "wandb"),
+            *("matplotlib>=3.10", "scikit-image", "pillow", "onnx", "onnxruntime"),
         ],
     },
 )
