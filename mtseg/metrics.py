@@ -286,7 +286,8 @@ def nsd(result, reference, voxelspacing=None, tolerance=1.0, connectivity=1):
     `tolerance` is in the unit of `voxelspacing` (voxels without it). One mask empty: 0, both: 1 (MONAI: NaN).
     The voxels of the surfaces count alike and are those of the other distances here, as MONAI's compute_surface_dice
     has it (Seidlitz et al., Medical Image Analysis 2022). DeepMind's surface-distance weights pieces of a surface that
-    runs between the voxels by their area (Nikolov et al., arXiv:1809.04430); its values are somewhat different.
+    runs between the voxels by their area (Nikolov et al., arXiv:1809.04430); at a tolerance of one voxel its values are
+    clearly higher. Name the definition beside the number.
     """
     there, back = _both_ways(result, reference, voxelspacing, connectivity)
     return _nsd(there, back, tolerance, both_empty=not (np.any(result) or np.any(reference)))
