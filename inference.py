@@ -58,7 +58,7 @@ from mtseg.results import summarize, table, to_csv, without_nan
 from mtseg.runfolder import RunError, choose_device
 from mtseg.runlog import read_metrics
 from mtseg.seeding import seed_iteration
-from mtseg.sliding_window import test_single_case
+from mtseg.sliding_window import optimize_for_inference, test_single_case
 from mtseg.volumes import (
     VolumeError,
     ending,
@@ -277,7 +277,8 @@ def choose_unit(args, paths):
 
 
 def load_networks(args, device):
-    """(networks, their teachers or students for --uncertainty teacher, checkpoints), in eval mode on the device."""
+    """(networks, their teachers or students for --uncertainty teacher, checkpoints, number of parameters), in eval
+    mode on the device."""
 
     def load(path):
         net = {"vnet": VNet, "unet": UNet}[args.network](
@@ -288,7 +289,8 @@ def load_networks(args, device):
             has_dropout=args.has_dropout,
         )
         checkpoint = load_checkpoint(path)
-        return load_weights(net, checkpoint, path).to(device).eval(), checkpoint
+        parameters = sum(parameter.numel() for parameter in net.parameters())
+        return optimize_for_inference(load_weights(net, checkpoint, path).to(device).eval()), checkpoint, parameters
 
     loaded = [load(path) for path in args.model_path]
     partners = []
@@ -298,11 +300,11 @@ def load_networks(args, device):
             if not path.with_name(name).is_file():
                 raise FlagError(f"--uncertainty teacher: beside {path} there is no {name} to compare it with")
             partners.append(load(path.with_name(name))[0])
-    nets = [net for net, _ in loaded]
+    nets = [net for net, _, _ in loaded]
     with dropout_on(nets) as layers:
         if args.uncertainty == "mc_dropout" and not (layers and args.has_dropout):
             raise FlagError("--uncertainty mc_dropout: the network has no dropout; use an ensemble")
-    return nets, partners, [checkpoint for _, checkpoint in loaded]
+    return nets, partners, [checkpoint for _, checkpoint, _ in loaded], sum(number for *_, number in loaded)
 
 
 def segment(nets, partners, image, args):
@@ -430,7 +432,7 @@ def infer(args):
         unit = choose_unit(args, map(dataset.path, dataset.image_list))
         readers = {case: partial(read_listed, dataset, case, unit) for case in dataset.image_list}
 
-    nets, partners, checkpoints = load_networks(args, choose_device(args.gpu))
+    nets, partners, checkpoints, parameters = load_networks(args, choose_device(args.gpu))
     sha256 = [file_sha256(path) for path in args.model_path]
     protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy, "stride_z": args.stride_z}
     if args.weighting != "uniform":
@@ -480,7 +482,7 @@ def infer(args):
         "method": one_or_all(config.get("model") for config in args.configs),
         "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
         "seed": one_or_all(config.get("seed") for config in args.configs),
-        "parameters": sum(p.numel() for net in nets for p in net.parameters()),
+        "parameters": parameters,
         "inference_seconds": sum(entry["seconds"] for entry in entries.values()),
         "training_seconds": training_seconds({path.parent for path in args.model_path}),
         "torch": str(torch.__version__),

@@ -23,6 +23,7 @@ import inference
 from data.make_phantom import PhantomError, make_phantom
 from mtseg import flags, runfolder
 from mtseg.augment import Strengths, strong_view
+from mtseg.cache import CachedDataset, CacheError
 from mtseg.checkpoint import (
     CheckpointError,
     NotFiniteError,
@@ -81,7 +82,8 @@ def train(args, command, ranks):
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
     reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
-    db_train = LAHeart(root / "data", cases=train_cases, **reading)
+    keep = CachedDataset if args.cache else lambda dataset: dataset
+    db_train = keep(LAHeart(root / "data", cases=train_cases, **reading))
     db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes, ignore_index=args.ignore_index)
     if val_cases and db_val.n_channels != db_train.n_channels:
         raise FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
@@ -121,6 +123,7 @@ def train(args, command, ranks):
     notes += said
     config = {**vars(args), "n_channels": db_train.n_channels, **runfolder.versions(device)}
     config.update(train_cases=train_cases, val_cases=val_cases, selection=selection, ranks=ranks.world_size)
+    config["preprocessing"] = flags.read_config(root / "preprocessing.json") or None
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     keeper = RunState(folder, parts, {"": "model"}, config, ranks.is_main)
     start, progress = 0, {"best": -1.0, "waited": 0, "skipped": 0}
@@ -234,7 +237,7 @@ def train(args, command, ranks):
 
 def main(argv=None):
     errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
-    with flags.one_sentence(*errors, RankError):
+    with flags.one_sentence(*errors, RankError, CacheError):
         args = parse_flags(argv)
         with joined_ranks() as ranks:
             words = sys.argv[1:] if argv is None else argv

@@ -212,8 +212,8 @@ class JoinedCases(Dataset):
         for other in self.datasets[1:]:
             if other.n_channels != self.n_channels:
                 raise DataError(
-                    f"{other.base_dir}: its cases have {other.n_channels} channels and those of "
-                    f"{self.datasets[0].base_dir} have {self.n_channels}; prepare all cases alike"
+                    f"case {other.image_list[0]} has {other.n_channels} channels and case "
+                    f"{self.datasets[0].image_list[0]} has {self.n_channels}; prepare all cases alike"
                 )
 
     def __len__(self):

@@ -161,6 +161,7 @@ def training_parser(description, model, batch_size):
     flag("--num_classes", type=classes, default=2, help="classes, background included")
     flag("--patch_size", type=patch_side, nargs=3, default=[112, 112, 80], metavar=("W", "H", "D"), help="voxels")
     flag("--rotflip", choices=("mirror", "all", "none"), default="mirror", help=ROTFLIP)
+    flag("--cache", action=switch, default=True, help="read all volumes once, into a temporary file that workers share")
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
 
     flag = parser.add_argument_group("network").add_argument

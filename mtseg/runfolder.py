@@ -10,7 +10,18 @@ import torch
 FREE_SETTINGS = {
     *("root_path", "dataset_name", "exp", "model", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
     *("max_iterations", "save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection"),
-    *("config", "keep_last", "patience", "test_only", "tensorboard", "wandb", "progress", "unlabeled_root"),
+    *(
+        "config",
+        "cache",
+        "preprocessing",
+        "keep_last",
+        "patience",
+        "test_only",
+        "tensorboard",
+        "wandb",
+        "progress",
+        "unlabeled_root",
+    ),
     *("teacher_checkpoint", "teacher_checkpoint_for", "pretrained"),
 }
 # With these schedules the length of a run decides every learning rate.

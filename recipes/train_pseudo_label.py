@@ -23,6 +23,7 @@ import inference
 from data.make_phantom import PhantomError, make_phantom
 from mtseg import flags, losses, runfolder
 from mtseg.augment import Strengths, strong_view
+from mtseg.cache import CachedDataset, CacheError
 from mtseg.checkpoint import (
     CheckpointError,
     NotFiniteError,
@@ -92,10 +93,11 @@ def train(args, command, ranks):
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
     reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
-    db_train = LAHeart(root / "data", cases=train_cases, labelnum=args.labelnum, **reading)
+    keep = CachedDataset if args.cache else lambda dataset: dataset
+    db_train = keep(LAHeart(root / "data", cases=train_cases, labelnum=args.labelnum, **reading))
     if unlabeled_cases:
         more = LAHeart(Path(args.unlabeled_root) / "data", cases=unlabeled_cases, labelnum=0, **reading)
-        db_train = JoinedCases([db_train, more])
+        db_train = JoinedCases([db_train, keep(more)])
     db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes, ignore_index=args.ignore_index)
     if val_cases and db_val.n_channels != db_train.n_channels:
         raise FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
@@ -141,14 +143,10 @@ def train(args, command, ranks):
 
     selection, said = runfolder.how_selected(val_cases, test_cases(root))
     notes += said
-    config = {**vars(args), "n_channels": db_train.n_channels, **runfolder.versions(device)}
-    config.update(
-        train_cases=train_cases,
-        val_cases=val_cases,
-        unlabeled_cases=unlabeled_cases,
-        selection=selection,
-        ranks=ranks.world_size,
-    )
+    cases = {"train_cases": train_cases, "val_cases": val_cases, "unlabeled_cases": unlabeled_cases}
+    found = {"n_channels": db_train.n_channels, "selection": selection, "ranks": ranks.world_size}
+    config = {**vars(args), **cases, **found, **runfolder.versions(device)}
+    config["preprocessing"] = flags.read_config(root / "preprocessing.json") or None
     parts = {"model": model, "ema_model": ema_model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     keeper = RunState(folder, parts, {"": "model", "ema_": "ema_model"}, config, ranks.is_main)
     # A teacher that has learned before stays what it is; else the first updates are the average of the students so far.
@@ -291,7 +289,7 @@ def train(args, command, ranks):
 
 def main(argv=None):
     errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
-    with flags.one_sentence(*errors, RankError):
+    with flags.one_sentence(*errors, RankError, CacheError):
         args = parse_flags(argv)
         with joined_ranks() as ranks:
             words = sys.argv[1:] if argv is None else argv
