@@ -70,12 +70,19 @@ def pyplot():
 
 
 def render(figure, format="png", dpi=150):
-    """The figure as the bytes of an image file, and closed."""
+    """The figure as the bytes of an image file, and closed. A PNG has 256 colours, for a third of the size."""
     content = io.BytesIO()
     try:
         figure.savefig(content, format=format, dpi=dpi, bbox_inches="tight", pad_inches=0.05)
     finally:
         pyplot().close(figure)
+    if format == "png":
+        from PIL import Image  # comes with Matplotlib
+
+        smaller = io.BytesIO()
+        picture = Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        picture.save(smaller, "png", optimize=True, dpi=(dpi, dpi))
+        content = smaller
     return content.getvalue()
 
 
