@@ -184,6 +184,8 @@ def draw_slice(axes, case, axis, index, spacing=(1, 1, 1), prediction=True):
     """Slice `index` across `axis` of a case on the Matplotlib `axes`: the image, the label's contour (solid), that of
     the prediction (dashed), and between them what is missed (dotted) and what is too much (hatched)."""
 
+    from matplotlib.patheffects import withStroke
+
     def cut(name):
         return np.take(case[name], index, axis=axis).T
 
@@ -203,7 +205,9 @@ def draw_slice(axes, case, axis, index, spacing=(1, 1, 1), prediction=True):
     for name, colour, dash, width in outlines:
         mask = cut(name)
         for value in np.unique(mask[mask > 0]):
-            axes.contour(mask == value, levels=[0.5], colors=[colour], linestyles=[dash], linewidths=width)
+            drawn = axes.contour(mask == value, levels=[0.5], colors=[colour], linestyles=[dash], linewidths=width)
+            # In grey print both colours are as light as the blood around them: a dark edge keeps the lines visible.
+            drawn.set_path_effects([withStroke(linewidth=width + 1.2, foreground="black")])
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
