@@ -187,18 +187,19 @@ class _Surfaces:
 
     def _far(self, voxels, target, spacing):
         """From each of `voxels` (indices of the flat array) to the nearest surface voxel of mask `target`."""
-        partners = np.stack(np.unravel_index(self.voxels[target], self.padded), axis=1)
         points = np.stack(np.unravel_index(voxels, self.padded), axis=1)
-        tree = cKDTree(partners * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
         # The search in a tree looks at all partners that are about as near as the nearest, which may be all there are
         # (from the middle of a ball to its surface). What it looks at for a sample of the points says if a distance
         # map is the cheaper way; the figures are microseconds of one core, where only the order of magnitude counts.
-        sample = points[:: max(1, len(points) // 64)] * spacing
-        nearest, _ = tree.query(sample)
-        around = nearest + 4 * math.prod(spacing) ** (1 / len(spacing))
-        seen = tree.query_ball_point(sample, around, return_length=True).mean()
-        if len(points) * (1 + 0.0125 * seen) < 0.09 * math.prod(self.size):
-            return tree.query(points * spacing)[0]
+        map_cost = 0.09 * math.prod(self.size)
+        if len(points) < map_cost:
+            partners = np.stack(np.unravel_index(self.voxels[target], self.padded), axis=1)
+            tree = cKDTree(partners * spacing, leafsize=32, balanced_tree=False, compact_nodes=False)
+            sample = points[:: max(1, len(points) // 64)] * spacing
+            around = tree.query(sample)[0] + 4 * math.prod(spacing) ** (1 / len(spacing))
+            seen = tree.query_ball_point(sample, around, return_length=True).mean()
+            if len(points) * (1 + 0.0125 * seen) < map_cost:
+                return tree.query(points * spacing)[0]
         outside = ~self._box(self.maps[target])
         nearest = ndimage.distance_transform_edt(outside, spacing, return_distances=False, return_indices=True)
         return np.sqrt((((nearest[(slice(None), *points.T)].T - points) * spacing) ** 2).sum(axis=1))
@@ -285,7 +286,8 @@ def nsd(result, reference, voxelspacing=None, tolerance=1.0, connectivity=1):
     `tolerance` is in the unit of `voxelspacing` (voxels without it). One mask empty: 0, both: 1 (MONAI: NaN).
     The voxels of the surfaces count alike and are those of the other distances here, as MONAI's compute_surface_dice
     has it (Seidlitz et al., Medical Image Analysis 2022). DeepMind's surface-distance weights pieces of a surface that
-    runs between the voxels by their area (Nikolov et al., arXiv:1809.04430); its values are somewhat different.
+    runs between the voxels by their area (Nikolov et al., arXiv:1809.04430); at a tolerance of one voxel its values are
+    clearly higher. Name the definition beside the number.
     """
     there, back = _both_ways(result, reference, voxelspacing, connectivity)
     return _nsd(there, back, tolerance, both_empty=not (np.any(result) or np.any(reference)))

@@ -17,9 +17,9 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
     `image`: (W, H, D) or (C, W, H, D) array. `net`: logits (N, num_classes, *patch_size) for (N, C, *patch_size), in
     the mode and on the device it is in (call net.eval() first: in training mode, batch normalization would mix the
-    windows of a batch; `fold_batch_norm` makes it faster). Windows of `patch_size` voxels start every `stride_xy`
-    voxels along W and H and every `stride_z` along D; the last of each row is moved back to end with the volume. A
-    volume smaller than the patch is padded with 0 on both sides and cut back afterwards.
+    windows of a batch; `optimize_for_inference(net)` is faster). Windows of `patch_size` voxels start every
+    `stride_xy` voxels along W and H and every `stride_z` along D; the last of each row is moved back to end with the
+    volume. A volume smaller than the patch is padded with 0 on both sides and cut back afterwards.
 
     `weighting`: 'uniform', the papers' protocol, or 'gaussian': a window's scores count less towards its border, as in
     nnU-Net (Isensee et al., Nature Methods 2021), by a Gaussian with a deviation of an eighth of the patch.
@@ -88,21 +88,40 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 test_single_case.__test__ = False  # the family's name for it; not a test, whatever pytest thinks
 
 
-def fold_batch_norm(net):
-    """A copy of `net` whose convolutions do the work of the batch normalizations behind them; the same function.
+class PointwiseConv(nn.Module):
+    """What a 1x1x1 nn.Conv3d computes, as a matrix product over the channels of features in channels_last_3d."""
 
-    For evaluation only: `net` must be in eval mode, else ValueError. What is folded are (transposed) convolutions
-    followed at once by batch normalization in an nn.Sequential, and nothing where there are none. In the copy
-    the normalization is nn.Identity, so its state dict is another one. Outputs differ by rounding.
+    def __init__(self, convolution):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(convolution.weight.flatten(1)), convolution.bias
+
+    def forward(self, x):
+        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight, self.bias).permute(0, 4, 1, 2, 3)
+
+
+def optimize_for_inference(net):
+    """A copy of `net` that computes the same but for rounding, faster; for evaluation only.
+
+    Convolutions do the work of the batch normalization that follows them at once in an nn.Sequential, in whose place is
+    nn.Identity. On the CPU, features are in channels_last_3d, which its convolutions need not rearrange, and
+    convolutions of one voxel are matrix products, at which the library that computes the others is slow.
+    `net` must be in eval mode, else ValueError. The copy's state dict is another one; save that of `net`.
     """
     if net.training:
-        raise ValueError("batch normalization can be folded in eval mode alone: call net.eval() first")
+        raise ValueError("a network is optimized for inference in eval mode alone: call net.eval() first")
     net = copy.deepcopy(net)
     convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
     for block in [module for module in net.modules() if type(module) is nn.Sequential]:
         for i, (layer, norm) in enumerate(itertools.pairwise(list(block))):
-            foldable = isinstance(layer, convolutions) and not (layer.transposed and layer.groups > 1)
+            foldable = type(layer) in convolutions and not (layer.transposed and layer.groups > 1)
             if foldable and isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)) and not norm.training:
                 block[i] = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
                 block[i + 1] = nn.Identity()
+    if all(parameter.device.type == "cpu" for parameter in net.parameters()):
+        net = net.to(memory_format=torch.channels_last_3d)
+        for module in list(net.modules()):
+            for name, layer in module.named_children():
+                if type(layer) is nn.Conv3d and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
+                    if layer.padding in ((0, 0, 0), "valid", "same"):
+                        setattr(module, name, PointwiseConv(layer))
     return net
