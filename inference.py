@@ -87,7 +87,6 @@ DEFAULTS = {
     "stride_z": 4,
     "max_iterations": None,
     "selection": "unknown",
-    "val_cases": [],
 }
 PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
 POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_holes}  # in the order they are done
@@ -468,7 +467,8 @@ def infer(args):
     # ------------------------------------------------------------------------------------------------------ results
     rows = [row for case in readers if case in entries for row in entries[case]["rows"]]
     rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
-    shared = sorted(set(args.val_cases) & readers.keys()) if not args.input else []
+    shared = readers.keys() & {case for config in args.configs for case in config.get("val_cases", [])}
+    trained_on = {row["case"] for row in rows} & {c for config in args.configs for c in config.get("train_cases", [])}
     result = {
         "checkpoint": one_or_all(map(str, args.model_path)),
         "checkpoint_sha256": one_or_all(sha256),
@@ -482,6 +482,7 @@ def infer(args):
         "method": one_or_all(config.get("model") for config in args.configs),
         "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
         "seed": one_or_all(config.get("seed") for config in args.configs),
+        "trained_on": sorted(trained_on),
         "parameters": parameters,
         "inference_seconds": sum(entry["seconds"] for entry in entries.values()),
         "training_seconds": training_seconds({path.parent for path in args.model_path}),

@@ -74,7 +74,8 @@ def train(args, command, ranks):
             make_phantom(root)
     val_cases = read_list(args.val_list) if args.val_list else []
     train_cases = training_cases(root, val_cases, args.max_samples)
-    unlabeled_cases = read_unlabeled(args.unlabeled_root) if args.unlabeled_root else []
+    unlabeled_root = args.unlabeled_root or (root if (root / "unlabeled.list").exists() else None)
+    unlabeled_cases = read_unlabeled(unlabeled_root) if unlabeled_root else []
     flags.check_two_streams(args, len(train_cases), len(unlabeled_cases))
     labeled_bs, unlabeled_bs = args.labeled_bs, args.batch_size - args.labeled_bs
     windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes)
@@ -88,7 +89,7 @@ def train(args, command, ranks):
     keep = CachedDataset if args.cache else lambda dataset: dataset
     db_train = keep(LAHeart(root / "data", cases=train_cases, labelnum=args.labelnum, **reading))
     if unlabeled_cases:
-        more = LAHeart(Path(args.unlabeled_root) / "data", cases=unlabeled_cases, labelnum=0, **reading)
+        more = LAHeart(Path(unlabeled_root) / "data", cases=unlabeled_cases, labelnum=0, **reading)
         db_train = JoinedCases([db_train, keep(more)])
     db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes, ignore_index=args.ignore_index)
     if val_cases and db_val.n_channels != db_train.n_channels:

@@ -251,7 +251,9 @@ def teacher_flags(parser, compare=True):
     switch = argparse.BooleanOptionalAction
     flag = parser.add_argument_group("mean teacher").add_argument
     flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
-    flag("--unlabeled_root", help="folder with more unlabelled cases: unlabeled.list or train.list, and data/")
+    flag(
+        "--unlabeled_root", help="folder with more unlabelled cases (default: root_path, if unlabeled.list lies there)"
+    )
     flag("--ema_decay", type=fraction, default=0.99, help="share of the teacher that an update keeps")
     flag("--ema_rampup", type=natural, default=0, help="iterations over which that share rises, along a sigmoid")
     flag("--ema_buffers", action=switch, default=False, help="average batch norm's statistics too")

@@ -120,7 +120,8 @@ def write_split(root, split, settings):
 
 def describe(split):
     """What `split` holds, in a line, and the flag of the training scripts that goes with it."""
-    numbers = ", ".join(f"{len(split[name])} in {name}.list" for name in ("train", "val", "test", "unlabeled"))
+    names = (name for name in ("train", "val", "test", "unlabeled") if split[name])
+    numbers = ", ".join(f"{len(split[name])} in {name}.list" for name in names)
     left = f", {len(split['left_out'])} left out" * bool(split["left_out"])
     return f"{numbers}{left}" + (f"; train with --labelnum {split['labelnum']}" if split["labelnum"] else "")
 

@@ -16,6 +16,8 @@ import h5py
 import numpy as np
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5")
+# What the packages raise on files that are cut short, damaged, or claim to be larger than any memory.
+UNREADABLE = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, OverflowError, MemoryError)
 NIFTI_GRID = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 NIFTI_GRID += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 NIFTI_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -113,9 +115,7 @@ def _read_nifti(path, header_only):
         affine = np.diag((scale, scale, scale, 1.0)) @ image.affine
     except VolumeError:
         raise
-    except (OSError, EOFError, zlib.error, ValueError, KeyError, nibabel.filebasedimages.ImageFileError) as error:
-        raise _damaged(path, error) from error
-    except nibabel.spatialimages.HeaderDataError as error:
+    except (*UNREADABLE, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
         raise _damaged(path, error) from error
     if array is not None and array.ndim == 4:
         array = np.moveaxis(array, -1, 0)
@@ -148,7 +148,7 @@ def _read_nrrd(path, header_only):
             spacing = None if np.isnan(spacing).any() else spacing
     except VolumeError:
         raise
-    except (nrrd.NRRDError, OSError, EOFError, zlib.error, ValueError, LookupError, TypeError) as error:
+    except (*UNREADABLE, nrrd.NRRDError) as error:
         raise _damaged(path, error) from error
     if array is not None and dims == 4:
         array = np.moveaxis(array, next(axis for axis in range(4) if axis not in spatial), 0)

@@ -392,11 +392,13 @@ def test_a_brats_shaped_data_set_goes_all_the_way(tmp_path):
         folder = script.main(words(**flags))
         listed = inference.main(words("--model_path", folder / "iter_2.pth"))
         assert {row["class"] for row in listed["cases"]} == {1, 2, 3}
-        assert listed["unit"] == "voxel" and listed["training_seconds"] > 0
+        assert listed["unit"] == "voxel" and listed["training_seconds"] > 0 and listed["trained_on"] == []
         out = tmp_path / f"out_{folder.name}"
         result = infer(folder / "iter_2.pth", source, output_dir=out)
         assert len(list((out / "predictions").iterdir())) == result["segmented"] == 7
         assert len(result["cases"]) == 6 * 3 and result["unit"] == "mm"
+        cases = (root / "train.list").read_text().split()
+        assert result["trained_on"] == sorted(cases if script is train_mean_teacher else cases[:2])
         for path in (out / "predictions").iterdir():
             written, image = nibabel.load(path), nibabel.load(next((source / path.name[:-7]).glob("*_t1.nii.gz")))
             assert (written.affine == image.affine).all() and written.shape == image.shape

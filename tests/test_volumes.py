@@ -187,6 +187,22 @@ def test_a_broken_file_is_one_sentence(tmp_path, name, how):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.nrrd"])
+def test_a_header_damaged_anywhere_is_read_or_refused(tmp_path, name):
+    path = tmp_path / name
+    sitk.WriteImage(sitk.GetImageFromArray(label_map()), str(path))
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(352 if name == "a.nii" else whole.index(b"\n\n")):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            read_volume(path)
+        except VolumeError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            refused += 1
+    assert refused > 10
+
+
 @pytest.mark.parametrize(
     ("how", "words"), [("two axes", "has shape"), ("complex", "complex64"), ("flat affine", "singular")]
 )
