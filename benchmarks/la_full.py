@@ -22,7 +22,6 @@ import itertools
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -43,28 +42,36 @@ class OutOfTime(Exception):
 
 def train(script, run, flags, deadline):
     """The weights of the run in folder `run`: trained to the end, or OutOfTime, saved so that it goes on."""
-    while not (weights := sorted(run.glob("model/*/*/iter_*.pth"))):
-        seconds = deadline - time.monotonic() - TO_STOP
-        if seconds <= 0:
-            raise OutOfTime(f"{run} is to be trained")
-        run.mkdir(parents=True, exist_ok=True)
-        with open(run / "train.log", "ab") as log:
-            words = [sys.executable, str(ROOT / f"{script}.py"), "--output_dir", str(run), "--resume", *flags]
-            process = subprocess.Popen(words, stdout=log, stderr=log)
-            try:
-                code = process.wait(seconds)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)  # the script ends its iteration, saves and stops
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(TO_STOP)
-                raise OutOfTime(f"{run} is being trained") from None
-            finally:
-                process.kill()
-                process.wait()
-        if code:
-            last = (run / "train.log").read_text(errors="replace").strip().splitlines()[-1:]
-            raise SystemExit(f"{script}.py ended with exit code {code} ({''.join(last)}); see {run / 'train.log'}")
+    if weights := sorted(run.glob("model/*/*/iter_*.pth")):
+        return weights[0]
+    seconds = deadline - time.monotonic() - TO_STOP
+    if seconds <= 0:
+        raise OutOfTime(f"{run} is to be trained")
+    run.mkdir(parents=True, exist_ok=True)
+    with open(run / "train.log", "ab") as log:
+        words = [sys.executable, str(ROOT / f"{script}.py"), *flags, "--output_dir", str(run), "--resume"]
+        process = subprocess.Popen(words, stdout=log, stderr=log)
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise OutOfTime(f"{run} is being trained") from None
+        finally:
+            stop(process)
+    weights = sorted(run.glob("model/*/*/iter_*.pth"))
+    if code or not weights:
+        last = (run / "train.log").read_text(errors="replace").strip().splitlines()[-1:]
+        raise SystemExit(f"{script}.py ended with exit code {code} ({''.join(last)}); see {run / 'train.log'}")
     return weights[0]
+
+
+def stop(process):
+    """End a training that still runs: on SIGTERM it finishes its iteration, saves and stops."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TO_STOP)
+    process.kill()
+    process.wait()
 
 
 def test(weights, root, lists, deadline):

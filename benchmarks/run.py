@@ -14,6 +14,7 @@ otherwise volumes of LA's size and grey levels are made up. GPU rows are added w
 import argparse
 import copy
 import csv
+import functools
 import importlib.util
 import itertools
 import json
@@ -165,12 +166,13 @@ def loader_row(root, patch_size, words, quick):
         theirs = family.sample(plain.path(plain.image_list[index]), patch_size, np.random.default_rng((1, index)))
         assert all(torch.equal(theirs[key], cached[(index, (1, index))][key]) for key in theirs)
 
+    def familys(index, seed):
+        return family.sample(plain.path(plain.image_list[index]), patch_size, np.random.default_rng(seed))
+
     ways = {
-        "mtseg": lambda turn: cached[(turn % len(cached), (2, turn + 1))],
-        "family": lambda turn: family.sample(
-            plain.path(plain.image_list[turn % len(plain)]), patch_size, np.random.default_rng((2, turn + 1))
-        ),
-        "LAHeart, uncached": lambda turn: plain[(turn % len(plain), (2, turn + 1))],
+        "mtseg": lambda index, seed: cached[(index, seed)],
+        "family": familys,
+        "LAHeart, uncached": lambda index, seed: plain[(index, seed)],
     }
     if has("monai"):
         from monai.data import CacheDataset
@@ -182,10 +184,17 @@ def loader_row(root, patch_size, words, quick):
         chain = [EnsureTyped(keys), RandSpatialCropd(keys, patch_size, random_size=False)]
         chain += [RandRotate90d(keys, prob=0.75, spatial_axes=(0, 1)), RandFlipd(keys, prob=0.5, spatial_axis=0)]
         monais = CacheDataset(volumes, Chain(chain), progress=False)
-        ways["MONAI CacheDataset"] = lambda turn: monais[turn % len(monais)]
+        ways["MONAI CacheDataset"] = lambda index, seed: monais[index]
+
+    def one_pass(way, turn):
+        for index in range(len(plain)):
+            way(index, (2, turn, index + 1))
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a DataLoader's worker
-    times = by_turns(ways, 4 if quick else 40, warm_up=3)
+    passes = {name: functools.partial(one_pass, way) for name, way in ways.items()}
+    times = by_turns(passes, 2 if quick else 9)
+    times = {name: [seconds / len(plain) for seconds in values] for name, values in times.items()}
     torch.set_num_threads(threads)
     rate = 1 / median(times["mtseg"])
     note = f"{words}; {rate:.0f} samples per second and core; filling the cache took {filling:.3f} s a case, once"
@@ -221,7 +230,10 @@ def memory(quick, scratch):
 
 
 class _Grown(Dataset):
-    """By how many bytes a worker's private memory grows when it reads every voxel of a cached data set."""
+    """By how many bytes the memory of a worker's own grows when it reads every voxel of a cached data set.
+
+    Counted is what it has written: clean pages are the file's, whoever maps them.
+    """
 
     def __init__(self, cached):
         self.cached = cached
@@ -238,7 +250,7 @@ class _Grown(Dataset):
     @staticmethod
     def private():
         lines = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-        return sum(1024 * int(words[1]) for words in lines if words[0].startswith("Private_"))
+        return sum(1024 * int(words[1]) for words in lines if words[0] == "Private_Dirty:")
 
 
 def mean_teacher(n_filters, device, memory_format=torch.contiguous_format):

@@ -65,9 +65,12 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         return LazyArray(self._stored[key], self._levels)
 
     def __array__(self, dtype=None, copy=None):
-        if self._levels is not None:
-            return self._levels.take(self._stored, mode="clip").astype(dtype or self.dtype, copy=False)
-        return np.array(self._stored, dtype=dtype, order="C")
+        if self._levels is None:
+            return np.array(self._stored, dtype=dtype, order="C")
+        image = np.empty(self.shape, self.dtype)
+        for plane in np.ndindex(self.shape[:-2]):  # NumPy's eight bytes an index then stay within the processor's cache
+            self._levels.take(self._stored[plane], out=image[plane], mode="clip")
+        return image.astype(dtype or self.dtype, copy=False)
 
     def __getattr__(self, name):
         if name.startswith("_"):
