@@ -1,10 +1,14 @@
 """What the training scripts compute: by default the papers' recipe, to the bit, and with flags what the flags say."""
 
+import contextlib
 import copy
 import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +19,14 @@ from conftest import make_data, write_case
 import train_mean_teacher
 import train_sup
 from mtseg.checkpoint import RunState
+from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 from recipes import train_pseudo_label
 
+ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup, "PL": train_pseudo_label}
 
 
@@ -354,3 +360,33 @@ def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):
         run("PL", data, tmp_path / "wrong", pseudo_foreground="0.5 0.1")
     assert stopped.value.code == 2
     assert "MIN is above MAX" in capsys.readouterr().err
+
+
+def test_two_processes_train_and_one_goes_on(data, tmp_path):
+    words = f"--root_path {data} --output_dir {tmp_path} --labelnum 3 --n_filters 2 --num_workers 0 --progress 0"
+    words += f" --patch_size 16 16 16 --stride_xy 8 --stride_z 8 --val_freq 2 --val_list {tmp_path / 'val.list'}"
+    words += " --accumulation_steps 1 --normalization groupnorm --strong_rotation 15"
+    (tmp_path / "val.list").write_text("case_5\n")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    script = [str(ROOT / "train_mean_teacher.py"), *words.split()]
+    done = subprocess.run([*start, *script, "--max_iterations", "2"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "model" / "LA_vnet_3_labeled" / "MT"
+    assert len(column(folder, "loss")) == 2
+    assert json.loads((folder / "config.json").read_text())["ranks"] == 2
+    assert train_mean_teacher.main([*script[1:], "--max_iterations", "3", "--resume"]) == folder
+    assert column(folder, "iteration") == [1, 2, 3]
+    assert "ranks is 1 and was 2" in (folder / "log.txt").read_text()
+
+
+def test_more_processes_than_labelled_cases_are_refused(data, tmp_path, monkeypatch, capsys):
+    @contextlib.contextmanager
+    def four():
+        yield Ranks(0, 4, 0)
+
+    monkeypatch.setattr(train_sup, "joined_ranks", four)
+    with pytest.raises(SystemExit) as stopped:
+        run("supervised", data, tmp_path / "runs", labelnum=3, batch_size=3)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert "--labelnum 3" in message and "4 processes" in message
