@@ -43,8 +43,8 @@ def write_whole(path, data):
     except OSError as error:
         kept = "the previous one is still whole" if path.exists() else "nothing was left half-written"
         raise CheckpointError(
-            f"{path}: could not be saved ({error.strerror or error}), {kept}; free space there or choose another "
-            f"--output_dir"
+            f"{path}: could not be saved ({error.strerror or error}), {kept}; free space there or write "
+            f"to another place"
         ) from error
     finally:
         with contextlib.suppress(OSError):
