@@ -47,7 +47,7 @@ from mtseg.ema import update_ema_variables  # noqa: E402
 from mtseg.losses import multiclass_dice_loss, softmax_mse_loss  # noqa: E402
 from mtseg.networks.vnet import VNet  # noqa: E402
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler  # noqa: E402
-from mtseg.sliding_window import fold_batch_norm, test_single_case  # noqa: E402
+from mtseg.sliding_window import optimize_for_inference, test_single_case  # noqa: E402
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 LA_PATCH = (112, 112, 80)
@@ -361,7 +361,7 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
     torch.manual_seed(0)
     net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    folded = fold_batch_norm(net).to(memory_format=torch.channels_last_3d)
+    folded = optimize_for_inference(net)
     results = {}
 
     def ours(_):
