@@ -128,7 +128,7 @@ def train(args, command, ranks):
     first = 0 if args.consistency_on == "all" else own_labeled
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
     ignored = args.ignore_index if first or not masked else ignore_index
-    supervised = losses.SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
+    supervised = losses.SupervisedLoss(args.loss, args.class_weights, ignored, args.deep_supervision_weights).to(device)
     optimizer = make_optimizer(
         args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
@@ -184,7 +184,7 @@ def train(args, command, ranks):
     )
     model.train()
     ema_model.train()
-    iteration, last, clock = start, False, StepClock(device)
+    iteration, last, phase, clock = start, False, None, StepClock(device)
     bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True, disable=not ranks.is_main)
     with StopSignals() as stop, bar:
         running = clock.batches(ranks.in_step(until_stopped(loader, stop), stop))
@@ -210,14 +210,16 @@ def train(args, command, ranks):
             compared_outputs = outputs[0][labeled_bs * (first > 0) :]
             if masked:
                 compared = compared & losses.confidence_mask(target, args.consistency_threshold).unsqueeze(1)
-                consistency_dist = losses.masked_mean(
-                    consistency_criterion(compared_outputs, target, reduction="none"), compared
-                )
+                distances = consistency_criterion(compared_outputs, target, reduction="none")
+                consistency_dist = losses.masked_mean(distances, compared)
             else:
                 consistency_dist = consistency_criterion(compared_outputs, target)
             block = (iteration - 1 - args.consistency_warmup) // 150
             ramp = rampup(args.consistency_ramp, block, args.consistency_rampup) if block >= 0 else 0.0
             consistency_weight = args.consistency * ramp
+            before, phase = phase, "warm-up" if block < 0 else "ramp" if block < args.consistency_rampup else "stable"
+            if phase != before:
+                log.say(f"iteration {iteration}: {phase}, consistency weight {consistency_weight:.3g}")
             loss = supervised_loss + consistency_weight * consistency_dist
             keeper.check_loss(loss.item(), iteration)
 
@@ -254,7 +256,7 @@ def train(args, command, ranks):
                 schedule.validated(row["val_dice_student"])
                 last = last or progress["waited"] == args.patience
             if last or iteration % args.log_freq == 0:
-                row["phase"] = "warm-up" if block < 0 else "ramp" if block < args.consistency_rampup else "stable"
+                row["phase"] = phase
                 row.update({name: value.item() for name, value in loss_parts.items()})
                 row.update(loss=loss.item(), supervised_loss=supervised_loss.item())
                 row.update(consistency_dist=consistency_dist.item(), skipped_steps=progress["skipped"])

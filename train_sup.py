@@ -110,7 +110,7 @@ def train(args, command, ranks):
     forward = ranks.wrap(InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps))
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
     ignored = ignore_index if any(astuple(strengths)) else args.ignore_index
-    supervised = SupervisedLoss(args.loss, args.class_weights, ignored).to(device)
+    supervised = SupervisedLoss(args.loss, args.class_weights, ignored, args.deep_supervision_weights).to(device)
     optimizer = make_optimizer(
         args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )

@@ -29,6 +29,7 @@ RECORDED |= {"selection", "unlabeled_cases", "preprocessing", "ranks"}
 
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
+DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
 ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 
@@ -194,6 +195,7 @@ def training_parser(description, model, batch_size):
     flag = parser.add_argument_group("supervised loss").add_argument
     flag("--loss", type=loss_terms, default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, focal and tversky")
     flag("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
+    flag("--deep_supervision_weights", type=rate, nargs=4, metavar="WEIGHT", help=DEEP_SUPERVISION)
     flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
 
     flag = parser.add_argument_group("strong views").add_argument
@@ -345,6 +347,8 @@ def check_flags(args):
             f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}: "
             f"nothing would ever be compared"
         )
+    if args.deep_supervision_weights and not args.deep_supervision:
+        raise FlagError("--deep_supervision_weights without --deep_supervision: there is one output; add the latter")
     if args.deep_supervision and args.network != "unet":
         raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
 

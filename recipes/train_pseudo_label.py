@@ -132,8 +132,9 @@ def train(args, command, ranks):
     student = ranks.wrap(InParts(torch.compile(student) if args.compile else student, args.accumulation_steps))
     teacher = torch.compile(ema_model) if args.compile else ema_model
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
-    supervised = losses.SupervisedLoss(args.loss, args.class_weights, args.ignore_index).to(device)
-    pseudo_supervised = losses.SupervisedLoss(args.loss, args.class_weights, ignore_index).to(device)
+    deep = args.deep_supervision_weights
+    supervised = losses.SupervisedLoss(args.loss, args.class_weights, args.ignore_index, deep).to(device)
+    pseudo_supervised = losses.SupervisedLoss(args.loss, args.class_weights, ignore_index, deep).to(device)
     optimizer = make_optimizer(
         args.optimizer, model.parameters(), args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
@@ -189,7 +190,7 @@ def train(args, command, ranks):
     )
     model.train()
     ema_model.train()
-    iteration, last, clock = start, False, StepClock(device)
+    iteration, last, phase, clock = start, False, None, StepClock(device)
     bar = tqdm(total=args.max_iterations, initial=start, unit="it", dynamic_ncols=True, disable=not ranks.is_main)
     with StopSignals() as stop, bar:
         running = clock.batches(ranks.in_step(until_stopped(loader, stop), stop))
@@ -221,6 +222,9 @@ def train(args, command, ranks):
             block = (iteration - 1 - args.consistency_warmup) // 150
             ramp = rampup(args.consistency_ramp, block, args.consistency_rampup) if block >= 0 else 0.0
             consistency_weight = args.consistency * ramp
+            before, phase = phase, "warm-up" if block < 0 else "ramp" if block < args.consistency_rampup else "stable"
+            if phase != before:
+                log.say(f"iteration {iteration}: {phase}, consistency weight {consistency_weight:.3g}")
             loss = supervised_loss + consistency_weight * pseudo_loss
             keeper.check_loss(loss.item(), iteration)
 
@@ -257,7 +261,7 @@ def train(args, command, ranks):
                 schedule.validated(row["val_dice_student"])
                 last = last or progress["waited"] == args.patience
             if last or iteration % args.log_freq == 0:
-                row["phase"] = "warm-up" if block < 0 else "ramp" if block < args.consistency_rampup else "stable"
+                row["phase"] = phase
                 row.update({name: value.item() for name, value in loss_parts.items()})
                 row.update(loss=loss.item(), supervised_loss=supervised_loss.item())
                 row.update({name: value.item() for name, value in statistics.items()})

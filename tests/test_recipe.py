@@ -218,6 +218,7 @@ def test_a_wrong_settings_file_is_named_in_one_sentence(data, tmp_path, capsys, 
         ({"lr_schedule": "plateau"}, ["plateau", "--val_list"]),
         ({"class_weights": "1 2 3"}, ["--class_weights", "--num_classes 2"]),
         ({"loss": "dice:1,hinge:2"}, ["hinge"]),
+        ({"deep_supervision_weights": "1 0 0 0"}, ["--deep_supervision_weights", "--deep_supervision"]),
         ({"strong_rotation": 200}, ["200", "180"]),
     ],
 )
@@ -283,6 +284,8 @@ def test_consistency_warms_up_ramps_and_stays(data, tmp_path):
     with open(folder / "metrics.csv", newline="") as file:
         phases = [row["phase"] for row in csv.DictReader(file)]
     assert phases == ["warm-up"] * 3 + ["ramp"] * 2
+    log = (folder / "log.txt").read_text()
+    assert "iteration 1: warm-up" in log and "iteration 4: ramp" in log
     assert all(value >= 0 for value in column(folder, "teacher_distance"))
 
 
@@ -332,8 +335,11 @@ def test_compiled_networks_train_and_leave_plain_weights(data, tmp_path):
 
 
 def test_a_unet_with_deep_supervision_trains(data, tmp_path):
-    folder = run("MT", data, tmp_path / "runs", "--deep_supervision", network="unet", normalization="groupnorm")
+    unet = {"network": "unet", "normalization": "groupnorm"}
+    folder = run("MT", data, tmp_path / "runs", "--deep_supervision", **unet)
     assert all(math.isfinite(value) for value in column(folder, "loss"))
+    other = run("MT", data, tmp_path / "w", "--deep_supervision", deep_supervision_weights="1 0 0 0", **unet)
+    assert column(other, "loss")[0] != column(folder, "loss")[0]
 
 
 def test_several_channels_and_classes(tmp_path):
