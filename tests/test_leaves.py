@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LEAVES = sorted(p for p in (ROOT / "mtseg").rglob("*.py") if p.name != "__init__.py")
 ALLOWED = {"torch", "numpy", "scipy", "h5py", "tqdm", *sys.stdlib_module_names}
 # Inside functions only: what setup.py names as extras, and for those leaves that are commands too, what they command.
-EXTRAS = {"matplotlib", "mpl_toolkits", "skimage", "wandb", "nibabel", "nrrd", "onnx", "onnxruntime"}
+EXTRAS = {"matplotlib", "mpl_toolkits", "PIL", "skimage", "wandb", "nibabel", "nrrd", "onnx", "onnxruntime"}
 COMMANDS = {"report", "html_report", "figures", "export"}
 
 IMPORT_ALONE = """
