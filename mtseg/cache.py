@@ -18,7 +18,11 @@ ALIGNMENT = 64  # bytes; for any element type and a whole cache line
 
 
 class CacheError(OSError):
-    """A cache that cannot be written; the message is one sentence with the folder and the remedy."""
+    """A cache that cannot be written, or a case that cannot be augmented; the message is one sentence with the remedy."""
+
+    def __init__(self, message):
+        # A DataLoader hands on a worker's error as a whole traceback in the message: the sentence is its last line.
+        super().__init__(message.strip().splitlines()[-1].split("CacheError: ")[-1])
 
 
 def encode(image):
@@ -164,7 +168,11 @@ class CachedDataset(Dataset):
         sample = {key: LazyArray(*self.stored(case, key)) for key in self._parts[case]}
         if seed is not None:
             sample["rng"] = np.random.default_rng(seed)
-        sample = self.transform(sample)
+        try:
+            sample = self.transform(sample)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CacheError(f"case {case} cannot be augmented ({reason}); look at it, or unlist the case") from error
         sample.pop("rng", None)
         return sample
 

@@ -140,11 +140,18 @@ class LAHeart(Dataset):
 
     def __getitem__(self, index):
         index, seed = index if isinstance(index, tuple) else (index, None)
-        sample = self.read(self.image_list[index])
+        case = self.image_list[index]
+        sample = self.read(case)
         if seed is not None:
             sample["rng"] = np.random.default_rng(seed)
         if self.transform is not None:
-            sample = self.transform(sample)
+            try:
+                sample = self.transform(sample)
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise DataError(
+                    f"{self.path(case)}: case {case} cannot be augmented ({reason}); look at it, or unlist the case"
+                ) from error
         sample.pop("rng", None)
         return sample
 
