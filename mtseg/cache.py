@@ -18,7 +18,8 @@ ALIGNMENT = 64  # bytes; for any element type and a whole cache line
 
 
 class CacheError(OSError):
-    """A cache that cannot be written, or a case that cannot be augmented; the message is one sentence with the remedy."""
+    """A cache that cannot be written, or a case that cannot be augmented; the message is one sentence, with the remedy
+    where there is one."""
 
     def __init__(self, message):
         # A DataLoader hands on a worker's error as a whole traceback in the message: the sentence is its last line.
