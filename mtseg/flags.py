@@ -376,6 +376,14 @@ def check_two_streams(args, n_cases, n_unlabeled):
         )
 
 
+def network_settings(args, n_channels):
+    """The arguments of the network that `args` ask for, on images of `n_channels` channels."""
+    settings = {"n_channels": n_channels, "n_classes": args.num_classes, "n_filters": args.n_filters}
+    settings |= {"normalization": args.normalization, "has_dropout": args.has_dropout}
+    # Deep supervision adds no weights that inference needs, so a checkpoint's flags may lack it.
+    return settings | ({"deep_supervision": True} if getattr(args, "deep_supervision", False) else {})
+
+
 def full_parser():
     """The parser of train_mean_teacher.py, which has all flags that the training scripts share."""
     parser = training_parser("", model="MT", batch_size=4)

@@ -41,7 +41,7 @@ from mtseg.flags import FlagError
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.metrics import dice
 from mtseg.monitor import Monitor, MonitorError, StepClock, check_extras
-from mtseg.networks import build_network, initialize_kaiming
+from mtseg.networks import NETWORKS, initialize_kaiming
 from mtseg.optim import Schedule, gradient_scaler, make_optimizer
 from mtseg.pseudo import pseudo_label_statistics, pseudo_labels
 from mtseg.ramps import rampup, sigmoid_rampup
@@ -115,7 +115,7 @@ def train(args, command, ranks):
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
     args.has_dropout = True
-    model = build_network(args, db_train.n_channels)
+    model = NETWORKS[args.network](**flags.network_settings(args, db_train.n_channels))
     notes = ["no GPU was found: training on the CPU"] if device.type == "cpu" else []
     if args.init == "kaiming":
         initialize_kaiming(model)
