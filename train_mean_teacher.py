@@ -16,13 +16,18 @@ import sys
 from dataclasses import astuple
 from pathlib import Path
 
+from mtseg import flags
+
+if __name__ == "__main__":  # --help and misspelt flags are answered at once, before PyTorch is loaded
+    flags.teacher_parser(__doc__).parse_args()
+
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import inference
 from data.make_phantom import PhantomError, make_phantom
-from mtseg import flags, losses, runfolder
+from mtseg import losses, runfolder
 from mtseg.augment import Strengths, strong_view
 from mtseg.cache import CachedDataset, CacheError
 from mtseg.checkpoint import (
@@ -60,9 +65,7 @@ FIELDS += ["skipped_steps", "iterations_per_second", "data_seconds", "step_secon
 
 
 def parse_flags(argv):
-    parser = flags.training_parser(__doc__, model="MT", batch_size=4)
-    flags.teacher_flags(parser)
-    return flags.parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
+    return flags.parse(flags.teacher_parser(__doc__), argv, HERE / "data/LA", HERE / "data/Phantom")
 
 
 def train(args, command, ranks):

@@ -15,13 +15,18 @@ import sys
 from dataclasses import astuple
 from pathlib import Path
 
+from mtseg import flags
+
+if __name__ == "__main__":  # --help and misspelt flags are answered at once, before PyTorch is loaded
+    flags.training_parser(__doc__).parse_args()
+
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import inference
 from data.make_phantom import PhantomError, make_phantom
-from mtseg import flags, runfolder
+from mtseg import runfolder
 from mtseg.augment import Strengths, strong_view
 from mtseg.cache import CachedDataset, CacheError
 from mtseg.checkpoint import (
@@ -54,8 +59,7 @@ FIELDS += ["iterations_per_second", "data_seconds", "step_seconds", "peak_memory
 
 
 def parse_flags(argv):
-    parser = flags.training_parser(__doc__, model="supervised", batch_size=2)
-    return flags.parse(parser, argv, HERE / "data/LA", HERE / "data/Phantom")
+    return flags.parse(flags.training_parser(__doc__), argv, HERE / "data/LA", HERE / "data/Phantom")
 
 
 def train(args, command, ranks):

@@ -15,9 +15,11 @@ What differs from one process: batch norm normalises each share by itself (group
 depend on the batch), and dropout draws other masks. Machines share the file system on which data and runs lie.
 """
 
+import atexit
 import contextlib
 import os
 import re
+import sys
 from datetime import timedelta
 
 import numpy as np
@@ -41,8 +43,8 @@ def joined_ranks(timeout=TIMEOUT):
     """A context with the `Ranks` that torchrun's environment variables describe; Ranks() without them.
 
     Over gloo between CPUs, over NCCL between GPUs, of which each process takes the one of its local number. Raises
-    RankError, in every process that is left, when another one has ended or has not answered for `timeout`. At the end,
-    of an orderly stop too, the processes wait for one another.
+    RankError, in every process that is left, when another one has ended or has not answered for `timeout`; it is then
+    to end soon, and does so with exit code 2. At the end, of an orderly stop too, the processes wait for one another.
     """
     world_size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
     if world_size == 1:
@@ -69,11 +71,23 @@ def joined_ranks(timeout=TIMEOUT):
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
+        atexit.register(end_now)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RankError(
             f"process {rank} of {world_size} has lost the others ({reason}): the one that failed first says why, or "
             f"torchrun does, below; mend that and go on with --resume"
         ) from error
+
+
+def end_now():
+    """End the process with exit code 2 and without taking down what it shared with others that no longer answer.
+
+    Taking it down, gloo now and then aborts the process ("terminate called without an active exception"), and NCCL may
+    wait for ever.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 class Silent:

@@ -40,6 +40,6 @@ def update_ema_variables(model, ema_model, alpha, global_step, average_buffers=F
 @torch.no_grad()
 def relative_distance(model, ema_model):
     """||teacher - student|| / ||student||, a float >= 0, over all parameters: how far the teacher lags behind."""
-    pairs = list(zip(ema_model.parameters(), model.parameters(), strict=True))
-    apart = sum((ema_parameter - parameter).square().sum() for ema_parameter, parameter in pairs)
-    return (apart / sum(parameter.square().sum() for _, parameter in pairs)).sqrt().item()
+    student = list(model.parameters())
+    apart = torch._foreach_norm(torch._foreach_sub(list(ema_model.parameters()), student))
+    return (torch.stack(apart).norm() / torch.stack(torch._foreach_norm(student)).norm()).item()

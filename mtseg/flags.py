@@ -148,7 +148,7 @@ def within(limit):
     return bounded
 
 
-def training_parser(description, model, batch_size):
+def training_parser(description, model="supervised", batch_size=2):
     """The parser of a training script, with LASeg's flags and defaults; `model` names the method."""
     parser = Parser(description=description)
     switch = argparse.BooleanOptionalAction
@@ -248,8 +248,9 @@ def training_parser(description, model, batch_size):
     return parser
 
 
-def teacher_flags(parser, compare=True):
-    """Add the flags of training scripts with a teacher and unlabelled data; `compare`: their outputs are compared."""
+def teacher_parser(description, model="MT", compare=True):
+    """The parser of a training script with a teacher and unlabelled data; `compare`: their outputs are compared."""
+    parser = training_parser(description, model, batch_size=4)
     switch = argparse.BooleanOptionalAction
     flag = parser.add_argument_group("mean teacher").add_argument
     flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
@@ -271,6 +272,7 @@ def teacher_flags(parser, compare=True):
         flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
         flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
         flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
+    return parser
 
 
 def parse(parser, argv, la_folder, phantom_folder):
@@ -384,13 +386,6 @@ def network_settings(args, n_channels):
     return settings | ({"deep_supervision": True} if getattr(args, "deep_supervision", False) else {})
 
 
-def full_parser():
-    """The parser of train_mean_teacher.py, which has all flags that the training scripts share."""
-    parser = training_parser("", model="MT", batch_size=4)
-    teacher_flags(parser)
-    return parser
-
-
 def markdown_table(parser):
     """All flags of `parser` as Markdown, a table for each group: flag, default, meaning."""
     lines = []
@@ -443,5 +438,5 @@ if __name__ == "__main__":
     readme, end = Path("README.md"), "<!-- end of flags -->"
     begin = "<!-- flags: python -m mtseg.flags writes this table -->"
     before, _, rest = readme.read_text().partition(begin)
-    table = markdown_table(full_parser())
+    table = markdown_table(teacher_parser(""))
     readme.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

@@ -60,8 +60,7 @@ FIELDS += ["skipped_steps", "iterations_per_second", "data_seconds", "step_secon
 
 
 def parse_flags(argv):
-    parser = flags.training_parser(__doc__, model="PL", batch_size=4)
-    flags.teacher_flags(parser, compare=False)
+    parser = flags.teacher_parser(__doc__, model="PL", compare=False)
     flag = parser.add_argument_group("pseudo-labels").add_argument
     flag("--pseudo_threshold", type=flags.fraction, default=0.8, help="the teacher's probability that makes a label")
     flag("--pseudo_entropy", type=flags.fraction, help="largest entropy of a voxel, as a share of log(classes)")

@@ -6,6 +6,7 @@ import math
 import os
 import re
 import resource
+import runpy
 import shlex
 import shutil
 import signal
@@ -24,7 +25,7 @@ import inference
 import train_mean_teacher
 import train_sup
 from mtseg.datasets import LAHeart
-from mtseg.flags import full_parser, markdown_table
+from mtseg.flags import markdown_table, teacher_parser
 from mtseg.losses import softmax_mse_loss
 from mtseg.metrics import calculate_metric_percase
 
@@ -496,10 +497,21 @@ def test_help_says_what_every_flag_is_and_its_default(script, capsys):
     assert "(default: None)" not in text
 
 
+@pytest.mark.parametrize(("word", "code"), [("--help", 0), ("--labelnumber", 2)])
+@pytest.mark.parametrize("name", ["train_mean_teacher.py", "train_sup.py"])
+def test_help_and_misspelt_flags_are_answered_without_waiting_for_pytorch(name, word, code, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, word, "1"])
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it would fail
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(ROOT / name), run_name="__main__")
+    assert stopped.value.code == code
+    assert "--labelnum" in "".join(capsys.readouterr())
+
+
 def test_the_readmes_table_of_flags_is_the_parsers():
     readme = (ROOT / "README.md").read_text()
     begin, end = "<!-- flags: python -m mtseg.flags writes this table -->", "<!-- end of flags -->"
-    assert readme.split(begin)[1].split(end)[0].strip() == markdown_table(full_parser())
+    assert readme.split(begin)[1].split(end)[0].strip() == markdown_table(teacher_parser(""))
 
 
 # ------------------------------------------------------------------------------------------------- the built-in data
