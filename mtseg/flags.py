@@ -1,4 +1,4 @@
-"""The flags that the training scripts share, and how a mistake ends: in one sentence, with exit code 2."""
+"""The flags of the scripts, and how a mistake ends: in one sentence, with exit code 2."""
 
 import argparse
 import contextlib
@@ -27,6 +27,22 @@ PHANTOM_SETTINGS = {
 RECORDED = {"n_channels", "has_dropout", "python", "torch", "device", "threads", "train_cases", "val_cases"}
 RECORDED |= {"selection", "unlabeled_cases", "preprocessing", "ranks"}
 
+# What a checkpoint without a config.json is tested with where a flag does not say otherwise: the UA-MT protocol.
+INFERENCE_SETTINGS = {
+    "dataset_name": "LA",
+    "network": "vnet",
+    "n_channels": 1,
+    "num_classes": 2,
+    "n_filters": 16,
+    "normalization": "batchnorm",
+    "has_dropout": True,
+    "patch_size": [112, 112, 80],
+    "stride_xy": 18,
+    "stride_z": 4,
+}
+
+NETWORKS = ("vnet", "unet")
+NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
@@ -166,14 +182,9 @@ def training_parser(description, model="supervised", batch_size=2):
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
 
     flag = parser.add_argument_group("network").add_argument
-    flag("--network", choices=("vnet", "unet"), default="vnet", help="architecture")
+    flag("--network", choices=NETWORKS, default="vnet", help="architecture")
     flag("--n_filters", type=positive, default=16, help="channels on the finest level")
-    flag(
-        "--normalization",
-        choices=("none", "batchnorm", "groupnorm", "instancenorm"),
-        default="batchnorm",
-        help="normalization after each convolution",
-    )
+    flag("--normalization", choices=NORMALIZATIONS, default="batchnorm", help="normalization after each convolution")
     flag("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
     flag("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
     flag("--pretrained", metavar="FILE", help="weights to start from: what fits is loaded, what does not is listed")
@@ -273,6 +284,85 @@ def teacher_parser(description, model="MT", compare=True):
         flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
         flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
     return parser
+
+
+def inference_parser(description):
+    """The parser of inference.py; flags that are None there, `parse_inference` looks up."""
+    parser = Parser(description=description)
+    flag = parser.add_argument
+    flag(
+        "--model_path",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="weights: iter_<N>.pth, ema_iter_<N>.pth, latest.pth, ...; the probabilities of several are averaged",
+    )
+    flag("--root_path", help="folder with <split>.list and data/ (default: the run's)")
+    flag("--split", default="test", help="cases to segment: those of <root_path>/<split>.list")
+    flag("--num", type=positive, help="only the first cases (default: all)")
+    flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
+    flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
+    flag("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
+    flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+
+    flag = parser.add_argument_group("scans instead of a list").add_argument
+    flag("--input", type=Path, metavar="PATH", help="NIfTI, NRRD or HDF5 file, folder of them, nnU-Net's imagesTs, ...")
+    flag("--labels", type=Path, metavar="DIR", help="folder with their labels (default: where the layout has them)")
+    flag("--preprocessing", type=Path, metavar="FILE", help="a preprocessing.json (default: the run's)")
+    flag("--continue", dest="go_on", action="store_true", help="pass over the cases that an earlier call finished")
+
+    flag = parser.add_argument_group("averaging and cleaning up").add_argument
+    flag("--tta", action="store_true", help="average over the eight mirrored images, too")
+    flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
+    flag("--largest_component", action="store_true", help="keep only the largest connected piece of each class")
+    flag("--fill_holes", action="store_true", help="fill background that a class encloses")
+    flag("--save_probabilities", action="store_true", help="also write <output_dir>/probabilities/<case>.h5, float16")
+    flag(
+        "--uncertainty",
+        choices=("mc_dropout", "ensemble", "teacher"),
+        help="write the predictive entropy of samples with dropout, of the networks of --model_path, or of student "
+        "and teacher (iter_<N>.pth and ema_iter_<N>.pth) to <output_dir>/uncertainty/, and its mean a case",
+    )
+    flag("--mc_samples", type=positive, default=8, help="samples of mc_dropout")
+
+    flag = parser.add_argument_group("measuring").add_argument
+    flag(
+        "--unit",
+        choices=("mm", "voxel"),
+        help="of distances (default: voxel, as in the papers; with --input mm where all spacings are known)",
+    )
+    flag("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
+
+    flag = parser.add_argument_group("settings, by default the run's").add_argument
+    flag("--network", choices=NETWORKS, help="architecture")
+    flag("--n_channels", type=positive, help="channels of the image")
+    flag("--num_classes", type=classes, help="classes, background included")
+    flag("--n_filters", type=positive, help="channels on the finest level")
+    flag("--normalization", choices=NORMALIZATIONS, help="after each convolution")
+    flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
+    flag("--stride_xy", type=positive, help="voxels between windows along W and H")
+    flag("--stride_z", type=positive, help="voxels between windows along D")
+    return parser
+
+
+def parse_inference(parser, argv, la_folder):
+    """The flags in `argv`, and `configs`, the config.json beside each checkpoint ({} where there is none).
+
+    Settings that no flag gives are the first run's, else INFERENCE_SETTINGS and `la_folder`. FlagError where flags
+    contradict each other.
+    """
+    args = parser.parse_args(argv)
+    args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
+    for name, default in {"root_path": str(la_folder), **INFERENCE_SETTINGS}.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, args.configs[0].get(name, default))
+    if args.input is None and (args.labels or args.preprocessing or args.go_on):
+        raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")
+    if args.input and args.save_result:
+        raise FlagError("--save_result is for the cases of a list: with --input predictions are written anyway")
+    if args.uncertainty == "ensemble" and len(args.model_path) < 2:
+        raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")
+    return args
 
 
 def parse(parser, argv, la_folder, phantom_folder):

@@ -237,10 +237,10 @@ def restore_scores(scores, grid):
     """Yield the (W, H, D) probabilities of each class on the scan's own grid; what was cropped away is background.
 
     `scores`: (num_classes, W, H, D), over the classes summing to 1, which the yielded ones then do too. One class at a
-    time: a whole-body scan with many classes would not fit into memory at once.
+    time: a whole-body scan with many classes would not fit into memory at once. A `grid` of None is the scan's own.
     """
     for label, score in enumerate(scores):
-        yield restore(score, grid, outside=float(label == 0))
+        yield score if grid is None else restore(score, grid, outside=float(label == 0))
 
 
 def grid_attributes(grid):

@@ -73,6 +73,18 @@ def summarize(rows):
     return summary
 
 
+def case_means(rows, metric):
+    """{case: mean of the metric over its classes}: NaN is left out, and is the mean where nothing is left."""
+    cases = dict.fromkeys(row["case"] for row in rows)
+    return {case: _mean_std(_value(row, metric) for row in rows if row["case"] == case)["mean"] for case in cases}
+
+
+def one_or_all(values):
+    """The value that all have in common, or the list of them."""
+    values = list(values)
+    return values[0] if all(value == values[0] for value in values) else values
+
+
 def table(rows, unit="voxel"):
     """Rows and summary as aligned text: what lies in [0, 1] in percent, distances in `unit`, 'voxel' or 'mm'.
 

@@ -72,6 +72,16 @@ def how_selected(val_cases, test_cases):
     return ("validation list" if val_cases else "last iteration"), []
 
 
+def selection_of(path, config, checkpoint):
+    """How `checkpoint`, read from file `path` of the run with this config, was chosen among all of that run."""
+    selection, last = config.get("selection", "unknown"), config.get("max_iterations")
+    if selection == "validation list" and not path.stem.endswith("best_model"):
+        selection = "last iteration"
+    if selection == "last iteration" and checkpoint.get("iteration", last) != last:
+        return f"iteration {checkpoint['iteration']} of an unfinished run"
+    return selection
+
+
 def newest_weights(folder):
     """The iter_<N>.pth with the largest N in `folder`; RunError where there is none."""
     found = {path: path.stem.removeprefix("iter_") for path in folder.glob("iter_*.pth")}

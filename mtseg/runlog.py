@@ -76,6 +76,15 @@ def read_metrics(path):
     return [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values() and None not in row]
 
 
+def training_seconds(path):
+    """The time of all iterations in a metrics.csv, validation and saving between them included; None without rows."""
+    seconds, before, rows = 0.0, 0, read_metrics(path)
+    for row in rows:
+        seconds += (int(row["iteration"]) - before) / float(row["iterations_per_second"])
+        before = int(row["iteration"])
+    return seconds if rows else None
+
+
 class StopSignals:
     """A context in which Ctrl-C and SIGTERM only set `received` to the signal's number, for the loop to look at.
 

@@ -215,15 +215,15 @@ def read_on_grid(path, volume):
     return other.array
 
 
-def volume_bytes(array, kind, header):
+def volume_bytes(array, kind, header, name="prediction"):
     """The bytes of a file with `array` (W, H, D) on the grid of the file that was read.
 
     `kind` and `header`: that file's ending and Volume.header. The grid's fields are copied bit by bit; what else the
     header held (descriptions, extensions, which may name a patient) is not. HDF5: a file with the dataset
-    'prediction'. Raises VolumeError for a type the format lacks: NIfTI and NRRD have no float16.
+    `name`. Raises VolumeError for a type the format lacks: NIfTI and NRRD have no float16.
     """
     if kind in (".h5", ".hdf5"):
-        return hdf5_bytes({"prediction": array})
+        return hdf5_bytes({name: array})
     if array.dtype == np.float16:
         raise VolumeError(f"{kind} files hold no float16; use float32 or HDF5")
     if kind == ".nrrd":

@@ -20,7 +20,7 @@ from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, 
 import inference
 import train_mean_teacher
 import train_sup
-from data import prepare_nifti
+from data import prepare_nifti, scans
 from mtseg.metrics import all_metrics
 from mtseg.networks.vnet import VNet
 from mtseg.sliding_window import test_single_case as single_case
@@ -162,7 +162,7 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     assert found.dtype == np.float16
 
     settings = {**SETTINGS, "orientation": "file"}
-    image = inference.prepare(read(source / "c0.nii.gz"), None, None, settings).image
+    image = scans.prepare(read(source / "c0.nii.gz"), None, None, settings).image
     total = 0
     for path in weights:
         net = VNet(1, 3, 2, normalization="batchnorm", has_dropout=True).eval()
@@ -289,7 +289,7 @@ def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
 
 def test_memory_holds_one_case_at_a_time(tmp_path, monkeypatch):
     alive, most = [], []
-    whole = inference.read_channels
+    whole = scans.read_channels
 
     def watched(*arguments):
         gc.collect()
@@ -303,7 +303,7 @@ def test_memory_holds_one_case_at_a_time(tmp_path, monkeypatch):
         alive.append(weakref.ref(score))
         return label, score
 
-    monkeypatch.setattr(inference, "read_channels", watched)
+    monkeypatch.setattr(scans, "read_channels", watched)
     monkeypatch.setattr(inference, "test_single_case", segmented)
     source = make_scans(tmp_path, 8)
     infer(make_run(tmp_path / "run"), source, output_dir=tmp_path / "out", labels=tmp_path / "labels")

@@ -61,3 +61,13 @@ def test_scripts_do_nothing_when_they_are_imported(tmp_path):
     done = subprocess.run([sys.executable, "-c", code, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("script", ["inference.py"])
+def test_scripts_answer_before_they_load_pytorch(script):
+    blocked = "import runpy, sys; sys.modules.update(torch=None, numpy=None); sys.argv = sys.argv[1:]"
+    code = f"{blocked}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    for words, status in (["--help"], 0), (["--model_pth", "a.pth"], 2):
+        command = [sys.executable, "-c", code, str(ROOT / script), *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == status, done.stderr

@@ -1,0 +1,170 @@
+"""The cases that inference.py segments: each as the network sees it, and where its prediction goes back to.
+
+`args` are always the flags of inference.py.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data.make_phantom import make_phantom
+from mtseg.checkpoint import write_whole
+from mtseg.datasets import LAHeart
+from mtseg.flags import FlagError, read_config
+from mtseg.layouts import find_cases
+from mtseg.preprocess import Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
+from mtseg.volumes import (
+    VolumeError,
+    ending,
+    hdf5_bytes,
+    need,
+    nifti_header,
+    read_channels,
+    read_on_grid,
+    read_volume,
+    volume_bytes,
+)
+
+HERE = Path(__file__).resolve().parent
+HDF5 = (".h5", ".hdf5")
+PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
+
+
+class Scan(NamedTuple):
+    """A case as the network sees it, and where its prediction belongs.
+
+    `image`: float32 (W, H, D) or (C, W, H, D), prepared. `label`: uint8 classes, or None. `spacing`: mm between the
+    label's voxels, None where not known. `grid`: the prepared volume's place in the scan, None where it is the scan.
+    `kind`, `header`: of the file to be written, as volumes.volume_bytes takes them. `values`: of the classes in it.
+    `label_prepared`: whether the label lies on the prepared grid, not on the scan's.
+    """
+
+    image: np.ndarray
+    label: np.ndarray | None
+    spacing: np.ndarray | None
+    grid: Grid | None = None
+    kind: str = ".h5"
+    header: Any = None
+    values: list | None = None
+    label_prepared: bool = True
+
+
+def listed_scans(args):
+    """({case: function that reads its Scan}, unit of distances) of the cases of <root_path>/<split>.list."""
+    if args.save_result and args.save_format == "nifti":
+        need("nibabel", "--save_format nifti")
+    root = Path(args.root_path)
+    if root == HERE / "Phantom":
+        make_phantom(root)
+    dataset = LAHeart(root / "data", split=args.split, num=args.num, num_classes=args.num_classes)
+    if dataset.n_channels != args.n_channels:
+        raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {dataset.n_channels}")
+    for case in dataset.image_list:
+        dataset.read(case)  # a broken file is better found now than after an hour of segmenting
+    unit = choose_unit(args, map(dataset.path, dataset.image_list))
+    return {case: partial(read_listed, dataset, case, unit) for case in dataset.image_list}, unit
+
+
+def read_listed(dataset, case, unit):
+    """The Scan of a case of a list."""
+    sample = dataset.read(case)
+    spacing = read_volume(dataset.path(case), header_only=True).spacing if unit == "mm" else None
+    return Scan(sample["image"], sample["label"], spacing)
+
+
+def input_scans(args, settings):
+    """({case: function that reads its Scan}, unit of distances) of the cases of --input, prepared by `settings`."""
+    cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels)
+    raw = next((case.images[0] for case in cases if ending(case.images[0]) not in HDF5), None)
+    if raw and settings is None:
+        raise FlagError(
+            f"{raw}: how it is to be prepared is recorded neither in {args.model_path[0].parent / 'config.json'} nor "
+            f"in {Path(args.root_path) / 'preprocessing.json'}; give a preprocessing.json by --preprocessing"
+        )
+    for kind in {ending(case.images[0]) for case in cases}:  # said once, not once a case
+        if kind in PACKAGES:
+            need(PACKAGES[kind], f"{args.input}: reading {kind} files")
+    cases = cases[: args.num]
+    unit = choose_unit(args, (case.images[0] for case in cases if case.label or ending(case.images[0]) in HDF5))
+    return {case.name: partial(read_input, case, settings, args) for case in cases}, unit
+
+
+def read_input(case, settings, args):
+    """The Scan of a case of --input: HDF5 as it is, other formats prepared by `settings`."""
+    volume = read_channels(case.images)
+    kind, classes = ending(case.images[0]), list(range(args.num_classes))
+    values = settings["labels"] if settings else classes
+    try:
+        if kind in HDF5:
+            if not np.isfinite(volume.array).all():
+                raise PreprocessError("the image holds NaN or infinity; repair it")
+            label = None if volume.label is None else to_classes(volume.label, classes)
+            scan = Scan(np.float32(volume.array), label, volume.spacing, kind=kind, values=classes)
+            grid, affine = grid_from_attributes(volume.header), volume.header.get("original_affine")
+            if grid is not None and affine is not None:
+                scan = scan._replace(grid=grid, kind=".nii.gz", header=nifti_header(affine), values=values)
+        else:
+            done = prepare(volume.array, volume.affine, volume.spacing, settings)
+            scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values, label_prepared=False)
+        if case.label is not None:
+            scan = scan._replace(label=to_classes(read_on_grid(case.label, volume), values))
+    except PreprocessError as error:
+        raise PreprocessError(f"{case.images[0]}: {error}") from error
+    channels = 1 if scan.image.ndim == 3 else len(scan.image)
+    if channels != args.n_channels:
+        raise VolumeError(f"{case.images[0]}: has {channels} channels, the network takes {args.n_channels}")
+    return scan
+
+
+def preprocessing_of(args):
+    """How scans are prepared: --preprocessing, else what the run recorded, else what lies with its data; or None."""
+    if args.preprocessing:
+        settings = read_config(args.preprocessing)
+        if not settings:
+            raise FlagError(f"{args.preprocessing}: no such preprocessing; give one that data/prepare_nifti.py wrote")
+    else:
+        found = [config.get("preprocessing") for config in args.configs]
+        if any(other != found[0] for other in found):
+            raise FlagError("the runs of --model_path prepared their data differently; they cannot be averaged")
+        settings = found[0] or read_config(Path(args.root_path) / "preprocessing.json")
+    if not settings:
+        return None
+    check_settings(settings)
+    if len(settings["labels"]) != args.num_classes:
+        raise FlagError(
+            f"the network has {args.num_classes} classes, the preprocessing {len(settings['labels'])} "
+            f"(labels {settings['labels']}); give the --preprocessing of its training data"
+        )
+    return settings
+
+
+def choose_unit(args, paths):
+    """'mm' or 'voxel', one for all cases: `paths` are files that know their spacing, or do not."""
+    if args.unit == "voxel" or (args.unit is None and not args.input):
+        return "voxel"
+    for path in paths:
+        try:
+            unknown = read_volume(path, header_only=True).spacing is None
+        except VolumeError:
+            continue  # is met again, and reported, when the case is read
+        if unknown and args.unit == "mm":
+            raise FlagError(f"{path}: does not say how wide its voxels are; measure all cases with --unit voxel")
+        if unknown:
+            print(f"{path} does not say how wide its voxels are: distances of all cases are in voxels")
+            return "voxel"
+    return "mm"
+
+
+def save_case(folder, case, format, volumes):
+    """Write the arrays in `volumes` to `folder`: as <case>.h5, or as <case>_<name>.nii.gz with voxels of 1 mm.
+
+    A NIfTI image of several channels has them on its last axis.
+    """
+    if format == "hdf5":
+        write_whole(folder / f"{case}.h5", hdf5_bytes(volumes))
+        return
+    for name, volume in volumes.items():
+        volume = np.moveaxis(volume, 0, -1) if volume.ndim == 4 else volume
+        write_whole(folder / f"{case}_{name}.nii.gz", volume_bytes(volume, ".nii.gz", nifti_header(np.eye(4))))
