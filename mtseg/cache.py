@@ -6,6 +6,7 @@ gives the samples of the LAHeart it wraps, bit for bit, for any transform. Where
 `ResidentLoader` keeps them there and makes the same batches there.
 """
 
+import math
 import mmap
 import tempfile
 from multiprocessing import reduction
@@ -15,6 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 ALIGNMENT = 64  # bytes; for any element type and a whole cache line
+PAIRS_PAY = 2**17  # voxels; making the table of pairs costs about what it saves there
+CHUNK = 2**14  # pairs of voxels
 
 
 class CacheError(OSError):
@@ -48,6 +51,25 @@ def encode(image):
     return (codes, levels) if exact else (image, None)
 
 
+def decode(codes, levels):
+    """levels[codes], float32, for a uint8 array `codes` of any shape and strides and float32 levels (256,)."""
+    codes = np.ascontiguousarray(codes)
+    image = np.empty(codes.shape, np.float32)
+    flat, out = codes.reshape(-1), image.reshape(-1)
+    done = 0
+    if flat.size > PAIRS_PAY:
+        # Two voxels at a time, as one number of 16 bits: half as many look-ups, in a table that fits a core's cache.
+        pairs = np.empty((256, 256), np.complex64)
+        pairs.real, pairs.imag = levels, levels[:, None]
+        done = flat.size // 2 * 2
+        two, both = flat[:done].view("<u2"), out[:done].view(np.complex64)
+        for start in range(0, len(two), CHUNK):  # so NumPy's eight bytes an index stay within that cache, too
+            part = slice(start, start + CHUNK)
+            pairs.reshape(-1).take(two[part], out=both[part], mode="clip")
+    levels.take(flat[done:], out=out[done:], mode="clip")
+    return image
+
+
 class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     """A stored array in NumPy's clothes: slices, np.flip and np.rot90 of it are views, and all else works on a copy.
 
@@ -72,10 +94,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __array__(self, dtype=None, copy=None):
         if self._levels is None:
             return np.array(self._stored, dtype=dtype, order="C")
-        image = np.empty(self.shape, self.dtype)
-        for plane in np.ndindex(self.shape[:-2]):  # NumPy's eight bytes an index then stay within the processor's cache
-            self._levels.take(self._stored[plane], out=image[plane], mode="clip")
-        return image.astype(dtype or self.dtype, copy=False)
+        return decode(self._stored, self._levels).astype(dtype or self.dtype, copy=False)
 
     def __getattr__(self, name):
         if name.startswith("_"):
@@ -184,7 +203,7 @@ class CachedDataset(Dataset):
     def stored(self, case, key):
         """(array, levels): 'image' or 'label' of a case as it lies in the cache, read-only, and what its codes mean."""
         offset, dtype, shape, levels = self._parts[case][key]
-        return np.frombuffer(self._memory, dtype, int(np.prod(shape)), offset).reshape(shape), levels
+        return np.frombuffer(self._memory, dtype, math.prod(shape), offset).reshape(shape), levels
 
 
 class ResidentLoader:

@@ -123,10 +123,17 @@ class RandomNoise:
 
 
 class ToTensor:
-    """'image' as a float32 tensor (C, W, H, D), one channel added where there is none; 'label' as int64 (W, H, D)."""
+    """'image' as a float32 tensor (C, W, H, D), one channel added where there is none; 'label' as int64 (W, H, D).
+
+    `label_dtype`: another integer type of the label; np.uint8 is an eighth to write and to send to a device, where
+    `.long()` makes it what the losses take.
+    """
+
+    def __init__(self, label_dtype=np.int64):
+        self.label_dtype = label_dtype
 
     def __call__(self, sample):
         image = np.ascontiguousarray(sample["image"], dtype=np.float32)
-        label = np.ascontiguousarray(sample["label"], dtype=np.int64)
+        label = np.ascontiguousarray(sample["label"], dtype=self.label_dtype)
         image = image[None] if image.ndim == 3 else image
         return {**sample, "image": torch.from_numpy(image), "label": torch.from_numpy(label)}
