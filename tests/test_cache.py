@@ -10,7 +10,7 @@ import torch
 from conftest import make_data, write_case
 from torch.utils.data import DataLoader
 
-from mtseg.cache import CachedDataset, CacheError, LazyArray, ResidentLoader, encode
+from mtseg.cache import CachedDataset, CacheError, LazyArray, ResidentLoader, decode, encode
 from mtseg.datasets import DataError, LAHeart
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler
 from mtseg.transforms import CenterCrop, Compose, RandomCrop, RandomNoise, RandomRotFlip, ToTensor
@@ -122,6 +122,14 @@ def test_levels_are_exact_or_not_used():
         kept, levels = encode(image)
         assert levels is None
         assert kept is image
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (64, 64, 33), (63, 65, 33)])
+def test_codes_of_any_strides_and_number_are_looked_up(shape):
+    rng = np.random.default_rng(0)
+    codes, levels = rng.integers(0, 256, shape, dtype=np.uint8), rng.standard_normal(256).astype(np.float32)
+    for view in (codes, codes[1:, :, 1:], codes[:, ::-1, ::-1], np.rot90(codes), codes.transpose(2, 0, 1)):
+        np.testing.assert_array_equal(decode(view, levels), levels[view])
 
 
 def test_a_turned_and_cropped_volume_is_read_only_where_it_is_looked_at():

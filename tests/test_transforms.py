@@ -98,6 +98,9 @@ def test_to_tensor():
     assert out["image"].shape[0] == 1
     assert out["label"].dtype == torch.int64
     assert ToTensor()(sample(channels=3))["image"].shape == (3, 5, 4, 3)
+    small = ToTensor(np.uint8)(sample())["label"]
+    assert small.dtype == torch.uint8
+    assert torch.equal(small.long(), ToTensor()(sample())["label"])
 
 
 def test_rng_or_numpys_global_state_decides():
