@@ -63,7 +63,7 @@ def test_scripts_do_nothing_when_they_are_imported(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("script", ["inference.py"])
+@pytest.mark.parametrize("script", ["train_mean_teacher.py", "train_sup.py", "inference.py"])
 def test_scripts_answer_before_they_load_pytorch(script):
     blocked = "import runpy, sys; sys.modules.update(torch=None, numpy=None); sys.argv = sys.argv[1:]"
     code = f"{blocked}; runpy.run_path(sys.argv[0], run_name='__main__')"
