@@ -9,6 +9,7 @@ import torch
 from conftest import make_data
 
 from mtseg import export
+from mtseg.export.__main__ import main
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
 
@@ -97,7 +98,7 @@ def test_the_command_writes_every_format_and_says_what_it_costs(checkpoint, tmp_
     data = make_data(tmp_path / "tiny")
     names = {"--onnx": "net.onnx", "--torchscript": "net.ts", "--torch_export": "net.pt2"}
     words = [word for flag, name in names.items() for word in (flag, tmp_path / name)]
-    export.main(flags(checkpoint, data, *words, "--quantize", "static", "--num_calibration", 2))
+    main(flags(checkpoint, data, *words, "--quantize", "static", "--num_calibration", 2))
     said = capsys.readouterr().out
     assert all((tmp_path / name).stat().st_size > 10000 for name in [*names.values(), "net.static.onnx"])
     assert said.count("differs from PyTorch by at most") == 3
@@ -114,7 +115,7 @@ def test_mistakes_end_in_a_sentence(checkpoint, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setitem(sys.modules, "onnx", None)
         with pytest.raises(SystemExit):
-            export.main(flags(checkpoint, data, *out))
+            main(flags(checkpoint, data, *out))
         assert 'pip install "mtseg[export]"' in capsys.readouterr().err
     assert not (tmp_path / "net.onnx").exists()
     for words, said in [
@@ -125,7 +126,7 @@ def test_mistakes_end_in_a_sentence(checkpoint, tmp_path, capsys, monkeypatch):
         (flags(checkpoint, data, *out, "--quantize", "dynamic"), "2"),
     ]:
         with pytest.raises(SystemExit) as stopped:
-            export.main(words)
+            main(words)
         error = capsys.readouterr().err
         assert (stopped.value.code, error.count("\n")) == (2, 1), error
         assert said in error, error

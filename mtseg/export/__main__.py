@@ -1,0 +1,156 @@
+"""A trained network as a file that runs without this library: ONNX, TorchScript or torch.export, and 8-bit ONNX.
+
+    python -m mtseg.export --model_path model/LA_vnet_8_labeled/MT/iter_6000.pth --onnx net.onnx
+    python -m mtseg.export --model_path model/LA_vnet_8_labeled/MT/iter_6000.pth --onnx net.onnx --quantize static
+    python -m mtseg.export --model_path model/LA_vnet_8_labeled/MT/iter_6000.pth --torchscript a.ts --torch_export a.pt2
+
+What is exported takes 'image', float32 (batch, channels, W, H, D) with any batch and each side a multiple of 16, and
+gives 'logits' (batch, classes, W, H, D). It is compared with PyTorch on two shapes before it is written. `--quantize`
+writes a second file, <name>.<dynamic or static>.onnx, and prints what it costs: size, time and Dice on given cases.
+
+What is not in such a file: training mode, and with it dropout and deep supervision; the sliding window and the image's
+normalisation, which stay the caller's (mtseg/sliding_window.py and the data's preparation).
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtseg.checkpoint import CheckpointError, load_checkpoint, load_weights, write_whole
+from mtseg.datasets import DataError, LAHeart, training_cases
+from mtseg.export.convert import (
+    DIVISOR,
+    SHAPES,
+    ExportError,
+    OnnxNet,
+    Recorder,
+    largest_difference,
+    quantize,
+    quiet,
+    seconds_a_window,
+    to_onnx,
+    to_torch_export,
+    to_torchscript,
+)
+from mtseg.flags import FlagError, Parser, classes, network_settings, one_sentence, patch_side, positive, read_config
+from mtseg.metrics import dice
+from mtseg.networks import NETWORKS
+from mtseg.sliding_window import test_single_case
+
+TOLERANCE = 1e-4
+
+
+def parse_flags(argv):
+    parser = Parser(description=__doc__, prog="python -m mtseg.export")
+    flag = parser.add_argument
+    flag("--model_path", type=Path, required=True, help="weights: iter_<N>.pth, ema_iter_<N>.pth, ...")
+    flag("--onnx", type=Path, metavar="FILE", help="write an ONNX file")
+    flag("--torchscript", type=Path, metavar="FILE", help="write a TorchScript file")
+    flag("--torch_export", type=Path, metavar="FILE", help="write a torch.export file (.pt2)")
+    flag("--quantize", choices=("dynamic", "static"), help="with --onnx: a second file with 8-bit convolutions")
+    flag = parser.add_argument_group("cases for --quantize").add_argument
+    flag("--root_path", help="folder with <split>.list and data/ (default: the run's)")
+    flag(
+        "--num_calibration", type=positive, default=4, help="static: so many first cases of train.list give the ranges"
+    )
+    flag("--split", default="test", help="Dice is measured on cases of <root_path>/<split>.list")
+    flag("--num", type=positive, default=4, help="on so many of them, the first ones")
+    flag = parser.add_argument_group("settings, by default the run's").add_argument
+    flag("--network", choices=tuple(NETWORKS), help="architecture")
+    flag("--n_channels", type=positive, help="channels of the image")
+    flag("--num_classes", type=classes, help="classes, background included")
+    flag("--n_filters", type=positive, help="channels on the finest level")
+    flag("--normalization", choices=("none", "batchnorm", "groupnorm", "instancenorm"), help="after each convolution")
+    flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
+    flag("--stride_xy", type=positive, help="voxels between windows along W and H")
+    flag("--stride_z", type=positive, help="voxels between windows along D")
+    args = parser.parse_args(argv)
+    if not (args.onnx or args.torchscript or args.torch_export):
+        raise FlagError("nothing to write; name a file by --onnx, --torchscript or --torch_export")
+    if args.quantize and not args.onnx:
+        raise FlagError("--quantize makes a second file beside that of --onnx; name one")
+    defaults = {"root_path": "data/LA", "network": "vnet", "n_channels": 1, "num_classes": 2, "n_filters": 16}
+    defaults |= {"normalization": "batchnorm", "patch_size": [112, 112, 80], "stride_xy": 18, "stride_z": 4}
+    config = read_config(args.model_path.parent / "config.json")
+    for name, default in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, config.get(name, default))
+    args.has_dropout = False  # has no weights, and inference drops nothing
+    return args
+
+
+def export(args):
+    net = NETWORKS[args.network](**network_settings(args, args.n_channels))
+    net = load_weights(net, load_checkpoint(args.model_path), args.model_path).eval()
+    formats = {
+        "onnx": (to_onnx, OnnxNet),
+        "torchscript": (to_torchscript, lambda content: torch.jit.load(io.BytesIO(content))),
+        "torch_export": (to_torch_export, lambda content: torch.export.load(io.BytesIO(content)).module()),
+    }
+    contents = {}
+    for name, (write, read) in formats.items():
+        if getattr(args, name):
+            content = contents[name] = write(net, args.n_channels)
+            with quiet():
+                difference = largest_difference(net, read(content), args.n_channels)
+            if not difference <= TOLERANCE:
+                raise ExportError(
+                    f"{args.model_path}: the {name} network differs from PyTorch's by {difference:.1e}, more than "
+                    f"{TOLERANCE:.0e}, and was not written; export it in another format"
+                )
+            write_whole(getattr(args, name), content)
+            shapes = " and ".join("x".join(map(str, (shape[0], args.n_channels, *shape[1:]))) for shape in SHAPES)
+            print(
+                f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides multiples of {DIVISOR}"
+                f"{' from 32 on' * (name == 'torch_export')}, "
+                f"differs from PyTorch by at most {difference:.1e} (on {shapes})"
+            )
+    print("not in it: training mode (dropout, deep supervision), the sliding window, the image's normalisation")
+    if args.quantize:
+        path = args.onnx.with_suffix(f".{args.quantize}{args.onnx.suffix}")
+        smaller = quantize_and_measure(contents["onnx"], args)
+        write_whole(path, smaller)
+        print(f"written to {path}")
+
+
+def quantize_and_measure(content, args):
+    """The quantized file as bytes, after a table of what it costs was printed."""
+    root = Path(args.root_path)
+    cases = LAHeart(root / "data", split=args.split, num=args.num, num_classes=args.num_classes)
+    if cases.n_channels != args.n_channels:
+        raise ExportError(f"the network takes {args.n_channels} channels, the cases in {root} have {cases.n_channels}")
+    recorder = Recorder(args.num_classes)
+    if args.quantize == "static":
+        calibration = LAHeart(root / "data", cases=training_cases(root, num=args.num_calibration))
+        for case in calibration.image_list:
+            image = calibration.read(case)["image"]
+            test_single_case(recorder, image, args.patch_size[0], args.patch_size[2], args.patch_size, args.num_classes)
+        print(f"calibrated on {len(recorder.windows)} windows of {', '.join(calibration.image_list)}")
+    smaller = quantize(content, args.quantize, recorder.windows)
+
+    print(f"{'':10}{'MB':>8}{'ms a window':>14}{'Dice %':>10}   on {', '.join(cases.image_list)}")
+    means = []
+    for name, file in (("float32", content), (args.quantize, smaller)):
+        net = OnnxNet(file)
+        scores = []
+        for sample in map(cases.read, cases.image_list):
+            prediction, _ = test_single_case(
+                net, sample["image"], args.stride_xy, args.stride_z, args.patch_size, args.num_classes
+            )
+            scores += [dice(prediction == c, sample["label"] == c) for c in range(1, args.num_classes)]
+        means.append(100 * float(np.mean(scores)))
+        milliseconds = 1000 * seconds_a_window(net, args.n_channels, args.patch_size)
+        print(f"{name:10}{len(file) / 1e6:8.1f}{milliseconds:14.0f}{means[-1]:10.2f}")
+    print(f"change in Dice: {means[1] - means[0]:+.2f}; transposed convolutions stay float32")
+    return smaller
+
+
+def main(argv=None):
+    with one_sentence(ExportError, CheckpointError, DataError, FlagError):
+        export(parse_flags(argv))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""A network as ONNX, TorchScript or torch.export, and an ONNX file in 8 bits.
+
+Each `to_...` takes a network in eval mode on the CPU, whose input is float32 (batch, channels, W, H, D) with sides that
+are multiples of 16 and whose output are logits (batch, classes, W, H, D), and gives the bytes of a file for any batch
+and any such sides. ONNX needs onnx and onnxruntime: pip install "mtseg[export]".
+"""
+
+import inspect
+import io
+import logging
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+# Two shapes to compare on: neither the batch nor any side is the same, and each side is a multiple of 16.
+SHAPES = ((1, 32, 48, 32), (2, 48, 32, 64))
+OPSET = 17
+DIVISOR = 16
+
+
+class ExportError(ValueError):
+    """A network that cannot be exported as asked; the message is one sentence with the reason and the remedy."""
+
+
+class OnnxNet(nn.Module):
+    """An ONNX file as a network: float tensor (batch, channels, *sides) to logits, on the CPU, without gradients."""
+
+    def __init__(self, path_or_bytes, threads=None):
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError('ONNX needs ONNX Runtime: pip install "mtseg[export]"') from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        try:
+            self.session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors share no base class but this one
+            reason = " ".join(str(error).split())
+            raise ExportError(f"ONNX Runtime {onnxruntime.__version__} cannot run the file ({reason})") from error
+
+    def forward(self, x):
+        (logits,) = self.session.run(None, {"image": x.numpy()})
+        return torch.from_numpy(logits)
+
+
+def largest_difference(net, exported, n_channels, seed=0):
+    """The largest absolute difference between two networks' logits on normal noise of the two SHAPES."""
+    generator = torch.Generator().manual_seed(seed)
+    largest = 0.0
+    for batch, *sides in SHAPES:
+        x = torch.randn(batch, n_channels, *sides, generator=generator)
+        with torch.no_grad():
+            expected, found = net(x), exported(x)
+        if expected.shape != found.shape:
+            raise ExportError(f"the exported network gives {tuple(found.shape)} instead of {tuple(expected.shape)}")
+        largest = max(largest, (expected - found).abs().max().item())
+    return largest
+
+
+def to_onnx(net, n_channels):
+    """`net` (in eval mode, on the CPU) as the bytes of an ONNX file with dynamic batch and sides.
+
+    Raises ExportError where onnx is missing or the network has what ONNX has not.
+    """
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ExportError('ONNX needs onnx and onnxruntime: pip install "mtseg[export]"') from error
+    sides = {2: "w", 3: "h", 4: "d"}
+    options = {"input_names": ["image"], "output_names": ["logits"], "opset_version": OPSET}
+    options["dynamic_axes"] = {"image": {0: "batch", **sides}, "logits": {0: "batch", **sides}}
+    if "dynamo" in inspect.signature(torch.onnx.export).parameters:
+        # The exporter that every PyTorch from 2.2 on has, and that needs no further package.
+        options["dynamo"] = False
+    content = io.BytesIO()
+    with quiet():
+        try:
+            torch.onnx.export(net, (torch.zeros(1, n_channels, 32, 32, 32),), content, **options)
+        except Exception as error:  # PyTorch's export errors have many types
+            raise ExportError(f"{type(net).__name__} cannot be written as ONNX ({_first_line(error)})") from error
+    return content.getvalue()
+
+
+def to_torchscript(net, n_channels):
+    """`net` (in eval mode, on the CPU) traced, as the bytes of a TorchScript file; batch and sides stay free."""
+    content = io.BytesIO()
+    with quiet(), torch.no_grad():
+        try:
+            torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, 32, 32, 32)), content)
+        except Exception as error:
+            raise ExportError(f"{type(net).__name__} cannot be traced ({_first_line(error)})") from error
+    return content.getvalue()
+
+
+def to_torch_export(net, n_channels):
+    """`net` (in eval mode, on the CPU) as the bytes of a torch.export file (.pt2) with dynamic batch and sides of 32
+    or more."""
+    dim = torch.export.Dim
+    # From two voxels at the bottom of the network on: torch.export takes a side of one for another case.
+    shapes = {0: dim("batch")} | {axis: DIVISOR * dim(name, min=2) for axis, name in ((2, "w"), (3, "h"), (4, "d"))}
+    content = io.BytesIO()
+    with quiet(), torch.no_grad():
+        try:
+            # Sides of the example differ, and its batch is not 1: what is alike would be taken to be the same for ever.
+            example = torch.zeros(2, n_channels, 32, 48, 64)
+            program = torch.export.export(net, (example,), dynamic_shapes=(shapes,))
+            torch.export.save(program, content)
+        except Exception as error:
+            raise ExportError(f"{type(net).__name__} cannot be exported ({_first_line(error)})") from error
+    return content.getvalue()
+
+
+def quantize(content, how, windows=()):
+    """The ONNX file `content` (bytes) with 8-bit convolutions, as bytes.
+
+    `how`: 'dynamic' measures the range of every activation as it comes; 'static' takes the ranges from `windows`, a
+    list of float32 arrays (batch, channels, W, H, D), and is faster. Transposed convolutions stay float32 in both:
+    ONNX Runtime has no 8-bit kernel for them. Raises ExportError.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise ExportError('quantization needs onnx and onnxruntime: pip install "mtseg[export]"') from error
+
+    class Windows(quantization.CalibrationDataReader):
+        def __init__(self):
+            self.rest = iter(windows)
+
+        def get_next(self):
+            window = next(self.rest, None)
+            return None if window is None else {"image": window}
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(content)
+        with quiet():
+            try:
+                if how == "dynamic":
+                    # Its integer convolution takes no signed weights.
+                    quantization.quantize_dynamic(
+                        source, target, op_types_to_quantize=["Conv"], weight_type=quantization.QuantType.QUInt8
+                    )
+                else:
+                    quantization.quantize_static(
+                        source,
+                        target,
+                        Windows(),
+                        op_types_to_quantize=["Conv"],
+                        per_channel=True,
+                        # Seven bits for weights: processors without VNNI add pairs of 8-bit products in 16 bits.
+                        reduce_range=True,
+                        activation_type=quantization.QuantType.QUInt8,
+                        weight_type=quantization.QuantType.QInt8,
+                    )
+            except Exception as error:
+                raise ExportError(f"{how} quantization failed ({_first_line(error)}); export without it") from error
+        return target.read_bytes()
+
+
+class Recorder(nn.Module):
+    """A network that only keeps what it is shown: `windows`, float32 arrays (1, channels, *sides)."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.num_classes = num_classes
+        self.windows = []
+
+    def forward(self, x):
+        self.windows.append(x.numpy())
+        return torch.zeros(len(x), self.num_classes, *x.shape[2:])
+
+
+def seconds_a_window(net, n_channels, patch_size, repeats=5):
+    """The median time of `net` for one window, after one that is not counted."""
+    x = torch.zeros(1, n_channels, *patch_size)
+    times = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            net(x)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+class quiet(warnings.catch_warnings):
+    """A context without the warnings and the log lines of exporters, which say nothing a user could act on."""
+
+    def __enter__(self):
+        entered = super().__enter__()
+        warnings.simplefilter("ignore")
+        self.before = logging.root.manager.disable
+        logging.disable(logging.WARNING)
+        return entered
+
+    def __exit__(self, *error):
+        logging.disable(self.before)
+        super().__exit__(*error)
+
+
+def _first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
