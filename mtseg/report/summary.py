@@ -1,0 +1,67 @@
+"""What the test cases and the seeds say of a metric: mean, two deviations, bootstrap interval, signed-rank test.
+
+NaN is what is not defined, such as the distance to an empty mask.
+"""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 10000
+
+
+def bootstrap_interval(values, resamples=RESAMPLES, seed=0):
+    """95 % percentile bootstrap interval of the mean of `values` (1-D, no NaN); (NaN, NaN) of fewer than two."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def paired_test(values, baseline):
+    """(p, pairs, why not) of the two-sided Wilcoxon signed-rank test of {case: value} against {case: value}.
+
+    Pairs are the cases in both with no NaN. p is NaN, and `why not` says why, where there are fewer than six pairs that
+    differ: p cannot be below 0.05 then, whatever they show.
+    """
+    shared = [c for c in values if c in baseline and not math.isnan(values[c]) and not math.isnan(baseline[c])]
+    differences = np.array([values[case] - baseline[case] for case in shared])
+    if not shared:
+        return math.nan, 0, "no case was tested by both"
+    if np.count_nonzero(differences) < 6:
+        return math.nan, len(shared), f"of {len(shared)} pairs fewer than 6 differ"
+    return float(stats.wilcoxon(differences).pvalue), len(shared), ""
+
+
+def average_seeds(values):
+    """(cases,): the mean of (seeds, cases) over the seeds for which it is defined; NaN where it is for none."""
+    values = np.asarray(values, dtype=float)
+    counts = np.maximum((~np.isnan(values)).sum(axis=0), 1)
+    return np.where(np.isnan(values).all(axis=0), np.nan, np.nansum(values, axis=0) / counts)
+
+
+def statistics(values):
+    """What a table says of (seeds, cases), as a dict; NaN is what cannot be said.
+
+    'mean': of the seeds' means over the cases; 'sd_seeds': deviation of these means (n - 1); 'sd_cases': deviation over
+    the cases (n), averaged over the seeds; 'low', 'high': `bootstrap_interval` over the cases, each averaged over the
+    seeds; 'undefined': how many values are NaN, and left out of all of these.
+    """
+    values = np.asarray(values, dtype=float)
+    seeds = [seed[~np.isnan(seed)] for seed in values]
+    seeds = [seed for seed in seeds if len(seed)]
+    means = [seed.mean() for seed in seeds]
+    averaged = average_seeds(values)
+    low, high = bootstrap_interval(averaged[~np.isnan(averaged)])
+    return {
+        "mean": float(np.mean(means)) if means else math.nan,
+        "sd_seeds": float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        "sd_cases": float(np.mean([seed.std() for seed in seeds])) if means else math.nan,
+        "low": low,
+        "high": high,
+        "undefined": int(np.isnan(values).sum()),
+    }
