@@ -175,6 +175,16 @@ def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):
     }
 
 
+def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no_difference(tmp_path):
+    recipe = {"consistency": 2.0, "init": "none", "wandb": None}
+    write_run(tmp_path / "a", seed=1, dice=[0.5, 0.6], config={"consistency": 0.1, "init": "none"})
+    write_run(tmp_path / "b", seed=1, dice=[0.7, 0.6], config=recipe | {"config": "mine.json"})
+    write_run(tmp_path / "b", seed=2, dice=[0.7, 0.8], config={"consistency": 2.0, "progress": 0})
+    table, _ = command.report([tmp_path], baseline="MT")
+    rows = records(table)
+    assert {method: row["seeds"] for (method, _), row in rows.items()} == {"MT": "1", "MT (config mine.json)": "2"}
+
+
 def test_what_is_found_twice_counts_once(tmp_path):
     write_run(tmp_path / "a", dice=[0.5])
     write_run(tmp_path / "b", dice=[0.5])

@@ -19,6 +19,7 @@ MARKS = "†‡§¶‖"
 FREE_SETTINGS = {
     *("root_path", "dataset_name", "model", "labelnum", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
     *("save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection", "seed"),
+    *("config", "cache", "keep_last", "test_only", "tensorboard", "wandb", "progress"),
     *("python", "torch", "device", "threads"),
 }
 
@@ -109,11 +110,16 @@ def group_results(results):
     """(rows, notes): results that differ in the seed alone become one Row. Raises RowError on two of one seed.
 
     The same checkpoint tested twice in the same way counts once. Rows that would have the same name are told apart by
-    the settings in which they differ.
+    the settings in which they differ. A setting that one run of a method does not record, since its version had no such
+    flag, counts as no difference between its runs.
     """
-    groups, notes = {}, []
+    groups, notes, recorded = {}, [], {}
     for result in results:
-        settings = {name: value for name, value in result.config.items() if name not in FREE_SETTINGS | {"exp"}}
+        own = recorded.setdefault(result.method, set(result.config))
+        own &= set(result.config)
+    for result in results:
+        compared = recorded[result.method] - FREE_SETTINGS - {"exp"}
+        settings = {name: value for name, value in result.config.items() if name in compared}
         how = [result.network, result.selection, result.unit, result.protocol, result.case_names(), result.classes()]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         own = groups.setdefault(key, [])
@@ -156,16 +162,23 @@ def group_results(results):
 
 def _tell_apart(rows):
     """Append to each row's method the settings of its run, and of its test, in which the rows differ."""
-    trained = [{k: v for k, v in row.results[0].config.items() if k not in FREE_SETTINGS} for row in rows]
+    trained = [{k: v for k, v in row.results[0].config.items() if k not in FREE_SETTINGS - {"config"}} for row in rows]
+    files = {frozen(settings.setdefault("config", None)) for settings in trained}
+    if len(files) < len(rows):
+        for settings in trained:
+            del settings["config"]
     tested = [row.protocol | {"selection": row.selection, "unit": row.unit, "cases": row.test_cases} for row in rows]
     shown = [{} for _ in rows]
     for settings in (trained, tested):
-        names = sorted({name for one in settings for name in one})
+        names = sorted(set.intersection(*map(set, settings)) if settings is trained else set().union(*settings))
         names = [name for name in names if len({frozen(one.get(name)) for one in settings}) > 1]
-        # The name of an experiment is what its author tells it apart by; lists of cases are too long to print.
-        for name in ["exp"] if "exp" in names else names:
+        # The name of an experiment, or of its --config, is what its author tells it apart by; lists of cases are too
+        # long to print.
+        for name in [name for name in ("exp", "config") if name in names][:1] or names:
             for words, one in zip(shown, settings, strict=True):
                 value = one.get(name)
+                if name == "config" and value is None:
+                    continue
                 too_long = isinstance(value, list) and len(value) > 3
                 words[name] = f"other {name}" if too_long else f"{name} {_plain(value)}"
     for row, words in zip(rows, shown, strict=True):
