@@ -13,6 +13,8 @@ from conftest import ball
 from test_report import write_run
 
 from mtseg import figures, html_report
+from mtseg.figures.__main__ import main as draw
+from mtseg.html_report.__main__ import main as write_page
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="pictures need Matplotlib")
 SHAPE = (30, 26, 20)
@@ -76,7 +78,7 @@ def test_the_surface_of_a_ball_is_that_of_a_sphere():
     assert measure.mesh_surface_area(vertices, faces) == pytest.approx(4 * math.pi * 12**2, rel=0.04)
     vertices, _ = figures.surface(ball((40, 40, 40), (20, 20, 20), 12), spacing=(1, 2, 3))
     assert vertices.mean(axis=0) == pytest.approx([20, 40, 60], abs=0.5)
-    with pytest.raises(figures.FigureError, match="empty mask"):
+    with pytest.raises(figures.MeshError, match="empty mask"):
         figures.surface(np.zeros((8, 8, 8)))
 
 
@@ -94,7 +96,13 @@ def test_moving_average():
     np.testing.assert_allclose(figures.moving_average(values, 7)[:3], [values[0], values[:2].mean(), values[:3].mean()])
 
 
-def test_nothing_overlaps():
+@pytest.fixture
+def styled():
+    with figures.style():
+        yield
+
+
+def test_nothing_overlaps(styled):
     pytest.importorskip("skimage", reason="surfaces need scikit-image")
     cases = {name: make_case(shift) for shift, name in enumerate(("supervised", "Mean Teacher", "UA-MT"))}
     caption = "Dice 100.0 %\nHD95 100.0 voxel"
@@ -112,7 +120,7 @@ def test_nothing_overlaps():
     assert texts_that_overlap(figures.boxes({f"Mean Teacher, student, {n} labels": values for n in range(5)})) == []
 
 
-def test_errors_are_drawn_where_they_are():
+def test_errors_are_drawn_where_they_are(styled):
     """A missed and a superfluous voxel block, found again in the picture by the colours of the legend."""
     case = make_case(0)
     case["image"] = np.zeros(SHAPE, np.float32)
@@ -148,11 +156,11 @@ def test_commands_write_pictures(predictions, tmp_path, capsys):
         ("gallery", folders[:1]),
         ("boxes", [tmp_path]),
     ]:
-        figures.main([kind, *map(str, paths), "--out", str(tmp_path / f"{kind}.png"), "--dpi", "60"])
+        draw([kind, *map(str, paths), "--out", str(tmp_path / f"{kind}.png"), "--dpi", "60"])
         assert (tmp_path / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "case case_1: first Dice" in said  # the one of median Dice
-    figures.main(["compare", *folders, "--case", "case_2", "--out", str(tmp_path / "compare.svg")])
+    draw(["compare", *folders, "--case", "case_2", "--out", str(tmp_path / "compare.svg")])
     assert "case case_2: first Dice" in capsys.readouterr().out
 
 
@@ -178,14 +186,14 @@ def test_mistakes_end_in_a_sentence(predictions, tmp_path, capsys, monkeypatch):
         (["curves", tmp_path / "runs"], "not a run"),
     ]:
         with pytest.raises(SystemExit) as stopped:
-            figures.main([*map(str, ["--out", tmp_path / "picture.png", *words])])
+            draw([*map(str, ["--out", tmp_path / "picture.png", *words])])
         error = capsys.readouterr().err
         assert (stopped.value.code, error.count("\n")) == (2, 1), error
         assert said in error, error
     assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob(".*")) + list(tmp_path.glob("a.doc"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit):
-        figures.main(["overlay", a])
+        draw(["overlay", a])
     assert "pip install" in capsys.readouterr().err
 
 
@@ -247,7 +255,7 @@ def test_the_page_holds_everything_itself(predictions, tmp_path, capsys):
         (run / "metrics.csv").write_text("iteration,loss,iterations_per_second\n1,0.5,2\n2,0.4,2\n")
     out = tmp_path / "report.html"
     words = [tmp_path, "--baseline", "supervised", "--predictions", f"MT={predictions['A']}", "--out", out]
-    html_report.main([str(word) for word in words])
+    write_page([str(word) for word in words])
     text = out.read_text()
     assert text.count("<img ") == text.count('src="data:image/png;base64,') == 3  # cases, curves, gallery
     assert "http" not in text.replace("http-equiv", "")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-LEAVES = sorted(p for p in (ROOT / "mtseg").rglob("*.py") if p.name != "__init__.py")
+FILES = sorted((ROOT / "mtseg").rglob("*.py"))
+PACKAGES = [p for p in FILES if p.name == "__init__.py"]
+LEAVES = [p for p in FILES if p.name not in ("__init__.py", "__main__.py")]
 ALLOWED = {"torch", "numpy", "scipy", "h5py", "tqdm", *sys.stdlib_module_names}
-# Inside functions only: what setup.py names as extras, and for those leaves that are commands too, what they command.
+# Inside functions only: what setup.py names as extras.
 EXTRAS = {"matplotlib", "mpl_toolkits", "PIL", "skimage", "wandb", "nibabel", "nrrd", "onnx", "onnxruntime"}
-COMMANDS = {"report", "html_report", "figures", "export"}
 
 IMPORT_ALONE = """
 import importlib, json, shutil, sys, tempfile
@@ -31,6 +32,7 @@ for leaf in map(Path, json.loads(sys.argv[1])):
     sys.path.insert(0, folder)
     module = importlib.import_module(leaf.stem)
     assert Path(module.__file__).parent == Path(folder), module.__file__
+    del sys.modules[leaf.stem]
     sys.path.pop(0)
     shutil.rmtree(folder)
     print(leaf.stem)
@@ -50,9 +52,20 @@ def test_a_leaf_imports_only_what_the_library_depends_on(leaf):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) else []
         lazy = isinstance(node, (ast.Import, ast.ImportFrom)) and node.col_offset > 0
-        lazily = (EXTRAS | ({"mtseg"} if leaf.stem in COMMANDS else set())) if lazy else set()
-        assert {name.split(".")[0] for name in names} <= ALLOWED | lazily
+        assert {name.split(".")[0] for name in names} <= ALLOWED | (EXTRAS if lazy else set())
         assert not (isinstance(node, ast.ImportFrom) and node.level)
+
+
+def test_each_package_hands_names_on_and_does_nothing_else():
+    assert PACKAGES
+    for package in PACKAGES:
+        for number, node in enumerate(ast.parse(package.read_text()).body):
+            docstring = number == 0 and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            constant = isinstance(node, ast.Assign) and not any(
+                isinstance(part, (ast.Call, ast.Lambda, ast.comprehension)) for part in ast.walk(node)
+            )
+            hands_on = isinstance(node, ast.ImportFrom) and node.module.startswith("mtseg.") and node.level == 0
+            assert docstring or constant or hands_on, f"{package}: line {node.lineno}"
 
 
 def test_scripts_do_nothing_when_they_are_imported(tmp_path):

@@ -1,20 +1,9 @@
-"""A report of runs as one HTML file that needs no network: table, box plots, curves, gallery, cases and settings.
-
-    python -m mtseg.html_report runs/half_sup_8 runs/half_MT_8 --baseline supervised --out report.html
-    python -m mtseg.html_report model --predictions MT=predictions/MT --out report.html
-
-Tables sort by a click on a heading. `--predictions` adds, for each folder that `inference.py --save_result` filled, the
-best, the median and the five worst cases. The page reads on a phone and on a desk. Needs Matplotlib: pip install
-"mtseg[plot]".
-
-`page` puts such a file together from plain tables and pictures.
-"""
+"""A page of tables and pictures as one HTML file that needs no network; its tables sort by a click."""
 
 import base64
 import html
 import json
 import math
-from pathlib import Path
 
 # Nothing but what stands in the file itself may be loaded or run.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -153,75 +142,3 @@ def case_table(rows, metrics, headings, scales):
             keys.append([name, case, *numbers])
     cells = [[[f"{v:.2f}" if isinstance(v, float) else v] for v in row] for row in keys]
     return html_table(columns, [[["-"] if c == ["nan"] else c for c in row] for row in cells], keys)
-
-
-def parse_flags(argv):
-    from mtseg.flags import Parser
-    from mtseg.report import add_flags
-
-    parser = Parser(description=__doc__, prog="python -m mtseg.html_report")
-    add_flags(parser)
-    flag = parser.add_argument
-    flag("--predictions", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of --save_result, for the gallery")
-    flag("--title", default="Segmentation results", help="heading of the page")
-    flag("--out", type=Path, default=Path("report.html"), help="file to write")
-    return parser.parse_args(argv)
-
-
-def main(argv=None):
-    from mtseg import figures, report
-    from mtseg.checkpoint import CheckpointError, write_whole
-    from mtseg.flags import one_sentence
-    from mtseg.metrics import dice, hd95
-
-    with one_sentence(report.ReportError, figures.FigureError, CheckpointError):
-        args = parse_flags(argv)
-        figures.pyplot()
-        table, rows = report.report(args.paths, args.baseline, args.metrics, args.published, args.per_class)
-        own = [row for row in rows if row.results]
-        names = {f"{row.name}, {row.labelnum} labels{row.mark}": row for row in own}
-        sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes)}
-
-        per_case = {
-            name: {metric: report.average_seeds(row, metric) for metric in args.metrics} for name, row in names.items()
-        }
-        if {"dice", "hd95"} <= set(args.metrics) and len({row.unit for row in own}) == 1:
-            values = {name: {m: list(v[m].values()) for m in ("dice", "hd95")} for name, v in per_case.items()}
-            caption = (
-                "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
-            )
-            sections["Cases"] = html_picture(figures.render(figures.boxes(values, own[0].unit)), caption)
-        kinds = [report.METRICS.get(metric, (metric, "")) for metric in args.metrics]
-        headings = [f"{name} %" if kind == "share" else name for name, kind in kinds]
-        scales = [100 if kind == "share" else 1 for _, kind in kinds]
-        every = case_table(per_case, args.metrics, headings, scales)
-        sections["Cases"] = sections.get("Cases", "") + f"<details><summary>Every case</summary>{every}</details>"
-
-        runs = {result.run: None for row in own for result in row.results if result.run}
-        curves = [figures.read_curves(run) for run in runs if (run / "metrics.csv").is_file()]
-        if curves:
-            caption = "What the runs logged while they trained."
-            sections["Training"] = html_picture(figures.render(figures.curves(curves)), caption)
-        for name, folder in figures.named_folders(args.predictions).items():
-            entries = []
-            scores = {}
-            for case, path in figures.case_files(folder).items():
-                content = figures.read_case(path)
-                scores[case] = dice(content["prediction"] > 0, content["label"] > 0)
-            for place, case in figures.pick_for_gallery(scores):
-                content = figures.read_case(folder / f"{case}.h5")
-                distance = hd95(content["prediction"] > 0, content["label"] > 0)
-                caption = f"{place}: Dice {100 * scores[case]:.1f} %\nHD95 {distance:.1f} voxel"
-                entries.append((caption, case, content))
-            caption = f"{name}: the best, the median and the worst of {len(scores)} cases, each in its worst slice."
-            sections[f"Gallery: {name}"] = html_picture(figures.render(figures.gallery(entries)), caption)
-        settings = {
-            f"{name}, seed {result.seed}": result.config for name, row in names.items() for result in row.results
-        }
-        sections["Settings"] = html_settings(settings)
-        write_whole(args.out, page(args.title, sections).encode())
-        print(f"written to {args.out}")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,72 @@
+"""A report of runs as one HTML file that needs no network: table, box plots, curves, gallery, cases and settings.
+
+    python -m mtseg.html_report runs/half_sup_8 runs/half_MT_8 --baseline supervised --out report.html
+    python -m mtseg.html_report model --predictions MT=predictions/MT --out report.html
+
+Tables sort by a click on a heading. `--predictions` adds, for each folder that `inference.py --save_result` filled, the
+best, the median and the five worst cases. The page reads on a phone and on a desk. Needs Matplotlib: pip install
+"mtseg[plot]".
+"""
+
+from pathlib import Path
+
+from mtseg.checkpoint import CheckpointError, write_whole
+from mtseg.figures import CanvasError, CaseError, RunError, boxes, curves, named_folders, read_curves, render, style
+from mtseg.figures.__main__ import draw_gallery
+from mtseg.flags import Parser, one_sentence
+from mtseg.html_report.markup import case_table, html_notes, html_picture, html_settings, html_table, page
+from mtseg.report import METRICS, ResultError, RowError
+from mtseg.report.__main__ import add_flags, per_case, report
+
+ERRORS = (CanvasError, CaseError, RunError, ResultError, RowError, CheckpointError)
+
+
+def parse_flags(argv):
+    parser = Parser(description=__doc__, prog="python -m mtseg.html_report")
+    add_flags(parser)
+    flag = parser.add_argument
+    flag("--predictions", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of --save_result, for the gallery")
+    flag("--title", default="Segmentation results", help="heading of the page")
+    flag("--out", type=Path, default=Path("report.html"), help="file to write")
+    return parser.parse_args(argv)
+
+
+def sections_of(args):
+    """{heading: HTML} of the page."""
+    table, rows = report(args.paths, args.baseline, args.metrics, args.published, args.per_class)
+    own = [row for row in rows if row.results]
+    names = {f"{row.name}, {row.labelnum} labels{row.mark}": row for row in own}
+    sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes), "Cases": ""}
+
+    values = {name: {metric: per_case(row, metric) for metric in args.metrics} for name, row in names.items()}
+    if {"dice", "hd95"} <= set(args.metrics) and len({row.unit for row in own}) == 1:
+        caption = "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
+        shown = {name: {m: list(v[m].values()) for m in ("dice", "hd95")} for name, v in values.items()}
+        sections["Cases"] = html_picture(render(boxes(shown, own[0].unit)), caption)
+    kinds = [METRICS.get(metric, (metric, "")) for metric in args.metrics]
+    headings = [f"{name} %" if kind == "share" else name for name, kind in kinds]
+    every = case_table(values, args.metrics, headings, [100 if kind == "share" else 1 for _, kind in kinds])
+    sections["Cases"] += f"<details><summary>Every case</summary>{every}</details>"
+
+    runs = dict.fromkeys(result.run for row in own for result in row.results if result.run)
+    logged = [read_curves(run) for run in runs if (run / "metrics.csv").is_file()]
+    if logged:
+        sections["Training"] = html_picture(render(curves(logged)), "What the runs logged while they trained.")
+    for name, folder in named_folders(args.predictions).items():
+        figure, count = draw_gallery(folder)
+        caption = f"{name}: the best, the median and the worst of {count} cases, each in its worst slice."
+        sections[f"Gallery: {name}"] = html_picture(render(figure), caption)
+    settings = {f"{name}, seed {result.seed}": result.config for name, row in names.items() for result in row.results}
+    return sections | {"Settings": html_settings(settings)}
+
+
+def main(argv=None):
+    with one_sentence(*ERRORS):
+        args = parse_flags(argv)
+        with style():
+            write_whole(args.out, page(args.title, sections_of(args)).encode())
+        print(f"written to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
