@@ -52,6 +52,7 @@ def run_and_resume(folder, **flags):
 
 
 def test_event_files_hold_every_iteration_once_after_a_resume(tmp_path):
+    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write(tmp_path, 0)
@@ -85,6 +86,7 @@ def logged(file):
 
 
 def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
     folder = tmp_path / "model" / "LA_vnet_8_labeled" / "MT"
     write(folder, 0)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -147,6 +149,7 @@ def test_without_matplotlib_one_line_says_so_and_the_run_goes_on(monkeypatch, tm
 
 
 def test_a_view_that_fails_is_given_up_in_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
     said = []
     monitor = Monitor(tmp_path, say=said.append, tensorboard=True, seconds=0)
     monitor.views["TensorBoard"].writer.close()
@@ -164,6 +167,8 @@ def test_a_view_that_fails_is_given_up_in_one_line(tmp_path):
 
 
 def test_the_picture_follows_metrics_csv_and_is_not_drawn_too_often(tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("PIL")
     from PIL import Image
 
     write(tmp_path, 6)
@@ -186,6 +191,7 @@ def test_the_picture_follows_metrics_csv_and_is_not_drawn_too_often(tmp_path):
 
 
 def test_no_picture_of_no_rows(tmp_path):
+    pytest.importorskip("matplotlib")
     draw_progress(tmp_path)
     write(tmp_path, 0)
     draw_progress(tmp_path)

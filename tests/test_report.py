@@ -180,9 +180,8 @@ def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no
     write_run(tmp_path / "a", seed=1, dice=[0.5, 0.6], config={"consistency": 0.1, "init": "none"})
     write_run(tmp_path / "b", seed=1, dice=[0.7, 0.6], config=recipe | {"config": "mine.json"})
     write_run(tmp_path / "b", seed=2, dice=[0.7, 0.8], config={"consistency": 2.0, "progress": 0})
-    table, _ = command.report([tmp_path], baseline="MT")
-    rows = records(table)
-    assert {method: row["seeds"] for (method, _), row in rows.items()} == {"MT": "1", "MT (config mine.json)": "2"}
+    rows = records(command.report([tmp_path])[0])
+    assert {method: row["seeds"] for (method, _), row in rows.items()} == {"MT": "1", "MT (config mine.json)": "1 2"}
 
 
 def test_what_is_found_twice_counts_once(tmp_path):
