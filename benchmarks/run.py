@@ -1,13 +1,14 @@
 """Measure mtseg beside the family's plain way of doing the same, and beside MONAI where that is installed.
 
-    python benchmarks/run.py                               # everything, about twenty minutes on two CPU cores
+    python benchmarks/run.py                               # everything, about twelve minutes on two CPU cores
     python benchmarks/run.py --quick                       # tiny sizes, less than two minutes: does it all still run?
     python benchmarks/run.py --only loader --only metrics  # some rows
     python benchmarks/run.py --out benchmarks/run.json     # every single time, with machine and versions
+    python benchmarks/run.py --figures benchmarks/run.json # its table, into README.md
 
 All ways of one row run in this process, by turns, for several rounds; printed are the median over the rounds, the
-smallest and the largest time, and the median over the rounds of the ratio to mtseg's time. Before anything is timed,
-their results are compared. Real volumes are used where MTSEG_LA_ROOT names a folder with LA data of full size;
+smallest and the largest time, the median over the rounds of the ratio to mtseg's time, and whether the row's goals are
+reached. Their results are compared. Real volumes are used where MTSEG_LA_ROOT names a folder with LA data of full size;
 otherwise volumes of LA's size and grey levels are made up. GPU rows are added where there is a GPU.
 """
 
@@ -72,30 +73,88 @@ def by_turns(ways, rounds, device=CPU, warm_up=1):
     return times
 
 
-def row(what, times, note="", goal=""):
-    """A row of timed ways, mtseg's under 'mtseg'."""
-    return {"what": what, "goal": goal, "note": note, "seconds": times}
+def row(what, times, note="", faster_than=None, **goals):
+    """A row of timed ways, mtseg's under 'mtseg'.
+
+    `faster_than`: {way: so many times as fast is mtseg to be}. `goals`: {words: reached}, other goals.
+    """
+    named = {f"{least:g} x {way}": (way, least) for way, least in (faster_than or {}).items()}
+    reached = {words: ratio(times, way) >= least if way in times else None for words, (way, least) in named.items()}
+    return {"what": what, "goals": reached | goals, "note": note, "seconds": times}
 
 
-def fact(what, value, goal="", **more):
+def fact(what, value, goals=None, **more):
     """A row that is no comparison of times; `value` says it in words, `more` in numbers."""
-    return {"what": what, "goal": goal, "note": value, **more}
+    return {"what": what, "goals": goals or {}, "note": value, **more}
+
+
+def ratio(times, way):
+    """How many times as long as mtseg a way takes, in the median of the rounds."""
+    return median(a / b for a, b in zip(times[way], times["mtseg"], strict=True))
 
 
 def has(package):
     return importlib.util.find_spec(package) is not None
 
 
+VERDICTS = {True: "reached", False: "not reached", None: "not judged"}
+
+
+def verdicts(entry):
+    return "; ".join(f"{words}: {VERDICTS[reached]}" for words, reached in entry["goals"].items())
+
+
 def show(entry):
-    print(f"\n{entry['what']}" + f"   (to reach: {entry['goal']})" * bool(entry["goal"]))
-    ours = entry.get("seconds", {}).get("mtseg")
+    print(f"\n{entry['what']}")
     for name, times in entry.get("seconds", {}).items():
-        ratio = median(a / b for a, b in zip(times, ours, strict=True))
         low, middle, high = (1000 * value for value in (min(times), median(times), max(times)))
-        print(f"  {name:22}{middle:12.3f} ms   [{low:.3f} .. {high:.3f}]   {ratio:9.2f} x")
-    if entry["note"]:
-        print(f"  {entry['note']}")
+        print(f"  {name:22}{middle:12.3f} ms   [{low:.3f} .. {high:.3f}]   {ratio(entry['seconds'], name):9.2f} x")
+    for line in filter(None, (entry["note"], verdicts(entry) and f"to reach: {verdicts(entry)}")):
+        print(f"  {line}")
     sys.stdout.flush()
+
+
+def table(report):
+    """The rows of a report as a table in Markdown, below a line about the machine."""
+
+    def words(times):
+        low, middle, high = (f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" for value in spread(times))
+        return f"{middle} ({low} .. {high})"
+
+    def spread(times):
+        return min(times), median(times), max(times)
+
+    lines = [
+        f"`python benchmarks/run.py {' '.join(report['command'])}`, {report['minutes']:.0f} minutes; "
+        + ", ".join(f"{name} {value}" for name, value in report["machine"].items()),
+        "",
+        "| what | mtseg: median (smallest .. largest) | beside it, and mtseg is so many times as fast | to reach |",
+        "|---|---|---|---|",
+    ]
+    for entry in report["rows"]:
+        times = entry.get("seconds", {"mtseg": []})
+        others = [f"{way} {words(times[way])}: {ratio(times, way):.2f} x" for way in times if way != "mtseg"]
+        ours = words(times["mtseg"]) if times["mtseg"] else entry["note"]
+        note = f" ({entry['note']})" if entry["note"] and times["mtseg"] else ""
+        lines.append(f"| {entry['what']}{note} | {ours} | {'; '.join(others)} | {verdicts(entry)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(path, text):
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def put_figures(path, text):
+    """Put `text` between the marks in the file `path`; ValueError where it has none."""
+    before, start, rest = path.read_text().partition("<!-- figures -->\n")
+    _, end, after = rest.partition("<!-- end of figures -->")
+    if not end:
+        raise ValueError(f"{path}: no lines <!-- figures --> and <!-- end of figures -->; mark where the table goes")
+    write(path, before + start + text + end + after)
 
 
 # ---------------------------------------------------------------------------------------------------------------- data
@@ -141,8 +200,11 @@ def real_volumes():
 
 
 def training_set(root, patch_size, num=None):
-    transform = Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor()])
-    return LAHeart(root, transform=transform, num=num, num_classes=2)
+    return LAHeart(root, transform=chain(patch_size), num=num, num_classes=2)
+
+
+def chain(patch_size, label_dtype=np.uint8):
+    return Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor(label_dtype)])
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -164,13 +226,18 @@ def loader_row(root, patch_size, words, quick):
     filling = (time.perf_counter() - start) / len(cached)
     for index in range(len(cached)):
         theirs = family.sample(plain.path(plain.image_list[index]), patch_size, np.random.default_rng((1, index)))
-        assert all(torch.equal(theirs[key], cached[(index, (1, index))][key]) for key in theirs)
+        ours = cached[(index, (1, index))]
+        assert torch.equal(theirs["image"], ours["image"])
+        assert torch.equal(theirs["label"], ours["label"].long())
 
     def familys(index, seed):
         return family.sample(plain.path(plain.image_list[index]), patch_size, np.random.default_rng(seed))
 
+    wide = copy.copy(cached)
+    wide.transform = chain(patch_size, np.int64)
     ways = {
         "mtseg": lambda index, seed: cached[(index, seed)],
+        "mtseg, int64 labels": lambda index, seed: wide[(index, seed)],
         "family": familys,
         "LAHeart, uncached": lambda index, seed: plain[(index, seed)],
     }
@@ -181,10 +248,10 @@ def loader_row(root, patch_size, words, quick):
 
         keys = ["image", "label"]
         volumes = [{key: value[None] for key, value in plain.read(case).items()} for case in plain.image_list]
-        chain = [EnsureTyped(keys), RandSpatialCropd(keys, patch_size, random_size=False)]
-        chain += [RandRotate90d(keys, prob=0.75, spatial_axes=(0, 1)), RandFlipd(keys, prob=0.5, spatial_axis=0)]
-        monais = CacheDataset(volumes, Chain(chain), progress=False)
-        ways["MONAI CacheDataset"] = lambda index, seed: monais[index]
+        theirs = [EnsureTyped(keys), RandSpatialCropd(keys, patch_size, random_size=False)]
+        theirs += [RandRotate90d(keys, prob=0.75, spatial_axes=(0, 1)), RandFlipd(keys, prob=0.5, spatial_axis=0)]
+        monais = CacheDataset(volumes, Chain(theirs), progress=False)
+        ways["MONAI"] = lambda index, seed: monais[index]
 
     def one_pass(way, turn):
         for index in range(len(plain)):
@@ -198,7 +265,7 @@ def loader_row(root, patch_size, words, quick):
     torch.set_num_threads(threads)
     rate = 1 / median(times["mtseg"])
     note = f"{words}; {rate:.0f} samples per second and core; filling the cache took {filling:.3f} s a case, once"
-    return row("loader: a sample of " + "x".join(map(str, patch_size)), times, note, "30 x family, 1 x MONAI")
+    return row("loader: a sample of " + "x".join(map(str, patch_size)), times, note, {"family": 30, "MONAI": 1})
 
 
 def memory(quick, scratch):
@@ -213,7 +280,7 @@ def memory(quick, scratch):
         "memory: the cached training set",
         f"{words}; {cached.nbytes / 2**20:.1f} MiB, {cached.nbytes / data:.4f} x the data in the type it needs, "
         f"{cached.nbytes / as_float:.2f} x float32 images with uint8 labels",
-        "1.1 x",
+        {"1.1 x": cached.nbytes <= 1.1 * data},
         bytes_cached=cached.nbytes,
         bytes_data=data,
     )
@@ -225,6 +292,7 @@ def memory(quick, scratch):
         yield fact(
             f"memory: what a worker ({context}) holds for itself after it read all {data / 2**20:.1f} MiB",
             ", ".join(f"{value / 2**20:.1f} MiB" for value in grown),
+            {"shared, not copied: 5 % of it": max(grown) <= 0.05 * data},
             bytes_private=grown,
         )
 
@@ -288,7 +356,7 @@ def batch_of(patch_size, device):
 
 def cpu_step(quick, scratch):
     """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
-    for patch_size, n_filters, rounds in [((16, 16, 16), 4, 2)] if quick else [(SMALL_PATCH, 16, 9), (LA_PATCH, 16, 2)]:
+    for patch_size, n_filters, rounds in [((16, 16, 16), 4, 2)] if quick else [(SMALL_PATCH, 16, 7), (LA_PATCH, 16, 2)]:
         volume, label, noise = batch_of(patch_size, CPU)
         ours, theirs = mean_teacher(n_filters, CPU, torch.channels_last_3d), mean_teacher(n_filters, CPU)
         losses = {"mtseg": [], "family": []}
@@ -301,22 +369,26 @@ def cpu_step(quick, scratch):
             "mtseg": lambda turn, networks=ours: run("mtseg", step, networks, turn),
             "family": lambda turn, networks=theirs: run("family", family.mean_teacher_step, networks, turn),
         }
-        times = by_turns(ways, rounds, warm_up=1)
+        times = by_turns(ways, rounds, warm_up=int(patch_size != LA_PATCH))  # half a minute an iteration
         np.testing.assert_allclose(losses["mtseg"][:2], losses["family"][:2], rtol=1e-4)
         work = operations(theirs, volume, label, noise)
         peak = matmul_rate(torch.float32, CPU, 512 if quick else 1536)
         rate = work / median(times["mtseg"])
         note = f"{work / 1e9:.3g} GFLOP at {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of a large matrix product's"
-        yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, "1.8 x")
+        yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 1.8})
 
 
 def operations(networks, volume, label, noise):
-    """Floating-point operations of an iteration, as PyTorch counts them (convolutions)."""
+    """Floating-point operations of an iteration, as PyTorch counts them (convolutions).
+
+    Counted on a corner of the patches: V-Net has as many for each voxel, as the sides are multiples of 16.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
+    corner = [tensor[..., :16, :16, :16].contiguous() for tensor in (volume, label, noise)]
     with FlopCounterMode(display=False) as counter:
-        step(*networks, volume, label, noise, 0.1, 1)
-    return counter.get_total_flops()
+        step(*networks, *corner, 0.1, 1)
+    return counter.get_total_flops() * volume.numel() / corner[0].numel()
 
 
 def matmul_rate(dtype, device, n):
@@ -342,35 +414,37 @@ def ema(quick, scratch, device=CPU):
     patch_size = (16, 16, 16) if quick else SMALL_PATCH
     batch = batch_of(patch_size, device)
     whole = median(by_turns({"step": lambda turn: step(model, teacher, optimizer, *batch, 0.1, 9)}, 3, device)["step"])
-    note = f"{median(times['mtseg']) / whole:.2%} of an iteration with patches of {'x'.join(map(str, patch_size))}"
-    yield row("EMA update", times, note, "2 % of a step")
+    share = median(times["mtseg"]) / whole
+    note = f"{share:.2%} of an iteration with patches of {'x'.join(map(str, patch_size))}"
+    yield row("EMA update", times, note, **{"2 % of a step": share <= 0.02})
 
 
 def sliding_window(quick, scratch, device=CPU):
     """A whole volume in windows with the strides of the protocol, 18 and 4."""
     if quick:
-        yield windows_row((40, 36, 20), (32, 32, 16), 2, device, rounds=1)
-        return
-    if device.type == "cpu":
+        yield windows_row((40, 36, 20), (32, 32, 16), 2, device, rounds=2)
+    elif device.type == "cpu":
         yield windows_row((96, 70, 44), SMALL_PATCH, 16, device, rounds=3)
-    yield windows_row((183, 140, 88), LA_PATCH, 16, device, rounds=1 if device.type == "cpu" else 3)
+        yield windows_row((130, 130, 84), LA_PATCH, 16, device, rounds=2)  # a part of LA's size: a window takes seconds
+    else:
+        yield windows_row((183, 140, 88), LA_PATCH, 16, device, rounds=5)
 
 
 def windows_row(shape, patch_size, n_filters, device, rounds):
     """One volume of `shape` with every way of segmenting it."""
     torch.manual_seed(0)
     net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
-    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    whole = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     folded = optimize_for_inference(net)
     results = {}
 
-    def ours(_):
+    def ours(image):
         results["mtseg"] = test_single_case(folded, image, 18, 4, patch_size, 2)
 
-    def familys(_):
+    def familys(image):
         results["family"] = family.test_single_case(net, image, 18, 4, patch_size, 2, device)
 
-    def monais(_):
+    def monais(image):
         from monai.inferers import sliding_window_inference
 
         overlap = [1 - (stride + 0.5) / side for stride, side in zip((18, 18, 4), patch_size, strict=True)]
@@ -380,7 +454,10 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
         results["MONAI"] = score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
 
     ways = {"mtseg": ours, "family": familys, **({"MONAI": monais} if has("monai") else {})}
-    times = by_turns(ways, rounds, device, warm_up=0 if device.type == "cpu" else 1)
+    few = whole[tuple(map(slice, (patch_size[0] + 18, *patch_size[1:])))]  # two windows to warm up
+    for way in ways.values():
+        way(few)
+    times = by_turns({name: lambda _, way=way: way(whole) for name, way in ways.items()}, rounds, device, warm_up=0)
     label_map, score_map = results["mtseg"]
     differing = {}
     for name, (labels, scores) in results.items():
@@ -388,24 +465,40 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
         differing[name] = int((labels != label_map).sum())
     what = f"sliding window, {'x'.join(map(str, shape))} in windows of {'x'.join(map(str, patch_size))}"
     note = f"scores equal to 1e-5; voxels labelled differently: {differing}"
-    return row(what, times, note, "1.5 x" if device.type == "cpu" else "6 x")
+    return row(what, times, note, {"family": 1.5 if device.type == "cpu" else 6})
 
 
 def blobs(shape, seed):
     """Two masks that overlap mostly, a chamber of a tenth of the volume's side with a rough surface."""
     rng = np.random.default_rng(seed)
-    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij"))
+    grid = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij", sparse=True)
     coarse = rng.standard_normal((2, *(n // 12 + 2 for n in shape))).astype(np.float32)
     masks = []
     for rough, shift in zip(coarse, (0.0, 0.05), strict=True):
         rough = ndimage.zoom(rough, [n / s for n, s in zip(shape, rough.shape, strict=True)], order=1)
-        masks.append(np.sqrt(((grid - shift) ** 2).sum(axis=0)) + 0.06 * rough < 0.5)
+        masks.append(np.sqrt(sum((axis - shift) ** 2 for axis in grid)) + 0.06 * rough < 0.5)
     return masks
 
 
 def case_metrics(quick, scratch):
-    """Dice, Jaccard, HD95 and ASD of one case."""
-    result, reference = blobs((40, 36, 24) if quick else (183, 140, 88), 0)
+    """Dice, Jaccard, HD95 and ASD of one case: as in LA, dense, far apart, large."""
+    shape = (40, 36, 24) if quick else (183, 140, 88)
+    yield metrics_row("of LA's size", blobs(shape, 0), {"MedPy": 10, "MONAI": 3}, 2 if quick else 7)
+    noise = np.random.default_rng(0).random((2, *shape)) < 0.5
+    yield metrics_row("dense, every voxel by chance", noise, {"MedPy": 1}, 2 if quick else 3)
+    corners = np.zeros((2, *shape), dtype=bool)
+    corners[0, 1:16, 1:16, 1:16] = corners[1, -16:-1, -16:-1, -16:-1] = True
+    yield metrics_row("small, in opposite corners", corners, {"MedPy": 1}, 2 if quick else 3)
+    full = np.ones((2, *shape), dtype=bool)
+    full[1, 4:8, 4:8, 4:8] = False
+    yield metrics_row("full but for a hole", full, {"MedPy": 1}, 2 if quick else 3)
+    side = 48 if quick else 256
+    yield metrics_row(f"of {side}^3 voxels", blobs((side, side, side), 0), {"MedPy": 1}, 2)
+
+
+def metrics_row(words, masks, faster_than, rounds):
+    """The metrics of one case, `masks` = (result, reference); beside MONAI where a goal names it."""
+    result, reference = masks
     ways = {"mtseg": lambda _: metrics.calculate_metric_percase(result, reference)}
     if has("medpy"):
         from medpy.metric import binary
@@ -415,8 +508,8 @@ def case_metrics(quick, scratch):
             return [function(result, reference) for function in functions]
 
         np.testing.assert_allclose(metrics.calculate_metric_percase(result, reference), theirs(), rtol=1e-9)
-        ways["MedPy (family)"] = theirs
-    if has("monai"):
+        ways["MedPy"] = theirs
+    if has("monai") and "MONAI" in faster_than:
         from monai.metrics import (
             compute_average_surface_distance,
             compute_dice,
@@ -431,9 +524,9 @@ def case_metrics(quick, scratch):
             compute_average_surface_distance(a, b, include_background=True)
 
         ways["MONAI"] = monais
-    times = by_turns(ways, 2 if quick else 7)
+    times = by_turns(ways, rounds)
     note = "" if has("medpy") else "MedPy not measured: pip install medpy"
-    yield row("metrics: dice, jaccard, hd95, asd of a case", times, note, "10 x MedPy, 3 x MONAI")
+    return row(f"metrics: dice, jaccard, hd95, asd of masks {words}", times, note, faster_than)
 
 
 def start_up(quick, scratch):
@@ -447,29 +540,46 @@ def start_up(quick, scratch):
         "import torch": lambda _: run("-c", "import torch"),
         "python": lambda _: run("-c", "pass"),
     }
-    yield row("start-up: train_mean_teacher.py --help", by_turns(ways, 1 if quick else 5), goal="0.5 s")
+    times = by_turns(ways, 1 if quick else 5)
+    yield row("start-up: train_mean_teacher.py --help", times, **{"0.5 s": median(times["mtseg"]) <= 0.5})
 
 
 def growth(quick, scratch):
     """Time and memory over a long run of train_mean_teacher.py; metrics and windows over volumes of growing size."""
-    iterations = 40 if quick else 6000
-    root = scratch / "growth"
+    yield from long_run(40 if quick else 6000, scratch)
+    sides = (32, 64) if quick else (128, 256, 512)
+    for what, prepare in (("metrics", metrics_of), ("windows", windows_of)):
+        seconds, grown = zip(*(peak(prepare(side)) for side in sides), strict=True)
+        for quantity, values in (("nanoseconds", [1e9 * value for value in seconds]), ("bytes at the most", grown)):
+            each = [value / side**3 for value, side in zip(values, sides, strict=True) if value is not None]
+            yield fact(
+                f"growth: {what}, {quantity} a voxel at " + ", ".join(f"{side}^3" for side in sides),
+                " ".join(f"{value:.1f}" for value in each) or "not measured: needs Linux's /proc",
+                {"linear: at the largest 1.5 x that at the smallest": each[-1] <= 1.5 * each[0] if each else None},
+                a_voxel=each,
+            )
+
+
+def long_run(iterations, scratch):
+    """Time and resident memory of train_mean_teacher.py with a small network, from its beginning to its end."""
+    root, run = scratch / "growth", scratch / f"run_{iterations}"
     make_la(root, 6, 0.2)
-    flags = {"root_path": root, "output_dir": scratch / "run", "labelnum": 3, "max_iterations": iterations}
-    flags |= {"n_filters": 2, "patch_size": "16 16 16", "num_workers": 1, "save_freq": max(iterations // 6, 1)}
+    flags = {"root_path": root, "output_dir": run, "labelnum": 3, "max_iterations": iterations, "n_filters": 2}
+    flags |= {"patch_size": "16 16 16", "num_workers": 1, "save_freq": max(iterations // 6, 1)}
     words = [word for name, value in flags.items() for word in (f"--{name}", *str(value).split())]
+    command = [sys.executable, str(ROOT / "train_mean_teacher.py"), *words]
     with open(scratch / "growth.log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train_mean_teacher.py"), *words], stdout=log, stderr=log
-        )
+        # On so small tensors a second thread costs more than it saves.
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
     resident, status = [], Path(f"/proc/{process.pid}/status")
     while process.poll() is None:
         found = [line for line in status.read_text().splitlines() if "VmRSS" in line] if status.exists() else []
         resident += [int(found[0].split()[1]) / 1024] if found else []
-        time.sleep(0.1 if quick else 0.5)
+        time.sleep(0.1 if iterations < 100 else 0.5)
     if process.returncode:
         raise SystemExit((scratch / "growth.log").read_text())
-    with open(next((scratch / "run").glob("model/*/*/metrics.csv")), newline="") as file:
+    with open(next(run.glob("model/*/*/metrics.csv")), newline="") as file:
         seconds = [1 / float(line["iterations_per_second"]) for line in csv.DictReader(file)]
     tenths = [1000 * median(part) for part in np.array_split(seconds[len(seconds) // 20 :], 10)]
     # The first fifth of the time goes into starting.
@@ -477,35 +587,44 @@ def growth(quick, scratch):
     yield fact(
         f"growth: {iterations} iterations of train_mean_teacher.py, ms an iteration (median of each tenth)",
         " ".join(f"{value:.1f}" for value in tenths),
-        "flat",
+        {"flat: last three tenths 1.1 x the first three": median(tenths[-3:]) <= 1.1 * median(tenths[:3])},
         milliseconds=tenths,
     )
-    what = "growth: resident memory of the process over the run, MiB"
-    yield fact(what, " ".join(f"{value:.0f}" for value in curve) or "not measured", "flat", mebibytes=curve)
-
-    sides = (32, 64) if quick else (64, 128, 256, 512)
-    for what, way in (("metrics", _metrics_of), ("windows", _windows_of)):
-        nanoseconds = {side: 1e9 * way(side) / side**3 for side in sides}
-        yield fact(
-            f"growth: {what}, nanoseconds a voxel at " + ", ".join(f"{side}^3" for side in sides),
-            " ".join(f"{value:.1f}" for value in nanoseconds.values()),
-            "linear in voxels",
-            nanoseconds=nanoseconds,
-        )
+    yield fact(
+        "growth: resident memory of the process over the run, MiB",
+        " ".join(f"{value:.0f}" for value in curve) or "not measured: needs Linux's /proc",
+        {"flat: last eighth 1.05 x the second": curve[-1] <= 1.05 * curve[1] if len(curve) == 8 else None},
+        mebibytes=curve,
+    )
 
 
-def _metrics_of(side):
+def peak(way):
+    """(seconds, bytes) of a call: how long it took, and by how much the process grew at the most; None: not told."""
+    resident, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+    def kibibytes(key):
+        return int(next(line for line in resident.read_text().splitlines() if line.startswith(key)).split()[1])
+
+    try:
+        reset.write_text("5")
+        before = kibibytes("VmRSS")
+    except OSError:
+        before = None
+    seconds = by_turns({"": lambda _: way()}, 1, warm_up=0)[""][0]
+    return seconds, None if before is None else 1024 * (kibibytes("VmHWM") - before)
+
+
+def metrics_of(side):
     masks = blobs((side, side, side), 0)
-    return min(by_turns({"": lambda _: metrics.calculate_metric_percase(*masks)}, 1, warm_up=side <= 128)[""])
+    return lambda: metrics.calculate_metric_percase(*masks)
 
 
-def _windows_of(side):
-    """Seconds for a volume in overlapping windows, with a network that costs next to nothing."""
+def windows_of(side):
+    """A volume in overlapping windows, with a network that costs next to nothing."""
     net = nn.Conv3d(1, 2, 1).eval()
     image = np.zeros((side, side, side), dtype=np.float32)
-    patch_size = tuple(min(side, wanted) for wanted in (112, 112, 80))
-    ways = {"": lambda _: test_single_case(net, image, 56, 40, patch_size, 2)}
-    return min(by_turns(ways, 1, warm_up=side <= 128)[""])
+    patch_size = tuple(min(side, wanted) for wanted in LA_PATCH)
+    return lambda: test_single_case(net, image, 56, 40, patch_size, 2)
 
 
 def gpu_step(quick, scratch):
@@ -532,7 +651,10 @@ def gpu_step(quick, scratch):
         f"bf16, channels last; {work / 1e12:.2f} TFLOP at {rate / 1e12:.0f} TFLOP/s, {rate / peak:.0%} of a large "
         f"matrix product's; at least {moved / 1e9:.1f} GB moved, {moved / median(times['mtseg']) / 1e12:.2f} TB/s"
     )
-    yield row("step on the GPU, patches of " + "x".join(map(str, patch_size)), times, note, "4 x, 30 ms")
+    waiting = median(times["data alone"]) / median(times["mtseg"])
+    note += f"; making the data is {waiting:.1%} of it"
+    goals = {"30 ms": median(times["mtseg"]) <= 0.03, "data 5 %": waiting <= 0.05}
+    yield row("step on the GPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 4}, **goals)
 
 
 def bytes_moved(model, volume, element_size):
@@ -588,7 +710,7 @@ def machine():
         "cpu": names[0].split(": ")[1] if names else platform.processor(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "load before": os.getloadavg()[0],
+        "load before": round(os.getloadavg()[0], 2),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         **versions,
     }
@@ -599,27 +721,51 @@ def main(argv=None):
     parser.add_argument("--quick", action="store_true", help="tiny sizes: a smoke test, its times mean nothing")
     parser.add_argument("--only", action="append", choices=[*CPU_ROWS, *GPU_ROWS], help="this row; may be repeated")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write all times there")
+    parser.add_argument(
+        "--figures", type=Path, metavar="FILE.json", help="measure nothing: put its table into README.md"
+    )
     args = parser.parse_args(argv)
+    if args.figures:
+        return figures(args.figures, parser)
 
-    report = {"command": sys.argv[1:] if argv is None else argv, "machine": machine(), "rows": []}
+    start = time.monotonic()
+    report = {"command": sys.argv[1:] if argv is None else argv, "machine": machine(), "minutes": 0, "rows": []}
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
     rows = CPU_ROWS | (GPU_ROWS if torch.cuda.is_available() else {})
-    for name in args.only or [*CPU_ROWS, *GPU_ROWS]:
-        if name not in rows:
-            entries = [fact(name, "not measured: there is no GPU")]
-        else:
-            with tempfile.TemporaryDirectory() as scratch:
-                entries = list(rows[name](args.quick, Path(scratch)))
-        for entry in entries:
-            report["rows"].append({"name": name, **entry})
-            show(entry)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in args.only or [*CPU_ROWS, *GPU_ROWS]:
+            none = [fact(name, "not measured: there is no GPU")]
+            for entry in rows[name](args.quick, Path(scratch)) if name in rows else none:
+                if args.quick:
+                    entry["goals"] = dict.fromkeys(entry["goals"])
+                report["rows"].append({"name": name, **entry})
+                report["minutes"] = (time.monotonic() - start) / 60
+                show(entry)
+                if args.out:
+                    write(args.out, json.dumps(report, indent=1) + "\n")
     if not has("monai"):
         print("\nMONAI was not measured: pip install monai")
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = args.out.with_name(f".{args.out.name}.tmp")
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
-        os.replace(temporary, args.out)
+    print(f"\n{report['minutes']:.1f} minutes")
+    return report
+
+
+def figures(path, parser):
+    """Print the table of the report `path`, and put it into benchmarks/README.md, and README.md where that has marks.
+
+    A mistake ends with exit code 2.
+    """
+    try:
+        report = json.loads(path.read_text())
+        text = table(report)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        parser.error(f"{path}: not a report of this script ({error}); write one with --out")
+    print(text, end="")
+    try:
+        put_figures(ROOT / "benchmarks" / "README.md", text)
+        if "<!-- figures -->" in (ROOT / "README.md").read_text():
+            put_figures(ROOT / "README.md", text)
+    except ValueError as error:
+        parser.error(str(error))
     return report
 
 
