@@ -24,7 +24,8 @@ th button::after { content: " \\2195"; color: #777; }
 th[aria-sort=ascending] button::after { content: " \\2191"; color: #000; }
 th[aria-sort=descending] button::after { content: " \\2193"; color: #000; }
 .notes { font-size: .875rem; color: #444; max-width: 60rem; } .notes p { margin: .3rem 0; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; } img { max-width: 100%; height: auto; } figcaption { font-size: .875rem; color: #444; }
+figure { margin: 1rem 0; overflow-x: auto; } img { max-width: 100%; min-width: 36rem; height: auto; }
+figcaption { font-size: .875rem; color: #444; }
 tr.differs td { background: #fff6d6; } tr.differs td:first-child { font-weight: 600; background: #fff6d6; }
 summary { cursor: pointer; padding: .4rem 0; }
 @media print { nav, th button::after { display: none; } }
