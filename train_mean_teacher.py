@@ -10,7 +10,6 @@ arXiv:1907.07034), without its uncertainty mask. The last iteration is the resul
 """
 
 import copy
-import json
 import shlex
 import sys
 from dataclasses import astuple
@@ -30,15 +29,7 @@ from data.make_phantom import PhantomError, make_phantom
 from mtseg import losses, runfolder
 from mtseg.augment import Strengths, strong_view
 from mtseg.cache import CachedDataset, CacheError
-from mtseg.checkpoint import (
-    CheckpointError,
-    NotFiniteError,
-    RunState,
-    load_checkpoint,
-    load_fitting,
-    load_weights,
-    write_whole,
-)
+from mtseg.checkpoint import CheckpointError, NotFiniteError, RunState, load_checkpoint, load_fitting, load_weights
 from mtseg.datasets import UNKNOWN, DataError, JoinedCases, LAHeart, read_list, test_cases, training_cases
 from mtseg.datasets import unlabeled_cases as read_unlabeled
 from mtseg.distributed import RankError, Silent, joined_ranks
@@ -88,7 +79,7 @@ def train(args, command, ranks):
     check_extras(args.tensorboard, args.wandb)
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
-    reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
+    reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor("uint8")])
     keep = CachedDataset if args.cache else lambda dataset: dataset
     db_train = keep(LAHeart(root / "data", cases=train_cases, labelnum=args.labelnum, **reading))
     if unlabeled_cases:
@@ -166,7 +157,7 @@ def train(args, command, ranks):
         lock = runfolder.lock_folder(folder)
         if args.overwrite and resume_from is None:
             runfolder.remove_old_weights(folder)
-        write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
+        keeper.save_config()
         log = RunLog(folder, FIELDS, start)
     log.say(shlex.join(command))
     log.say(f"{folder}: {args.labelnum} labelled and {len(streams[1])} unlabelled cases on {config['device']}")
@@ -194,7 +185,7 @@ def train(args, command, ranks):
         for iteration, batch in enumerate(running, start=start + 1):
             # Noise, dropout and strong views depend on seed and iteration alone, as the loader's crops do.
             seed_iteration(args.seed, iteration)
-            volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device)
+            volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device).long()
             label_batch[own_labeled:] = ignore_index  # whatever the files hold, nothing below learns from it
             compared_batch = volume_batch[first:]
             noise = torch.clamp(ranks.randn_like(compared_batch) * 0.1, -0.2, 0.2)

@@ -9,7 +9,6 @@ V-Net (Milletari et al., 3DV 2016, arXiv:1606.04797) with the loss and settings 
 arXiv:1907.07034). The last iteration is the result; no checkpoint is selected.
 """
 
-import json
 import shlex
 import sys
 from dataclasses import astuple
@@ -29,14 +28,7 @@ from data.make_phantom import PhantomError, make_phantom
 from mtseg import runfolder
 from mtseg.augment import Strengths, strong_view
 from mtseg.cache import CachedDataset, CacheError
-from mtseg.checkpoint import (
-    CheckpointError,
-    NotFiniteError,
-    RunState,
-    load_checkpoint,
-    load_fitting,
-    write_whole,
-)
+from mtseg.checkpoint import CheckpointError, NotFiniteError, RunState, load_checkpoint, load_fitting
 from mtseg.datasets import UNKNOWN, DataError, LAHeart, read_list, test_cases, training_cases
 from mtseg.distributed import RankError, Silent, joined_ranks
 from mtseg.flags import FlagError
@@ -85,7 +77,7 @@ def train(args, command, ranks):
     check_extras(args.tensorboard, args.wandb)
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
-    reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor()])
+    reading["transform"] = Compose([*rotflip, RandomCrop(args.patch_size), ToTensor("uint8")])
     keep = CachedDataset if args.cache else lambda dataset: dataset
     db_train = keep(LAHeart(root / "data", cases=train_cases, **reading))
     db_val = LAHeart(root / "data", cases=val_cases, num_classes=args.num_classes, ignore_index=args.ignore_index)
@@ -146,7 +138,7 @@ def train(args, command, ranks):
         lock = runfolder.lock_folder(folder)
         if args.overwrite and resume_from is None:
             runfolder.remove_old_weights(folder)
-        write_whole(folder / "config.json", json.dumps(config, indent=1).encode())
+        keeper.save_config()
         log = RunLog(folder, FIELDS, start)
     log.say(shlex.join(command))
     log.say(f"{folder}: {args.labelnum} labelled cases on {config['device']}")
@@ -173,7 +165,7 @@ def train(args, command, ranks):
         for iteration, batch in enumerate(running, start=start + 1):
             # Dropout and strong views depend on seed and iteration alone, as the loader's crops do.
             seed_iteration(args.seed, iteration)
-            volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device)
+            volume_batch, label_batch = batch["image"].to(device), batch["label"].to(device).long()
             ranks.reseed()  # what follows draws other numbers in each process
             pasted = (volume_batch, label_batch) if strengths.mixin else ()
             view = strong_view(volume_batch, strengths, label_batch, *pasted, ignore_index=ignore_index)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import json
 import math
 import os
 import pickle
@@ -165,6 +166,11 @@ class RunState:
         self.weights = weights
         self.config = config
         self.writes = writes
+
+    def save_config(self):
+        """Write the settings to config.json."""
+        if self.writes:
+            write_whole(self.folder / "config.json", json.dumps(self.config, indent=1).encode())
 
     def load(self, state, path):
         """Take over `state`, read from a latest.pth at `path`; returns its iteration and its `progress`."""

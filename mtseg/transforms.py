@@ -125,7 +125,7 @@ class RandomNoise:
 class ToTensor:
     """'image' as a float32 tensor (C, W, H, D), one channel added where there is none; 'label' as int64 (W, H, D).
 
-    `label_dtype`: another integer type of the label; np.uint8 is an eighth to write and to send to a device, where
+    `label_dtype`: another integer type of the label; 'uint8' is an eighth to write and to send to a device, where
     `.long()` makes it what the losses take.
     """
 
