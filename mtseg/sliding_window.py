@@ -82,7 +82,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
     score /= outer(totals)
     kept = tuple(slice(b, b + s) for b, s in zip(before, original, strict=True))
     score = score[(slice(None), *kept)].contiguous()
-    return score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
+    # On the CPU, score.argmax(dim=0) gives the same in thirty times the time.
+    return score.max(dim=0).indices.cpu().numpy(), score.cpu().numpy()
 
 
 def score_cases(net, samples, score, stride_xy, stride_z, patch_size, num_classes=2):
