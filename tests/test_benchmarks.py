@@ -63,6 +63,32 @@ def test_without_a_gpu_its_rows_say_so(capsys):
     assert [entry["note"] for entry in report["rows"]] == ["not measured: there is no GPU"] * len(run.GPU_ROWS)
 
 
+def test_the_table_says_what_is_reached_and_goes_between_the_marks(tmp_path):
+    times = {"mtseg": [0.001, 0.002, 0.004], "family": [0.003, 0.008, 0.004]}
+    entry = run.row("a row", times, "a note", {"family": 3, "MONAI": 1}, **{"2 ms": True})
+    assert entry["goals"] == {"3 x family": True, "1 x MONAI": None, "2 ms": True}
+    assert not run.row("a row", times, "", {"family": 3.5})["goals"]["3.5 x family"]
+    report = {"command": ["--only", "x"], "minutes": 1, "machine": {}, "rows": [entry, run.fact("flat", "1 2")]}
+    text = run.table(report)
+    assert text.splitlines()[-2:] == [
+        "| a row (a note) | 2 ms (1 ms .. 4 ms) | family 4 ms (3 ms .. 8 ms): 3.00 x "
+        "| 3 x family: reached; 1 x MONAI: not judged; 2 ms: reached |",
+        "| flat | 1 2 |  |  |",
+    ]
+    path = tmp_path / "README.md"
+    path.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
+    for _ in range(2):
+        run.put_figures(path, text)
+        assert path.read_text() == f"before\n<!-- figures -->\n{text}<!-- end of figures -->\nafter\n"
+    path.write_text("no marks")
+    with pytest.raises(ValueError, match=r"README\.md: no lines"):
+        run.put_figures(path, text)
+    assert path.read_text() == "no marks"
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--figures", str(path)])
+    assert stopped.value.code == 2
+
+
 FLAGS = "--max_iterations 3 --n_filters 2 --patch_size 16 16 16 --num_workers 0 --stride_xy 8 --stride_z 8".split()
 
 
