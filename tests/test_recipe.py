@@ -108,9 +108,11 @@ def by_hand(data, model, iterations=10):
     return student.state_dict(), teacher.state_dict()
 
 
-# What the scripts gave before they had most of their flags: the norm of all weights and statistics after ten
-# iterations, and the last loss. Processors round differently: these hold to a thousandth, the loop by hand to the bit.
-PINNED = {"MT": (23.23727, 0.741837), "supervised": (23.82397, 0.670156)}
+# What the scripts gave before they had most of their flags: the norm of all weights and statistics after two
+# iterations, and the last loss. Two and not ten, because processors round differently and batch norm over the four
+# values at the bottom of such small patches amplifies that: with the instructions of three generations of processors
+# (ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA choose them) these figures agree to 3e-5, after ten iterations to 0.1.
+PINNED = {"MT": (26.736414, 0.795272), "supervised": (26.765216, 0.769990)}
 
 
 @pytest.mark.parametrize("model", PINNED)
@@ -120,8 +122,14 @@ def test_default_flags_compute_the_papers_recipe(data, tmp_path, model):
     assert same(weights(folder, "iter_10.pth"), student)
     if model == "MT":
         assert same(weights(folder, "ema_iter_10.pth"), teacher)
+
+
+@pytest.mark.parametrize("model", PINNED)
+def test_the_recipe_computes_what_it_always_did(data, tmp_path, model):
+    folder = run(model, data, tmp_path / "runs", max_iterations=2)
+    student = weights(folder, "iter_2.pth")
     norm = math.sqrt(sum(w.double().square().sum().item() for w in student.values() if w.is_floating_point()))
-    assert (norm, column(folder, "loss")[-1]) == pytest.approx(PINNED[model], rel=1e-3)
+    assert (norm, column(folder, "loss")[-1]) == pytest.approx(PINNED[model], rel=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------- what flags change
