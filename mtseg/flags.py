@@ -488,7 +488,7 @@ def markdown_table(parser):
             default = action.default
             if isinstance(default, (list, tuple)):
                 default = " ".join(map(str, default))
-            shown = {None: "", False: "off", True: "on"}.get(default, f"`{default}`")
+            shown = "on" if default is True else {None: "", 0: "off"}.get(default, f"`{default}`")  # False is 0
             text = action.help.replace("|", "\\|")
             values = "" if action.choices is None else ": " + ", ".join(f"`{choice}`" for choice in action.choices)
             lines.append(f"| `{action.option_strings[0]}` | {shown} | {text}{values} |")
