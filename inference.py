@@ -161,12 +161,12 @@ def infer(args):
     name = args.model_path[0].stem + f"_and_{len(args.model_path) - 1}_more" * (len(args.model_path) > 1)
     split = (stem(args.input) or args.input.resolve().name) if args.input else args.split
     output_dir = args.output_dir or args.model_path[0].parent / f"{name}_{split}"
+    nets, partners, checkpoints, parameters = load_networks(args, choose_device(args.gpu))
+    sha256 = [file_sha256(path) for path in args.model_path]
     settings = scans.preprocessing_of(args) if args.input else None
     readers, unit = scans.input_scans(args, settings) if args.input else scans.listed_scans(args)
     if args.input and args.input.resolve() == (output_dir / "predictions").resolve():
         raise FlagError(f"--output_dir {output_dir}: its predictions would replace the input; name another")
-    nets, partners, checkpoints, parameters = load_networks(args, choose_device(args.gpu))
-    sha256 = [file_sha256(path) for path in args.model_path]
     protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy, "stride_z": args.stride_z}
     if args.weighting != "uniform":
         protocol["weighting"] = args.weighting

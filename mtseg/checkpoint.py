@@ -80,9 +80,11 @@ def load_checkpoint(path, map_location="cpu"):
                 f"{path}: refused, because reading it could run code (it asks for {refused[1]}); save its "
                 f"state_dict() alone"
             ) from error
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # PyTorch's message begins with the advice to turn weights_only off, which nobody should follow.
+        said = str(error).strip() or type(error).__name__
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", said) or re.match(r"(.+)", said)
         raise CheckpointError(
-            f"{path}: not a whole checkpoint ({reason}); copy it again or take an older one"
+            f"{path}: not a whole checkpoint ({reason[1]}); copy it again or take an older one"
         ) from error
 
 

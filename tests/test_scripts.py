@@ -471,6 +471,8 @@ def test_inference_mistakes(capsys, runs, tmp_path):
     weights = str(folder_of(out, "MT") / "iter_6.pth")
     for arguments, words in [
         (["--model_path", str(tmp_path / "no.pth"), "--root_path", str(data)], ["no.pth", "no such checkpoint"]),
+        # A wrong checkpoint is named even where the data are not there either: it is what people type each time.
+        (["--model_path", str(tmp_path / "no.pth"), "--root_path", "/nowhere"], ["no.pth", "no such checkpoint"]),
         (["--model_path", weights, "--n_filters", "4"], ["iter_6.pth", "another network", "--n_filters"]),
         (["--model_path", weights, "--split", "val"], ["val.list", "no such list"]),
         (["--model_path", weights, "--n_channels", "2"], ["2 channels"]),
