@@ -469,13 +469,15 @@ def test_an_empty_prediction_is_counted_not_fatal(runs, tmp_path, capsys):
 def test_inference_mistakes(capsys, runs, tmp_path):
     data, out = runs
     weights = str(folder_of(out, "MT") / "iter_6.pth")
+    two_channels = str(make_data(tmp_path / "two", channels=2))
     for arguments, words in [
         (["--model_path", str(tmp_path / "no.pth"), "--root_path", str(data)], ["no.pth", "no such checkpoint"]),
         # A wrong checkpoint is named even where the data are not there either: it is what people type each time.
         (["--model_path", str(tmp_path / "no.pth"), "--root_path", "/nowhere"], ["no.pth", "no such checkpoint"]),
         (["--model_path", weights, "--n_filters", "4"], ["iter_6.pth", "another network", "--n_filters"]),
         (["--model_path", weights, "--split", "val"], ["val.list", "no such list"]),
-        (["--model_path", weights, "--n_channels", "2"], ["2 channels"]),
+        (["--model_path", weights, "--n_channels", "2"], ["iter_6.pth", "another network", "--n_channels"]),
+        (["--model_path", weights, "--root_path", two_channels], ["takes 1 channels", "have 2"]),
     ]:
         said = sentence(capsys, inference.main, arguments)
         assert all(word in said for word in words), said
