@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from data import scans
 from data.make_phantom import PhantomError
+from mtseg.allocator import keep_freed_memory
 from mtseg.averaging import (
     ALL_FLIPS,
     NO_FLIPS,
@@ -161,7 +162,10 @@ def infer(args):
     name = args.model_path[0].stem + f"_and_{len(args.model_path) - 1}_more" * (len(args.model_path) > 1)
     split = (stem(args.input) or args.input.resolve().name) if args.input else args.split
     output_dir = args.output_dir or args.model_path[0].parent / f"{name}_{split}"
-    nets, partners, checkpoints, parameters = load_networks(args, choose_device(args.gpu))
+    device = choose_device(args.gpu)
+    if device.type == "cpu" and args.keep_memory:
+        keep_freed_memory()
+    nets, partners, checkpoints, parameters = load_networks(args, device)
     sha256 = [file_sha256(path) for path in args.model_path]
     settings = scans.preprocessing_of(args) if args.input else None
     readers, unit = scans.input_scans(args, settings) if args.input else scans.listed_scans(args)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 import inference
 from data.make_phantom import PhantomError, make_phantom
 from mtseg import runfolder
+from mtseg.allocator import keep_freed_memory
 from mtseg.augment import Strengths, strong_view
 from mtseg.cache import CachedDataset, CacheError
 from mtseg.checkpoint import CheckpointError, NotFiniteError, RunState, load_checkpoint, load_fitting
@@ -92,6 +93,8 @@ def train(args, command, ranks):
 
     # -------------------------------------------------------------------------------------- network and optimizer
     device = runfolder.choose_device(ranks.gpu(args.gpu), args.amp)
+    if device.type == "cpu" and args.keep_memory:
+        keep_freed_memory()
     set_deterministic(args.deterministic)
     seed_iteration(args.seed, -1)
     args.has_dropout = True

@@ -13,12 +13,14 @@ otherwise volumes of LA's size and grey levels are made up. GPU rows are added w
 """
 
 import argparse
+import contextlib
 import copy
 import csv
 import functools
 import importlib.util
 import itertools
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -42,6 +44,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import family  # noqa: E402
 
 from mtseg import metrics  # noqa: E402
+from mtseg.allocator import keep_freed_memory  # noqa: E402
 from mtseg.cache import CachedDataset, ResidentLoader  # noqa: E402
 from mtseg.datasets import LAHeart  # noqa: E402
 from mtseg.ema import update_ema_variables  # noqa: E402
@@ -72,6 +75,40 @@ def by_turns(ways, rounds, device=CPU, warm_up=1):
             if turn >= warm_up:
                 times[name].append(time.perf_counter() - start)
     return times
+
+
+@contextlib.contextmanager
+def apart(makes):
+    """Ways for `by_turns`, each in a process of its own: {name: (make, *arguments)}, of which make gives the way there.
+
+    For what sets up a whole process, as mtseg's scripts do with its memory. Each way returns what it returns there.
+    """
+    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
+    for name, words in makes.items():
+        pipes[name], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(theirs, *words), daemon=True))
+        processes[-1].start()
+        theirs.close()
+
+    def way(pipe, turn):
+        pipe.send(turn)
+        return pipe.recv()
+
+    try:
+        for pipe in pipes.values():
+            pipe.recv()
+        yield {name: functools.partial(way, pipe) for name, pipe in pipes.items()}
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def serve(pipe, make, *words):
+    way = make(*words)
+    pipe.send("ready")
+    while True:
+        pipe.send(way(pipe.recv()))
 
 
 def row(what, times, note="", faster_than=None, **goals):
@@ -366,39 +403,52 @@ def batch_of(patch_size, device):
 
 def cpu_step(quick, scratch):
     """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
-    for patch_size, n_filters, rounds in [((16, 16, 16), 4, 2)] if quick else [(SMALL_PATCH, 16, 7), (LA_PATCH, 16, 2)]:
-        volume, label, noise = batch_of(patch_size, CPU)
-        ours, theirs = mean_teacher(n_filters, CPU, torch.channels_last_3d), mean_teacher(n_filters, CPU)
-        losses = {"mtseg": [], "family": []}
+    for patch_size, n_filters, rounds in [((16, 16, 16), 4, 2)] if quick else [(SMALL_PATCH, 16, 7), (LA_PATCH, 16, 3)]:
+        told = {name: [] for name in ("mtseg", "family", ALONE)}
+        with apart({name: (step_way, name, patch_size, n_filters) for name in told}) as ways:
 
-        def run(name, way, networks, turn, losses=losses, batch=(volume, label, noise)):
-            torch.manual_seed(turn + 1)
-            losses[name].append(float(way(*networks, *batch, 0.1, turn + 1)))
+            def listen(name, turn, ways=ways, told=told):
+                told[name].append(ways[name](turn))
 
-        forward, backward = convolutions(ours[0], volume, len(noise))
-        ways = {
-            "mtseg": lambda turn, networks=ours: run("mtseg", step, networks, turn),
-            "family": lambda turn, networks=theirs: run("family", family.mean_teacher_step, networks, turn),
-            "its convolutions alone, forward": forward,
-            "its convolutions alone, backward": backward,
-        }
-        times = by_turns(ways, rounds, warm_up=int(patch_size != LA_PATCH))  # half a minute an iteration
-        np.testing.assert_allclose(losses["mtseg"][:2], losses["family"][:2], rtol=1e-4)
-        work = operations(theirs, volume, label, noise)
+            times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
+        np.testing.assert_allclose(told["mtseg"][:2], told["family"][:2], rtol=1e-4)
+        batch = batch_of(patch_size, CPU)
+        work = operations(mean_teacher(n_filters, CPU), *batch)
         peak = matmul_rate(torch.float32, CPU, 512 if quick else 1536)
         rate = work / median(times["mtseg"])
-        alone = [sum(both) for both in zip(*(times[way] for way in list(ways)[2:]), strict=True)]
-        bound = median(a / b for a, b in zip(times["family"], alone, strict=True))
+        bound = median(a / b for a, b in zip(times["family"], times[ALONE], strict=True))
         note = f"{work / 1e9:.3g} GFLOP at {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of a large matrix product's; "
+        note += f"{median(told[ALONE]):.0%} of its convolutions' time is forward; "
         note += f"if all but its convolutions were free, {bound:.2f} x family"
         yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 1.8})
 
 
-def convolutions(model, volume, teachers):
-    """(forward, backward): functions that run nothing but the convolutions of an iteration of `model`, a network in
-    train mode: forward for `volume` and for its teacher's first `teachers` patches, backward for `volume`.
+ALONE = "mtseg's convolutions alone"
 
-    What they take is the time an iteration cannot fall below while PyTorch's convolutions are what they are.
+
+def step_way(name, patch_size, n_filters):
+    """One way of `cpu_step`: a function of the turn that returns the loss (of ALONE: the forward passes' share)."""
+    volume, label, noise = batch_of(patch_size, CPU)
+    if name == "family":
+        networks, iteration = mean_teacher(n_filters, CPU), family.mean_teacher_step
+    else:
+        keep_freed_memory()  # as train_mean_teacher.py does
+        networks, iteration = mean_teacher(n_filters, CPU, torch.channels_last_3d), step
+    if name == ALONE:
+        return convolutions(networks[0], volume, len(noise))
+
+    def way(turn):
+        torch.manual_seed(turn + 1)
+        return float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
+
+    return way
+
+
+def convolutions(model, volume, teachers):
+    """A function that runs nothing but the convolutions of an iteration of `model`, a network in train mode: forward
+    for `volume` and for the teacher's `teachers` patches, backward for `volume`; it returns the share of the former.
+
+    What it takes is the time an iteration cannot fall below while PyTorch's convolutions are what they are.
     """
     calls = []
 
@@ -414,18 +464,19 @@ def convolutions(model, volume, teachers):
         hook.remove()
 
     @torch.no_grad()
-    def forward(_):
+    def way(_turn):
+        start = time.perf_counter()
         for layer, x, _gradient in calls:
             layer(x)
             layer(x[:teachers])
-
-    def backward(_):
+        forward = time.perf_counter() - start
         for layer, x, gradient in calls:
             shape = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
             wanted = (x is not volume, True, True)
             torch.ops.aten.convolution_backward(gradient, x, layer.weight, layer.bias.shape, *shape, wanted)
+        return forward / (time.perf_counter() - start)
 
-    return forward, backward
+    return way
 
 
 def operations(networks, volume, label, noise):
@@ -482,32 +533,14 @@ def sliding_window(quick, scratch, device=CPU):
 
 def windows_row(shape, patch_size, n_filters, device, rounds):
     """One volume of `shape` with every way of segmenting it."""
-    torch.manual_seed(0)
-    net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
-    whole = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    folded = optimize_for_inference(net)
     results = {}
+    names = ["mtseg", "family", *(["MONAI"] if has("monai") else [])]
+    with apart({name: (windows_way, name, shape, patch_size, n_filters, device) for name in names}) as ways:
 
-    def ours(image):
-        results["mtseg"] = test_single_case(folded, image, 18, 4, patch_size, 2)
+        def listen(name, turn):
+            results[name] = ways[name](turn)
 
-    def familys(image):
-        results["family"] = family.test_single_case(net, image, 18, 4, patch_size, 2, device)
-
-    def monais(image):
-        from monai.inferers import sliding_window_inference
-
-        overlap = [1 - (stride + 0.5) / side for stride, side in zip((18, 18, 4), patch_size, strict=True)]
-        volume = torch.from_numpy(image)[None, None].to(device)
-        with torch.no_grad():
-            score = sliding_window_inference(volume, patch_size, 4, lambda x: F.softmax(net(x), dim=1), overlap)[0]
-        results["MONAI"] = score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
-
-    ways = {"mtseg": ours, "family": familys, **({"MONAI": monais} if has("monai") else {})}
-    few = whole[tuple(map(slice, (patch_size[0] + 18, *patch_size[1:])))]  # two windows to warm up
-    for way in ways.values():
-        way(few)
-    times = by_turns({name: lambda _, way=way: way(whole) for name, way in ways.items()}, rounds, device, warm_up=0)
+        times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds, warm_up=0)
     label_map, score_map = results["mtseg"]
     differing = {}
     for name, (labels, scores) in results.items():
@@ -516,6 +549,35 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
     what = f"sliding window, {'x'.join(map(str, shape))} in windows of {'x'.join(map(str, patch_size))}"
     note = f"scores equal to 1e-5; voxels labelled differently: {differing}"
     return row(what, times, note, {"family": 1.5 if device.type == "cpu" else 6})
+
+
+def windows_way(name, shape, patch_size, n_filters, device):
+    """One way of `windows_row`: a function that returns (label_map, score_map), warmed up on two windows."""
+    torch.manual_seed(0)
+    net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    if name == "mtseg" and device.type == "cpu":
+        keep_freed_memory()  # as inference.py does
+    folded = optimize_for_inference(net)
+
+    def ours(image):
+        return test_single_case(folded, image, 18, 4, patch_size, 2)
+
+    def familys(image):
+        return family.test_single_case(net, image, 18, 4, patch_size, 2, device)
+
+    def monais(image):
+        from monai.inferers import sliding_window_inference
+
+        overlap = [1 - (stride + 0.5) / side for stride, side in zip((18, 18, 4), patch_size, strict=True)]
+        volume = torch.from_numpy(image)[None, None].to(device)
+        with torch.no_grad():
+            score = sliding_window_inference(volume, patch_size, 4, lambda x: F.softmax(net(x), dim=1), overlap)[0]
+        return score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
+
+    way = {"mtseg": ours, "family": familys, "MONAI": monais}[name]
+    way(image[tuple(map(slice, (patch_size[0] + 18, *patch_size[1:])))])
+    return lambda turn: way(image)
 
 
 def blobs(shape, seed):

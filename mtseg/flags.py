@@ -46,6 +46,7 @@ NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
+KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
 ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 
@@ -230,6 +231,7 @@ def training_parser(description, model="supervised", batch_size=2):
     flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward passes")
     flag("--compile", action=switch, default=False, help="torch.compile the networks; changes the last bits")
     flag("--channels_last", action=switch, default=False, help="memory format of the networks; changes the last bits")
+    flag("--keep_memory", action=switch, default=True, help=KEEP_MEMORY)
     flag("--accumulation_steps", type=positive, default=1, help="parts of a batch that pass one after the other")
     flag("--gradient_checkpointing", action=switch, default=False, help="recompute instead of storing activations")
     flag("--gradient_clipping", type=rate, default=0, help="largest norm of the gradient; 0 does not clip")
@@ -304,6 +306,7 @@ def inference_parser(description):
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
     flag("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
 
     flag = parser.add_argument_group("scans instead of a list").add_argument
     flag("--input", type=Path, metavar="PATH", help="NIfTI, NRRD or HDF5 file, folder of them, nnU-Net's imagesTs, ...")

@@ -13,6 +13,7 @@ FREE_SETTINGS = {
     *(
         "config",
         "cache",
+        "keep_memory",
         "preprocessing",
         "keep_last",
         "patience",
