@@ -20,6 +20,7 @@ import functools
 import importlib.util
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -411,6 +412,7 @@ def cpu_step(quick, scratch):
                 told[name].append(ways[name](turn))
 
             times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
+        told, system, size = ({name: [f[i] for f in found] for name, found in told.items()} for i in range(3))
         np.testing.assert_allclose(told["mtseg"][:2], told["family"][:2], rtol=1e-4)
         batch = batch_of(patch_size, CPU)
         work = operations(mean_teacher(n_filters, CPU), *batch)
@@ -418,6 +420,10 @@ def cpu_step(quick, scratch):
         rate = work / median(times["mtseg"])
         bound = median(a / b for a, b in zip(times["family"], times[ALONE], strict=True))
         note = f"{work / 1e9:.3g} GFLOP at {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of a large matrix product's; "
+        ours, theirs = (f"{median(system[name][1:]):.2f} s" for name in ("mtseg", "family"))
+        note += f"CPU time in the system, for new pages, {ours} (family {theirs}); "
+        ours, theirs = (f"{size[name][-1]:.1f} GiB" for name in ("mtseg", "family"))
+        note += f"the process had at the most {ours} (family {theirs}); "
         note += f"{median(told[ALONE]):.0%} of its convolutions' time is forward; "
         note += f"if all but its convolutions were free, {bound:.2f} x family"
         yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 1.8})
@@ -427,19 +433,22 @@ ALONE = "mtseg's convolutions alone"
 
 
 def step_way(name, patch_size, n_filters):
-    """One way of `cpu_step`: a function of the turn that returns the loss (of ALONE: the forward passes' share)."""
+    """One way of `cpu_step`: a function of the turn that returns the loss (of ALONE: the forward passes' share), the
+    seconds of CPU time that the system took meanwhile, and the GiB that the process had at the most so far."""
     volume, label, noise = batch_of(patch_size, CPU)
     if name == "family":
         networks, iteration = mean_teacher(n_filters, CPU), family.mean_teacher_step
     else:
         keep_freed_memory()  # as train_mean_teacher.py does
         networks, iteration = mean_teacher(n_filters, CPU, torch.channels_last_3d), step
-    if name == ALONE:
-        return convolutions(networks[0], volume, len(noise))
+    alone = convolutions(networks[0], volume, len(noise)) if name == ALONE else None
 
     def way(turn):
+        before = os.times().system
         torch.manual_seed(turn + 1)
-        return float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
+        told = alone() if alone else float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
+        seconds = os.times().system - before
+        return told, seconds, resident("VmHWM") / 2**30 if Path("/proc/self/status").exists() else math.nan
 
     return way
 
@@ -464,7 +473,7 @@ def convolutions(model, volume, teachers):
         hook.remove()
 
     @torch.no_grad()
-    def way(_turn):
+    def way():
         start = time.perf_counter()
         for layer, x, _gradient in calls:
             layer(x)
@@ -477,6 +486,35 @@ def convolutions(model, volume, teachers):
         return forward / (time.perf_counter() - start)
 
     return way
+
+
+def convolution_rates(quick, scratch):
+    """How fast the machine's library computes V-Net's 3 x 3 x 3 convolutions, features in channels_last_3d."""
+    for patch_size in [(16, 16, 16)] if quick else [SMALL_PATCH, LA_PATCH]:
+        rates = {}
+        for level in range(5):
+            channels, sides = 16 * 2**level, [side // 2**level for side in patch_size]
+            shapes = [(4, channels, *sides), (channels, channels, 3, 3, 3), (4, channels, *sides)]
+            x, weight, gradient = (torch.randn(shape).to(memory_format=torch.channels_last_3d) for shape in shapes)
+
+            def backward(wanted, x=x, weight=weight, gradient=gradient):
+                ones, none = [1] * 3, [0] * 3
+                arguments = (gradient, x, weight, None, ones, ones, ones, False, none, 1)
+                return lambda _: torch.ops.aten.convolution_backward(*arguments, wanted)
+
+            ways = {
+                "forward": lambda _, x=x, weight=weight: F.conv3d(x, weight, padding=1),
+                "gradient of the input": backward((True, False, False)),
+                "gradient of the weights": backward((False, True, False)),
+            }
+            work = 2 * 27 * channels * x.numel()
+            rates[channels] = {name: work / min(times) / 1e9 for name, times in by_turns(ways, 3).items()}
+        yield fact(
+            f"convolutions, 4 patches of {'x'.join(map(str, patch_size))}, GFLOP/s: channels: " + ", ".join(ways),
+            "; ".join(f"{channels}: {', '.join(f'{rate:.0f}' for rate in r.values())}" for channels, r in rates.items())
+            + f"; a large matrix product: {matmul_rate(torch.float32, CPU, 512 if quick else 1536) / 1e9:.0f}",
+            gigaflops=rates,
+        )
 
 
 def operations(networks, volume, label, noise):
@@ -712,18 +750,19 @@ def long_run(iterations, scratch):
 
 def peak(way):
     """(seconds, bytes) of a call: how long it took, and by how much the process grew at the most; None: not told."""
-    resident, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-    def kibibytes(key):
-        return int(next(line for line in resident.read_text().splitlines() if line.startswith(key)).split()[1])
-
     try:
-        reset.write_text("5")
-        before = kibibytes("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
+        before = resident("VmRSS")
     except OSError:
         before = None
     seconds = by_turns({"": lambda _: way()}, 1, warm_up=0)[""][0]
-    return seconds, None if before is None else 1024 * (kibibytes("VmHWM") - before)
+    return seconds, None if before is None else resident("VmHWM") - before
+
+
+def resident(key):
+    """Bytes of this process in memory: now (VmRSS), or at the most so far (VmHWM). OSError without Linux's /proc."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(key)).split()[1])
 
 
 def metrics_of(side):
@@ -805,6 +844,7 @@ CPU_ROWS = {
     "loader": loader,
     "memory": memory,
     "cpu_step": cpu_step,
+    "convolutions": convolution_rates,
     "ema": ema,
     "sliding_window": sliding_window,
     "metrics": case_metrics,
