@@ -4,7 +4,7 @@
     python benchmarks/run.py --quick                       # tiny sizes, less than two minutes: does it all still run?
     python benchmarks/run.py --only loader --only metrics  # some rows
     python benchmarks/run.py --out benchmarks/run.json     # every single time, with machine and versions
-    python benchmarks/run.py --figures benchmarks/run.json # its table, into README.md
+    python benchmarks/run.py --figures benchmarks/run.json # its table, into both README.md
 
 All ways of one row run in this process, by turns, for several rounds; printed are the median over the rounds, the
 smallest and the largest time, the median over the rounds of the ratio to mtseg's time, and whether the row's goals are
@@ -153,12 +153,12 @@ def show(entry):
     sys.stdout.flush()
 
 
-def table(report):
-    """The rows of a report as a table in Markdown, below a line about the machine."""
+def table(report, short=False):
+    """The rows of a report as a table in Markdown, below a line about the machine; `short`: medians, no notes."""
 
     def words(times):
         low, middle, high = (f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" for value in spread(times))
-        return f"{middle} ({low} .. {high})"
+        return middle if short else f"{middle} ({low} .. {high})"
 
     def spread(times):
         return min(times), median(times), max(times)
@@ -167,14 +167,15 @@ def table(report):
         f"`python benchmarks/run.py {' '.join(report['command'])}`, {report['minutes']:.0f} minutes; "
         + ", ".join(f"{name} {value}" for name, value in report["machine"].items()),
         "",
-        "| what | mtseg: median (smallest .. largest) | beside it, and mtseg is so many times as fast | to reach |",
+        f"| what | mtseg: median{'' if short else ' (smallest .. largest)'} "
+        "| beside it, and mtseg is so many times as fast | to reach |",
         "|---|---|---|---|",
     ]
     for entry in report["rows"]:
         times = entry.get("seconds", {"mtseg": []})
         others = [f"{way} {words(times[way])}: {ratio(times, way):.2f} x" for way in times if way != "mtseg"]
         ours = words(times["mtseg"]) if times["mtseg"] else entry["note"]
-        note = f" ({entry['note']})" if entry["note"] and times["mtseg"] else ""
+        note = f" ({entry['note']})" if entry["note"] and times["mtseg"] and not short else ""
         lines.append(f"| {entry['what']}{note} | {ours} | {'; '.join(others)} | {verdicts(entry)} |")
     return "\n".join(lines) + "\n"
 
@@ -879,7 +880,7 @@ def main(argv=None):
     parser.add_argument("--only", action="append", choices=[*CPU_ROWS, *GPU_ROWS], help="this row; may be repeated")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write all times there")
     parser.add_argument(
-        "--figures", type=Path, metavar="FILE.json", help="measure nothing: put its table into README.md"
+        "--figures", type=Path, metavar="FILE.json", help="measure nothing: put its table into both README.md"
     )
     args = parser.parse_args(argv)
     if args.figures:
@@ -907,20 +908,19 @@ def main(argv=None):
 
 
 def figures(path, parser):
-    """Print the table of the report `path`, and put it into benchmarks/README.md, and README.md where that has marks.
+    """Print the table of the report `path`, and put it into benchmarks/README.md, and in short into README.md.
 
     A mistake ends with exit code 2.
     """
     try:
         report = json.loads(path.read_text())
-        text = table(report)
+        text, short = table(report), table(report, short=True)
     except (OSError, ValueError, LookupError, TypeError) as error:
         parser.error(f"{path}: not a report of this script ({error}); write one with --out")
     print(text, end="")
     try:
         put_figures(ROOT / "benchmarks" / "README.md", text)
-        if "<!-- figures -->" in (ROOT / "README.md").read_text():
-            put_figures(ROOT / "README.md", text)
+        put_figures(ROOT / "README.md", short)
     except ValueError as error:
         parser.error(str(error))
     return report
