@@ -62,7 +62,7 @@ HERE = Path(__file__).resolve().parent
 NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
 POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_holes}  # in the order they are done
 PRINTED = ("case", "class", "dice", "jaccard", "hd95", "asd", "uncertainty")  # of the rows; files have all
-BROKEN = (VolumeError, PreprocessError, MemoryError, torch.cuda.OutOfMemoryError)  # what costs only the case
+BROKEN = (VolumeError, PreprocessError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
 def parse_flags(argv):
@@ -117,6 +117,12 @@ def segment(nets, partners, image, args):
     return scores, None
 
 
+def costs_only_the_case(error):
+    """Whether the other cases of a folder can be segmented all the same."""
+    # PyTorch has no class of its own for a CPU without memory.
+    return isinstance(error, BROKEN) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
 def clean(prediction, args):
     for name, function in POSTPROCESSING.items():
         if getattr(args, name):
@@ -128,24 +134,26 @@ def infer_case(name, scan, nets, partners, unit, output_dir, args):
     """Segment, write and measure a case; returns its entry of the record."""
     started = time.perf_counter()
     scores, mixture = segment(nets, partners, scan.image, args)
-    entry = {"seconds": time.perf_counter() - started, "uncertainty": None, "rows": []}
+    entry = {"seconds": time.perf_counter() - started, "uncertainty": None, "rows": [], "files": []}
+
+    def write(path, content):
+        write_whole(output_dir / path, content)
+        entry["files"].append(path)
+
     prediction = clean(label_map(restore_scores(scores, scan.grid)), args)
     if args.input:
-        entry["prediction"] = f"{name}{scan.kind}"
         values = np.array(scan.values, np.min_scalar_type(max(scan.values)))
-        content = volume_bytes(values[prediction], scan.kind, scan.header)
-        write_whole(output_dir / "predictions" / entry["prediction"], content)
+        write(f"predictions/{name}{scan.kind}", volume_bytes(values[prediction], scan.kind, scan.header))
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
         scans.save_case(args.save_result, name, args.save_format, volumes)
     if args.save_probabilities:
         probabilities = np.stack([score.astype(np.float16) for score in restore_scores(scores, scan.grid)])
-        write_whole(output_dir / f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
+        write(f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
     if mixture is not None:
         unsure = entropy(restore_scores(mixture, scan.grid))
         entry["uncertainty"] = case_uncertainty(unsure, prediction)
-        content = volume_bytes(unsure, scan.kind, scan.header, "uncertainty")
-        write_whole(output_dir / f"uncertainty/{name}{scan.kind}", content)
+        write(f"uncertainty/{name}{scan.kind}", volume_bytes(unsure, scan.kind, scan.header, "uncertainty"))
     if scan.label is not None:
         if scan.grid is not None and scan.label_prepared:
             prediction = clean(label_map(scores), args)
@@ -168,9 +176,11 @@ def infer(args):
     nets, partners, checkpoints, parameters = load_networks(args, device)
     sha256 = [file_sha256(path) for path in args.model_path]
     settings = scans.preprocessing_of(args) if args.input else None
-    readers, unit = scans.input_scans(args, settings) if args.input else scans.listed_scans(args)
-    if args.input and args.input.resolve() == (output_dir / "predictions").resolve():
-        raise FlagError(f"--output_dir {output_dir}: its predictions would replace the input; name another")
+    listed = None if args.input else (*scans.listed_scans(args), {}, {})
+    readers, unit, sources, failures = listed or scans.input_scans(args, settings)
+    written = {(output_dir / part).resolve() for part in ("predictions", "probabilities", "uncertainty")}
+    if any(Path(file).parent in written for files in sources.values() for file, *_ in files):
+        raise FlagError(f"--output_dir {output_dir}: what is written there would replace the input; name another")
     protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy, "stride_z": args.stride_z}
     if args.weighting != "uniform":
         protocol["weighting"] = args.weighting
@@ -180,24 +190,28 @@ def infer(args):
         protocol["postprocessing"] = [step for step in POSTPROCESSING if getattr(args, step)]
 
     # --------------------------------------------------------------------------------------------------- inference
-    entries, failures, log = {}, {}, None
+    entries, log, number = {}, None, len(readers) + len(failures)
     if args.input:
         asked = {"checkpoint_sha256": sha256, "protocol": protocol, "preprocessing": settings, "unit": unit}
+        asked["input"] = str(args.input.resolve())
         asked |= {flag: vars(args)[flag] for flag in ("uncertainty", "mc_samples", "save_probabilities", "tolerance")}
         asked["labels"] = args.labels and str(args.labels.resolve())
-        log = CaseLog(output_dir / "cases.jsonl", asked, keep=args.go_on)
-        there = {path.name for path in (output_dir / "predictions").glob("*")}
-        entries = {c: entry for c, entry in log.done.items() if c in readers and entry.get("prediction") in there}
+        log = CaseLog(output_dir / "cases.jsonl", asked, keep=args.go_on, owner="input")
+        for case, entry in log.done.items():
+            if case in readers and entry.get("source") == sources[case]:
+                if all((output_dir / path).is_file() for path in entry["files"]):
+                    entries[case] = entry
     for case in tqdm([case for case in readers if case not in entries], unit="case", dynamic_ncols=True):
         try:
             entries[case] = infer_case(case, readers[case](), nets, partners, unit, output_dir, args)
-        except BROKEN as error:
-            if not args.input:
+        except Exception as error:
+            if not (args.input and costs_only_the_case(error)):
                 raise
             failures[case] = " ".join(str(error).split()) or type(error).__name__
             tqdm.write(f"failed: {case}: {failures[case]}")
             continue
         if log:
+            entries[case]["source"] = sources[case]
             log.add(case, without_nan(entries[case]))
 
     # ------------------------------------------------------------------------------------------------------ results
@@ -251,8 +265,10 @@ def infer(args):
     monitored = " (the cases it was monitored on are tested here)" * bool(shared)
     print(f"checkpoint selected by: {result['selection']}{monitored}")
     print(f"written to {output_dir}/{'metrics.csv and ' * bool(rows)}metrics.json")
+    if trained_on:
+        print(f"{len(trained_on)} of the measured cases are cases the network was trained on")
     if failures:
-        print(f"{len(failures)} of {len(readers)} cases failed:")
+        print(f"{len(failures)} of {number} cases failed:")
         for case, why in failures.items():
             print(f"  {case}: {why}")
     return result

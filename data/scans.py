@@ -75,8 +75,10 @@ def read_listed(dataset, case, unit):
 
 
 def input_scans(args, settings):
-    """({case: function that reads its Scan}, unit of distances) of the cases of --input, prepared by `settings`."""
-    cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels)
+    """What --input holds, to be prepared by `settings`: {case: function that reads its Scan}, the unit of distances,
+    {case: its files, each with size and time of change}, and {case: why its files cannot be a case}."""
+    broken = {}
+    cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels, broken=broken)
     raw = next((case.images[0] for case in cases if ending(case.images[0]) not in HDF5), None)
     if raw and settings is None:
         raise FlagError(
@@ -88,7 +90,15 @@ def input_scans(args, settings):
             need(PACKAGES[kind], f"{args.input}: reading {kind} files")
     cases = cases[: args.num]
     unit = choose_unit(args, (case.images[0] for case in cases if case.label or ending(case.images[0]) in HDF5))
-    return {case.name: partial(read_input, case, settings, args) for case in cases}, unit
+    readers = {case.name: partial(read_input, case, settings, args) for case in cases}
+    files = {case.name: [*case.images, *filter(None, [case.label])] for case in cases}
+    return readers, unit, {case: list(map(as_it_is, paths)) for case, paths in files.items()}, broken
+
+
+def as_it_is(path):
+    """[path, bytes, time of change] of a file: what --continue tells a file by that was replaced."""
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def read_input(case, settings, args):
@@ -98,24 +108,37 @@ def read_input(case, settings, args):
     values = settings["labels"] if settings else classes
     try:
         if kind in HDF5:
-            if not np.isfinite(volume.array).all():
-                raise PreprocessError("the image holds NaN or infinity; repair it")
+            if not volume.array.size or not np.isfinite(volume.array).all():
+                raise PreprocessError("the image has no voxels, or holds NaN or infinity; repair it")
             label = None if volume.label is None else to_classes(volume.label, classes)
             scan = Scan(np.float32(volume.array), label, volume.spacing, kind=kind, values=classes)
             grid, affine = grid_from_attributes(volume.header), volume.header.get("original_affine")
+            if grid is not None and grid.shape != scan.image.shape[-3:]:
+                raise PreprocessError(f"its grid_shape {grid.shape} is not the image's; prepare it again")
             if grid is not None and affine is not None:
-                scan = scan._replace(grid=grid, kind=".nii.gz", header=nifti_header(affine), values=values)
+                scan = scan._replace(grid=grid, kind=".nii.gz", header=nifti_header(checked(affine)), values=values)
+                # A label of its own file lies where the scan does, not where the prepared volume does.
+                width = np.linalg.norm(affine[:3, :3], axis=0)
+                volume = volume._replace(array=np.broadcast_to(0, grid.original_shape), affine=affine, spacing=width)
         else:
             done = prepare(volume.array, volume.affine, volume.spacing, settings)
             scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values, label_prepared=False)
         if case.label is not None:
-            scan = scan._replace(label=to_classes(read_on_grid(case.label, volume), values))
+            label = to_classes(read_on_grid(case.label, volume), values)
+            scan = scan._replace(label=label, spacing=volume.spacing, label_prepared=scan.grid is None)
     except PreprocessError as error:
         raise PreprocessError(f"{case.images[0]}: {error}") from error
     channels = 1 if scan.image.ndim == 3 else len(scan.image)
     if channels != args.n_channels:
         raise VolumeError(f"{case.images[0]}: has {channels} channels, the network takes {args.n_channels}")
     return scan
+
+
+def checked(affine):
+    """`affine` if it is one; PreprocessError."""
+    if np.shape(affine) != (4, 4) or not np.isfinite(affine).all() or not np.linalg.det(affine[:3, :3]):
+        raise PreprocessError("its original_affine is no invertible 4 x 4 matrix; prepare it again")
+    return affine
 
 
 def preprocessing_of(args):

@@ -14,13 +14,25 @@ class CaseLog:
 
     `settings`: what the results depend on, as JSON can hold it. `keep`: go on with the cases in the file, which must
     have been made with the same settings (CaseLogError names the first that differs); otherwise the file begins anew.
+    `owner`: a setting in which the file must not differ even then, lest one job replaces the results of another.
     A last line that a crash cut short is dropped. `done`: {case: entry} of the finished cases, in their order.
     """
 
-    def __init__(self, path, settings, keep):
+    def __init__(self, path, settings, keep, owner=None):
         self.path = Path(path)
         settings = json.loads(json.dumps(settings))
-        self.done = self._read(settings) if keep and self.path.exists() else {}
+        there = None
+        if self.path.exists() and (keep or owner):
+            try:
+                there = self._read()
+            except CaseLogError:
+                if keep:
+                    raise
+        if there and keep:
+            self._compare(settings, there[0], settings.keys() | there[0].keys(), "restore it, leave out --continue")
+        elif there and owner in there[0]:
+            self._compare(settings, there[0], [owner], f"remove {self.path.parent}")
+        self.done = there[1] if there and keep else {}
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         lines = [{"settings": settings}, *({"case": case, **entry} for case, entry in self.done.items())]
         try:
@@ -30,21 +42,22 @@ class CaseLog:
         except OSError as error:
             raise self._failure(error) from error
 
-    def _read(self, settings):
+    def _read(self):
+        """(settings, done) of the file; None where not even its first line was finished."""
         try:
             text = self.path.read_text(encoding="utf-8")
             lines = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-            then = lines[0]["settings"] if lines else settings
-            done = {line.pop("case"): line for line in lines[1:]}
+            return (lines[0]["settings"], {line.pop("case"): line for line in lines[1:]}) if lines else None
         except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise CaseLogError(f"{self.path}: is damaged ({error}); leave out --continue to start anew") from error
-        for name in sorted(settings.keys() | then.keys()):
+
+    def _compare(self, settings, then, names, remedy):
+        for name in sorted(names):
             if settings.get(name) != then.get(name):
                 raise CaseLogError(
                     f"{self.path}: was begun with other settings ({name} is {settings.get(name)} and was "
-                    f"{then.get(name)}); restore it, leave out --continue, or name another --output_dir"
+                    f"{then.get(name)}); {remedy}, or name another --output_dir"
                 )
-        return done
 
     def add(self, case, entry):
         """Record that `case` is finished, with what there is to know of it (a dict for JSON); on disk on return."""

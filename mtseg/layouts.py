@@ -12,6 +12,7 @@ Files end in .nii.gz, .nii, .nrrd, .h5 or .hdf5; hidden files (the Decathlon's a
 import itertools
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,13 +43,14 @@ def stem(path):
     return None if known is None or name.startswith(".") else name[: -len(known)]
 
 
-def find_cases(source, channels=None, labels=None):
+def find_cases(source, channels=None, labels=None, broken=None):
     """(cases, channels): the Cases of `source` by name, and the parts of the names by which a case's files differ.
 
     `channels`: those parts where they are known (settings["channels"] of a data set), in their order, else None: they
-    are then the first case's, sorted. The returned one is None where a case is one file. `labels`: folder with the
-    labels, <case> or <case>_seg with any ending; without it they are looked for where the layout has them. Raises
-    LayoutError.
+    are then those of most cases, sorted. The returned one is None where a case is one file. `labels`: folder with the
+    labels, <case> or <case>_seg with any ending; without it they are looked for where the layout has them. `broken`: a
+    dict; what is wrong with the files of a case is then put there, {case: sentence}, and the others are found all the
+    same. Raises LayoutError.
     """
     source = Path(source)
     if not source.exists():
@@ -60,10 +62,13 @@ def find_cases(source, channels=None, labels=None):
     elif (source / "imagesTr").is_dir() or (source / "imagesTs").is_dir():
         groups = []
         for part in ("Tr", "Ts"):
-            for name, files, _ in _flat(source / f"images{part}"):
+            for name, files, _ in _flat(source / f"images{part}", channels):
                 groups.append((name, files, _label_of(name, source / f"labels{part}"), part))
+    elif source.name in ("imagesTr", "imagesTs"):
+        beside = source.parent / source.name.replace("images", "labels")
+        groups = [(name, files, label or _label_of(name, beside)) for name, files, label in _flat(source, channels)]
     else:
-        groups = _flat(source) or _case_folders(source)
+        groups = _flat(source, channels) or _case_folders(source)
     if not groups:
         raise LayoutError(
             f"{source}: no volumes in it; it must hold imagesTr/, or files ending in {', '.join(ENDINGS)}, or a folder "
@@ -73,19 +78,31 @@ def find_cases(source, channels=None, labels=None):
     for before, after in itertools.pairwise(groups):
         if before[0] == after[0]:
             raise LayoutError(f"{source}: two cases are called {after[0]}; rename one of them")
-    parts, cases = channels and sorted(channels), []
-    for name, files, label, *part in groups:
-        if files.keys() == {"0000"}:
-            files = {"": files["0000"]}  # nnU-Net numbers a single channel, too
-        parts = parts or sorted(files)
-        if sorted(files) != parts:
+    found, cases = {}, []
+    for name, files, *_ in groups:
+        # nnU-Net numbers a single channel, too.
+        found[name] = {"": files["0000"]} if not isinstance(files, LayoutError) and files.keys() == {"0000"} else files
+    parts = channels and sorted(channels)
+    if not parts:
+        counts = Counter(tuple(sorted(files)) for files in found.values() if not isinstance(files, LayoutError))
+        parts = list(counts.most_common(1)[0][0]) if counts else [""]
+    for name, _, label, *part in groups:
+        files = found[name]
+        if not isinstance(files, LayoutError) and sorted(files) != parts:
             here, there = (", ".join(filter(None, names)) or "one file" for names in (sorted(files), parts))
-            raise LayoutError(
+            files = LayoutError(
                 f"{next(iter(files.values()))}: case {name} has {here} where the data set has {there} a case; add or "
                 f"remove files"
             )
+        if isinstance(files, LayoutError):
+            if broken is None:
+                raise files
+            broken[name] = str(files)
+            continue
         images = tuple(files[part] for part in (channels or parts))
         cases.append(Case(name, images, _label_of(name, Path(labels)) if labels else label, *part))
+    if not cases:
+        raise LayoutError(next(iter(broken.values())))
     if labels is not None and not any(case.label for case in cases):
         raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {cases[0].name}.nii.gz; rename them")
     return cases, None if parts == [""] else channels or parts
@@ -96,19 +113,40 @@ def _label_of(name, folder):
     return next((path for path in paths if path.is_file()), None)
 
 
-def _flat(folder):
-    """[(case, {channel: file}, None)] of the files in a folder; the channel is '' where a case is one file."""
-    groups = {}
+def _flat(folder, channels=None):
+    """[(case, {channel: file}, label)] of the files in a folder; the channel is '' where a case is one file.
+
+    A number of four digits at the end is a channel where the case has a 0000, or `channels` are such numbers, and else
+    part of the name (PANCREAS_0001). The label is <case>_seg, where that lies beside. In the place of files that
+    contradict each other is a LayoutError.
+    """
+    names = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         name = stem(path)
-        if name is None or not path.is_file():
-            continue
+        if name is not None and path.is_file():
+            names.setdefault(name, []).append(path)
+    numbers = {}
+    for name in names:
+        if numbered := NUMBERED.fullmatch(name):
+            numbers.setdefault(numbered[1], set()).add(numbered[2])
+    groups = {}
+    for name, paths in names.items():
         numbered = NUMBERED.fullmatch(name)
-        case, channel = numbered.groups() if numbered else (name, "")
-        if channel in groups.setdefault(case, {}):
-            raise LayoutError(f"{path}: case {case} is there twice, with another ending too; remove one of the files")
-        groups[case][channel] = path
-    return [(case, files, None) for case, files in groups.items()]
+        is_channel = numbered and numbers[numbered[1]] & {"0000", *(channels or ())}
+        case, channel = numbered.groups() if is_channel else (name, "")
+        files = groups.setdefault(case, {})
+        if len(paths) > 1:
+            groups[case] = LayoutError(
+                f"{paths[1]}: case {case} is there twice, with another ending too; remove one of the files"
+            )
+        elif not isinstance(files, LayoutError):
+            files[channel] = paths[0]
+    labels = {}
+    for case in list(groups):
+        of = re.fullmatch(r"(.+)[_-]seg", case)
+        if of and of[1] in groups and not isinstance(groups[case], LayoutError) and groups[case].keys() == {""}:
+            labels[of[1]] = groups.pop(case)[""]
+    return [(case, files, labels.get(case)) for case, files in groups.items()]
 
 
 def _one_file(path, channels):
@@ -119,8 +157,8 @@ def _one_file(path, channels):
         return [(path.resolve().parent.name, {"": path}, None)]
     numbered = NUMBERED.fullmatch(name)
     if channels and numbered:
-        return [group for group in _flat(path.parent) if group[0] == numbered[1]]
-    return [(numbered[1] if numbered else name, {"": path}, None)]
+        return [group for group in _flat(path.parent, channels) if group[0] == numbered[1]]
+    return [(numbered[1] if numbered and numbered[2] == "0000" else name, {"": path}, None)]
 
 
 def _case_folders(source):
