@@ -56,7 +56,8 @@ def summarize(rows):
     left out of mean and deviation and counted: 'cases' counts all rows of the class, 'empty' those without a distance.
     The deviation divides by the number of cases (ddof 0), as np.std in the family's tables.
     Of several classes a last entry, 'class': 'mean', has mean and deviation over cases of what is the mean over the
-    classes in each; a class that has no value in a case is left out there. Its 'empty' counts cases with such a class.
+    classes in each. A case in which a class has no distance has no mean distance either, and is left out and counted
+    in 'empty': means over other classes would not compare.
     """
     metrics, labels = metrics_of(rows), sorted({row["class"] for row in rows})
     groups = {label: [[row] for row in rows if row["class"] == label] for label in labels}
@@ -67,16 +68,21 @@ def summarize(rows):
     for label, cases in groups.items():
         entry = {"class": label, "cases": len(cases), "empty": sum(any(map(_is_empty, case)) for case in cases)}
         for metric in metrics:
-            means = (_mean_std(_value(row, metric) for row in case)["mean"] for case in cases)
-            entry[metric] = _mean_std(means)
+            entry[metric] = _mean_std(_mean_over_classes(case, metric) for case in cases)
         summary.append(entry)
     return summary
 
 
+def _mean_over_classes(rows, metric):
+    """The mean over those of a case's rows that hold the metric; NaN where it is NaN in one, or none holds it."""
+    values = [_value(row, metric) for row in rows if metric in row]
+    return sum(values) / len(values) if values else math.nan
+
+
 def case_means(rows, metric):
-    """{case: mean of the metric over its classes}: NaN is left out, and is the mean where nothing is left."""
+    """{case: mean of the metric over its classes}; NaN where it is not defined in one."""
     cases = dict.fromkeys(row["case"] for row in rows)
-    return {case: _mean_std(_value(row, metric) for row in rows if row["case"] == case)["mean"] for case in cases}
+    return {case: _mean_over_classes([row for row in rows if row["case"] == case], metric) for case in cases}
 
 
 def one_or_all(values):

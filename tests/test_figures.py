@@ -173,8 +173,16 @@ def test_mistakes_end_in_a_sentence(predictions, tmp_path, capsys, monkeypatch):
         file["label"][0, 0, 0] = 1
     write_run(tmp_path / "runs", "MT", dice=[0.1])
     write_run(tmp_path / "runs", "supervised", dice=[0.1, 0.2])
+    (tmp_path / "flat").mkdir()
+    with h5py.File(tmp_path / "flat/case_0.h5", "w") as file:
+        for name in ("image", "label", "prediction"):
+            file[name] = np.ones((30, 26, 1), np.float32)
     a = str(predictions["A"])
     for words, said in [
+        (["overlay", tmp_path / "flat"], "is no volume"),
+        (["overlay", a, "--spacing", 0, 1, 1], "--spacing 0.0 1.0 1.0"),
+        (["overlay", a, "--spacing", 1, "nan", 1], "--spacing 1.0 nan 1.0"),
+        (["overlay", a, "--dpi", 0], "--dpi"),
         (["overlay", tmp_path / "empty"], "--save_result"),
         (["overlay", tmp_path / "broken"], "case_0.h5"),
         (["overlay", a, "--case", "nobody"], "nobody.h5"),
@@ -261,6 +269,7 @@ def test_the_page_holds_everything_itself(predictions, tmp_path, capsys):
     assert "http" not in text.replace("http-equiv", "")
     for words in ("MT, student", "70.00", "case_2", "Wilcoxon", "base_lr", "viewport", "Gallery: MT"):
         assert words in text
+    assert "HD95 voxel" in text.split("Every case")[1]
     rows = text.split("setting</button>")[1].split("<tr")[1:]
     assert "base_lr" in "".join(rows[:4])  # what differs comes first
     config = json.loads(next(tmp_path.rglob("config.json")).read_text())

@@ -147,6 +147,38 @@ def test_prepared_files_go_back_to_the_scan_too(tmp_path, monkeypatch):
     np.testing.assert_allclose(nibabel.load(tmp_path / "out/predictions/c1.nii.gz").affine, TURNED, rtol=1e-6)
 
 
+def test_a_label_beside_a_prepared_file_lies_where_its_scan_does(tmp_path, monkeypatch):
+    """Mirrored and turned, so that its voxels lie in another order than the prepared file's."""
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, affine=TURNED)
+    prepare_nifti.main(words(source, tmp_path / "data", labels=tmp_path / "labels"))
+    (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path / "data"))
+    result = infer(weights, tmp_path / "data/data", labels=tmp_path / "labels", output_dir=tmp_path / "out")
+    assert [row["dice"] for row in result["cases"]] == [1] * 4 and result["unit"] == "mm"
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "said"),
+    [
+        ("original_affine", np.eye(3), "4 x 4"),
+        ("original_affine", np.zeros((4, 4)), "4 x 4"),
+        ("grid_shape", [4, 4, 4], ""),
+    ],
+)
+def test_a_prepared_file_whose_grid_is_wrong_costs_only_itself(tmp_path, monkeypatch, attribute, value, said):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    prepare_nifti.main(words(make_scans(tmp_path), tmp_path / "data", labels=tmp_path / "labels"))
+    (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path / "data"))
+    with h5py.File(tmp_path / "data/data/c0/mri_norm2.h5", "a") as file:
+        file.attrs[attribute] = value
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, tmp_path / "data/data", output_dir=tmp_path / "out")
+    assert stopped.value.code == 1
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert written["failures"].keys() == {"c0"} and f"{attribute} " in written["failures"]["c0"]
+    assert said in written["failures"]["c0"] and {row["case"] for row in written["cases"]} == {"c1"}
+
+
 # ------------------------------------------------------------------------------------------ what is asked for besides
 
 
@@ -285,6 +317,111 @@ def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(inference, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
     assert infer(weights, source, "--continue", output_dir=tmp_path / "out")["segmented"] == 4
     assert len(calls) == 3
+
+
+def test_a_folder_of_the_same_name_does_not_pass_for_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    for site in ("A", "B"):
+        make_scans(tmp_path / site).rename(tmp_path / site / "imagesTs")
+    (weights,) = make_run(tmp_path / "run")
+    infer(weights, tmp_path / "A/imagesTs")
+    predictions = sorted((tmp_path / "run/w0_imagesTs/predictions").iterdir())
+    before = [path.stat().st_mtime_ns for path in predictions]
+    for arguments in ([], ["--continue"]):
+        with pytest.raises(SystemExit) as stopped:
+            infer(weights, tmp_path / "B/imagesTs", *arguments)
+        assert stopped.value.code == 2
+        said = capsys.readouterr().err
+        assert "A/imagesTs" in said and "B/imagesTs" in said and "--output_dir" in said
+    assert [path.stat().st_mtime_ns for path in predictions] == before
+    infer(weights, tmp_path / "A/imagesTs")  # the same job may begin anew
+
+
+def test_what_changed_since_is_done_again(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(inference, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
+    source = make_scans(tmp_path, 3)
+    flags = {"labels": tmp_path / "labels", "output_dir": tmp_path / "out", "uncertainty": "mc_dropout"}
+    flags["mc_samples"] = 1
+    (weights,) = make_run(tmp_path / "run")
+    infer(weights, source, **flags)
+    calls.clear()
+    infer(weights, source, "--continue", **flags)
+    assert not calls
+    save(source / "c0.nii.gz", read(source / "c1.nii.gz"))
+    save(tmp_path / "labels/c0.nii.gz", read(tmp_path / "labels/c1.nii.gz"))
+    (tmp_path / "out/uncertainty/c2.nii.gz").unlink()
+    result = infer(weights, source, "--continue", **flags)
+    assert len(calls) == 2 * 2  # scores and one sample, of c0 and of c2
+    assert [row["dice"] for row in result["cases"]] == [1] * 6
+    assert (tmp_path / "out/uncertainty/c2.nii.gz").is_file()
+
+
+def test_full_memory_costs_only_the_case(tmp_path, monkeypatch):
+    calls = []
+
+    def full(*arguments, **keywords):
+        calls.append(1)
+        if len(calls) == 1:
+            torch.empty(2**60)  # what PyTorch raises on a CPU
+        return seen(*arguments, **keywords)
+
+    monkeypatch.setattr(inference, "test_single_case", full)
+    (weights,) = make_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, make_scans(tmp_path), output_dir=tmp_path / "out")
+    assert stopped.value.code == 1
+    written = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert written["failures"].keys() == {"c0"} and written["segmented"] == 1
+
+
+def test_a_case_with_other_files_costs_only_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path, 3)
+    (source / "c0.nii.gz").rename(source / "c0_0000.nii.gz")
+    save(source / "c0_0001.nii.gz", read(source / "c1.nii.gz"))
+    save(source / "c2.nii", read(source / "c2.nii.gz"))
+    (weights,) = make_run(tmp_path / "run")
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, source, output_dir=tmp_path / "out")
+    assert stopped.value.code == 1
+    failures = json.loads((tmp_path / "out/metrics.json").read_text())["failures"]
+    assert "c0 has 0000, 0001 where the data set has one file a case" in failures["c0"]
+    assert "c2 is there twice" in failures["c2"]
+    assert [path.name for path in (tmp_path / "out/predictions").iterdir()] == ["c1.nii.gz"]
+
+
+def test_numbers_in_names_and_labels_beside(tmp_path, monkeypatch):
+    """PANCREAS_0001 is a case and no channel; <case>_seg is the label of <case>."""
+    monkeypatch.setattr(inference, "test_single_case", seen)
+    source = make_scans(tmp_path)
+    for index in range(2):
+        (source / f"c{index}.nii.gz").rename(source / f"PANCREAS_000{index + 1}.nii.gz")
+        (tmp_path / f"labels/c{index}.nii.gz").rename(source / f"PANCREAS_000{index + 1}_seg.nii.gz")
+    (weights,) = make_run(tmp_path / "run")
+    result = infer(weights, source, output_dir=tmp_path / "out")
+    assert result["segmented"] == 2
+    assert [row["case"] for row in result["cases"]] == ["PANCREAS_0001"] * 2 + ["PANCREAS_0002"] * 2
+    assert [row["dice"] for row in result["cases"]] == [1] * 4
+    one = infer(weights, source / "PANCREAS_0002.nii.gz", output_dir=tmp_path / "one")
+    assert one["segmented"] == 1 and (tmp_path / "one/predictions/PANCREAS_0002.nii.gz").is_file()
+
+
+@pytest.mark.parametrize("what", ["scan", "label"])
+def test_nothing_is_written_over_what_is_read(tmp_path, capsys, what):
+    source = make_scans(tmp_path)
+    (weights,) = make_run(tmp_path / "run")
+    (tmp_path / "out").mkdir()
+    place = tmp_path / "out/predictions"
+    if what == "scan":
+        arguments = {"path": source.rename(place) / "c0.nii.gz"}
+    else:
+        arguments = {"path": source, "labels": (tmp_path / "labels").rename(place)}
+    before = {path: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, output_dir=tmp_path / "out", **arguments)
+    assert stopped.value.code == 2 and "would replace the input" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in place.iterdir()} == before
 
 
 def test_memory_holds_one_case_at_a_time(tmp_path, monkeypatch):

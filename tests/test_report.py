@@ -119,7 +119,7 @@ def test_rows_that_are_not_comparable_say_why(tmp_path):
     write_run(tmp_path, "supervised", dice=dice)
     write_run(tmp_path, "A", dice=dice[:2])
     write_run(tmp_path, "B", dice=dice, unit="mm")
-    write_run(tmp_path, "C", dice=dice, protocol={**PROTOCOL, "stride_xy": 8, "tta": False})
+    write_run(tmp_path, "C", dice=dice, protocol={**PROTOCOL, "stride_xy": 8, "overlap": 0.5})
     write_run(tmp_path, "D", dice=dice, selection="test set")
     write_run(tmp_path, "E", dice=dice, dataset="Phantom")
     write_run(tmp_path, "F", dice=dice)
@@ -140,6 +140,63 @@ def test_rows_that_are_not_comparable_say_why(tmp_path):
         )
     assert "HD95 mm" not in text  # in a table of both units the heading names neither, and each cell its own
     assert "4.00 mm" in text
+
+
+def test_rows_that_were_tested_otherwise_say_so(tmp_path):
+    dice = [0.5, 0.6, 0.7]
+    as_usual = {"tolerance": 1.0, "preprocessing": {"spacing": [1, 1, 1]}}
+    write_run(tmp_path, "supervised", dice=dice, **as_usual)
+    protocol = {**PROTOCOL, "tta": "flips", "postprocessing": ["largest_component", "fill_holes"]}
+    write_run(tmp_path, "A", dice=dice, **{**as_usual, "protocol": protocol})
+    write_run(tmp_path, "B", dice=dice, **{**as_usual, "tolerance": 5.0})
+    write_run(tmp_path, "C", dice=dice, **{**as_usual, "preprocessing": {"spacing": [2, 2, 2]}})
+    write_run(tmp_path, "D", dice=dice, input="here/imagesTs", **as_usual)
+    write_run(tmp_path, "E", dice=dice, trained_on=["case_1"], **as_usual)
+    _, rows = command.report([tmp_path], baseline="supervised")
+    why = {row.method: row.incomparable for row in rows}
+    assert why["A"] == "postprocessing largest_component and fill_holes, not none; tta flips, not none"
+    assert why["B"] == "tolerance 5.0, not 1.0"
+    assert why["C"] == "volumes were prepared in another way"
+    assert why["D"] == "tested on the scans in here/imagesTs, not on the cases of a list"
+    assert why["E"] == "tested on 1 cases that it was trained on"
+    assert why["supervised"] == ""
+
+    # What is measured on the scans' own grid compares, however they were prepared; on other scans it does not.
+    scans = {"input": "here/imagesTs", "tolerance": 1.0}
+    write_run(tmp_path / "scans", "F", dice=dice, preprocessing={"spacing": [1, 1, 1]}, **scans)
+    write_run(tmp_path / "scans", "G", dice=dice, preprocessing={"spacing": [2, 2, 2]}, **scans)
+    write_run(tmp_path / "scans", "H", dice=dice, **{**scans, "input": "there/imagesTs"})
+    _, rows = command.report([tmp_path / "scans"], baseline="F")
+    assert [row.incomparable for row in rows] == [
+        *("", "", "tested on the scans in there/imagesTs, not on the scans in here/imagesTs"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "otherwise", [{"tolerance": 5.0}, {"preprocessing": {"spacing": [2, 2, 2]}}, {"input": "imagesTs"}]
+)
+def test_what_was_tested_otherwise_is_no_seed_of_the_same_row(tmp_path, otherwise):
+    as_usual = {"tolerance": 1.0, "preprocessing": {"spacing": [1, 1, 1]}}
+    write_run(tmp_path, seed=1, dice=[0.5, 0.6], **as_usual)
+    write_run(tmp_path, seed=2, dice=[0.5, 0.7], **as_usual)
+    _, rows = command.report([tmp_path])
+    assert [len(row.results) for row in rows] == [2]
+    write_run(tmp_path, seed=2, dice=[0.5, 0.7], **(as_usual | otherwise))
+    _, rows = command.report([tmp_path])
+    assert [len(row.results) for row in rows] == [1, 1]
+
+
+def test_scans_without_labels_are_no_result_and_no_obstacle(tmp_path):
+    write_run(tmp_path, dice=[0.5, 0.6], segmented=10, inference_seconds=5.0)
+    folder = next(tmp_path.glob("seed1337/model/*/MT"))
+    (folder / "iter_6_imagesTs").mkdir()
+    (folder / "iter_6_imagesTs/metrics.json").write_text(json.dumps({"cases": [], "segmented": 3}))
+    table, rows = command.report([tmp_path])
+    assert len(rows) == 1 and not any("not been tested" in note for note in table.notes)
+    # Ten scans were segmented, two of them measured.
+    assert float(next(iter(records(table).values()))["inference_seconds_a_case"]) == 0.5
+    with pytest.raises(report.ResultError, match=r"nothing was measured.*--labels"):
+        command.report([folder / "iter_6_imagesTs/metrics.json"])
 
 
 def test_published_figures_stand_beside_with_source_and_mark(tmp_path):
@@ -248,7 +305,7 @@ def test_a_baseline_that_is_not_one_row_says_how_to_name_it(tmp_path):
     dice = [0.5, 0.6]
     write_run(tmp_path, dice=dice)
     write_run(tmp_path, dice=dice, weights="ema_iter_6")
-    write_run(tmp_path / "small", dice=dice, weights="iter_6", protocol={**PROTOCOL, "stride_xy": 8})
+    write_run(tmp_path / "small", dice=dice, weights="iter_6", protocol={**PROTOCOL, "stride_xy": 8, "overlap": 0.5})
     with pytest.raises(report.RowError) as error:
         command.report([tmp_path], baseline="MT")
     said = str(error.value)

@@ -35,9 +35,9 @@ def test_several_classes_get_the_mean_over_classes_of_each_case():
     one, two, both = summarize(SEVERAL)
     assert (one["class"], two["class"], both["class"]) == (1, 2, "mean")
     assert (both["cases"], both["empty"], one["empty"], two["empty"]) == (2, 1, 0, 1)
-    # The means over the classes are 0.8 and 0.35; the distances 3, of the one class that has one, and 6.
+    # The means over the classes are 0.8 and 0.35; a has no mean distance, as its class 2 has none, and that of b is 6.
     assert both["dice"] == pytest.approx({"mean": 0.575, "std": 0.225})
-    assert both["hd95"] == {"mean": 4.5, "std": 1.5}
+    assert both["hd95"] == {"mean": 6, "std": 0}
     assert one["entropy"] == both["entropy"] == {"mean": 8, "std": 1}
     assert math.isnan(two["entropy"]["mean"])
 
@@ -57,7 +57,7 @@ def test_the_table_of_several_classes():
     lines = table(SEVERAL).splitlines()
     assert lines[0].split() == ["case", "class", "Dice", "%", "HD95", "voxel", "NSD", "%", "entropy"]
     assert lines[2].split() == ["a", "2", "70.00", "nan", "50.00", "nan"]
-    assert lines[7].split() == "mean (std) mean 57.50 (22.50) 4.50 (1.50) 50.00 (0.00) 8.00 (1.00)".split()
+    assert lines[7].split() == "mean (std) mean 57.50 (22.50) 6.00 (0.00) 50.00 (0.00) 8.00 (1.00)".split()
     assert lines[8:] == [line for line in lines if line.startswith("1 of 2 cases have an empty mask of class 2:")]
     with pytest.raises(ValueError, match="'cm'"):
         table(SEVERAL, "cm")

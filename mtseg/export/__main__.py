@@ -84,6 +84,7 @@ def parse_flags(argv):
 def export(args):
     net = NETWORKS[args.network](**network_settings(args, args.n_channels))
     net = load_weights(net, load_checkpoint(args.model_path), args.model_path).eval()
+    cases = measured_cases(args) if args.quantize else None  # a mistake here leaves no file behind
     formats = {
         "onnx": (to_onnx, OnnxNet),
         "torchscript": (to_torchscript, lambda content: torch.jit.load(io.BytesIO(content))),
@@ -110,17 +111,23 @@ def export(args):
     print("not in it: training mode (dropout, deep supervision), the sliding window, the image's normalisation")
     if args.quantize:
         path = args.onnx.with_suffix(f".{args.quantize}{args.onnx.suffix}")
-        smaller = quantize_and_measure(contents["onnx"], args)
+        smaller = quantize_and_measure(contents["onnx"], cases, args)
         write_whole(path, smaller)
         print(f"written to {path}")
 
 
-def quantize_and_measure(content, args):
-    """The quantized file as bytes, after a table of what it costs was printed."""
+def measured_cases(args):
+    """The cases on which the quantized network is compared."""
     root = Path(args.root_path)
     cases = LAHeart(root / "data", split=args.split, num=args.num, num_classes=args.num_classes)
     if cases.n_channels != args.n_channels:
         raise ExportError(f"the network takes {args.n_channels} channels, the cases in {root} have {cases.n_channels}")
+    return cases
+
+
+def quantize_and_measure(content, cases, args):
+    """The quantized file as bytes, after a table of what it costs on `cases` was printed."""
+    root = Path(args.root_path)
     recorder = Recorder(args.num_classes)
     if args.quantize == "static":
         calibration = LAHeart(root / "data", cases=training_cases(root, num=args.num_calibration))

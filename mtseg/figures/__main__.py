@@ -12,6 +12,7 @@ Predictions are folders of <case>.h5 with 'image' (W, H, D) or (C, W, H, D), 'la
 `inference.py --save_result` writes them. Needs Matplotlib, and scikit-image for surfaces: pip install "mtseg[plot]".
 """
 
+import math
 from pathlib import Path
 
 from mtseg.checkpoint import CheckpointError, write_whole
@@ -28,7 +29,7 @@ from mtseg.figures.cases import (
 from mtseg.figures.meshes import MeshError, surfaces
 from mtseg.figures.runs import RunError, boxes, curves, read_curves
 from mtseg.figures.slices import compare, gallery, overlay
-from mtseg.flags import FlagError, Parser, one_sentence
+from mtseg.flags import FlagError, Parser, one_sentence, positive
 from mtseg.metrics import dice, hd95
 from mtseg.report import ResultError, RowError, find_results, group_results, mark_incomparable
 from mtseg.report.__main__ import per_case
@@ -43,12 +44,14 @@ def parse_flags(argv):
     flag("paths", nargs="+", metavar="[NAME=]FOLDER", help="predictions; for curves runs; for boxes runs or results")
     flag("--case", help="case to draw (default: the one of median Dice in the last folder)")
     flag("--out", type=Path, help="file to write: .png, .pdf or .svg (default: <kind>.png)")
-    flag("--dpi", type=int, default=150, help="dots per inch of a .png")
+    flag("--dpi", type=positive, default=150, help="dots per inch of a .png")
     flag("--spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("X", "Y", "Z"), help="mm of a voxel")
     args = parser.parse_args(argv)
     args.out = args.out or Path(f"{args.kind}.png")
     if args.out.suffix not in SUFFIXES:
         raise FlagError(f"--out {args.out}: name a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]} file")
+    if not all(0 < side < math.inf for side in args.spacing):
+        raise FlagError(f"--spacing {' '.join(map(str, args.spacing))}: a voxel is wider than 0 mm in each direction")
     return args
 
 

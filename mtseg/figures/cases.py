@@ -25,6 +25,10 @@ def read_case(path):
     case["image"] = case["image"][0] if case["image"].ndim == 4 else case["image"]
     if case["label"].ndim != 3 or not case["image"].shape == case["label"].shape == case["prediction"].shape:
         raise CaseError(f"{path}: image, label and prediction have different shapes; write it again")
+    if min(case["image"].shape) < 2:
+        raise CaseError(
+            f"{path}: its shape {case['image'].shape} is no volume: there is no contour to draw; leave it out"
+        )
     return case
 
 

@@ -44,7 +44,8 @@ def sections_of(args):
         shown = {name: {m: list(v[m].values()) for m in ("dice", "hd95")} for name, v in values.items()}
         sections["Cases"] = html_picture(render(boxes(shown, own[0].unit)), caption)
     kinds = [METRICS.get(metric, (metric, "")) for metric in args.metrics]
-    headings = [f"{name} %" if kind == "share" else name for name, kind in kinds]
+    unit = f" {own[0].unit}" * (len({row.unit for row in own}) == 1)
+    headings = [name + {"share": " %", "distance": unit}.get(kind, "") for name, kind in kinds]
     every = case_table(values, args.metrics, headings, [100 if kind == "share" else 1 for _, kind in kinds])
     sections["Cases"] += f"<details><summary>Every case</summary>{every}</details>"
 

@@ -5,6 +5,9 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# What inference.py records of its protocol only where it is not so.
+DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none"}
+
 
 class ResultError(ValueError):
     """A result that cannot be read; the message is one sentence with the file and the remedy."""
@@ -12,7 +15,11 @@ class ResultError(ValueError):
 
 @dataclass
 class Result:
-    """What one metrics.json says; None is what it does not say."""
+    """What one metrics.json says; None is what it does not say.
+
+    `inference_seconds`: of a case. `input`: the scans that were segmented, None for the cases of a list.
+    `preprocessing`: how the scans or the training data were prepared. `trained_on`: measured cases of the training.
+    """
 
     path: Path
     method: str
@@ -31,6 +38,9 @@ class Result:
     run: Path | None = None
     config: dict = field(default_factory=dict)
     network: dict = field(default_factory=dict)
+    input: str | None = None
+    preprocessing: dict | None = None
+    trained_on: tuple = ()
 
     def case_names(self):
         return tuple(sorted({row["case"] for row in self.cases}))
@@ -63,14 +73,16 @@ def read_result(path):
     path = Path(path)
     content = read_json(path)
     rows = content.get("cases")
-    if not (
-        isinstance(rows, list) and rows and all(isinstance(r, dict) and {"case", "class"} <= r.keys() for r in rows)
-    ):
+    if rows == []:
+        raise ResultError(f"{path}: nothing was measured, the scans had no labels; give inference.py --labels")
+    if not (isinstance(rows, list) and all(isinstance(r, dict) and {"case", "class"} <= r.keys() for r in rows)):
         raise ResultError(f"{path}: holds no cases of inference.py; test the checkpoint again or move the file away")
     for row in rows:
         for key, value in row.items():
             if key not in ("case", "class") and not (value is None or isinstance(value, (int, float))):
                 raise ResultError(f"{path}: {key} of case {row['case']} is {value!r}, no number; test again")
+        if not isinstance(row["class"], (int, str)):
+            raise ResultError(f"{path}: class {row['class']!r} of case {row['case']} is no class; test again")
     rows = [{**row, "case": str(row["case"])} for row in rows if row["class"] != "mean"]
     checkpoints = content.get("checkpoint") or ""
     checkpoints = [Path(str(c)) for c in (checkpoints if isinstance(checkpoints, list) else [checkpoints])]
@@ -85,7 +97,8 @@ def read_result(path):
 
     network = content.get("network")
     network = network if isinstance(network, dict) else {}
-    method = str(known("method", network.get("network", "unknown"), also="model"))
+    method = known("method", network.get("network", "unknown"), also="model")
+    method = " and ".join(map(str, method)) if isinstance(method, list) else str(method)
     weights = ""
     if len(checkpoints) > 1:
         weights = f"ensemble of {len(checkpoints)}"
@@ -99,6 +112,12 @@ def read_result(path):
         value = content.get(name)
         return value if isinstance(value, (int, float)) else None
 
+    protocol = content.get("protocol")
+    protocol = DEFAULTS | protocol if isinstance(protocol, dict) else {}
+    if number("tolerance") is not None:
+        protocol["tolerance"] = number("tolerance")
+    segmented, seconds = number("segmented") or len({row["case"] for row in rows}), number("inference_seconds")
+    trained_on = content.get("trained_on")
     return Result(
         path=path,
         method=method,
@@ -108,22 +127,26 @@ def read_result(path):
         seed=seed if isinstance(seed, int) else None,
         selection=str(content.get("selection") or "unknown"),
         unit=str(content.get("unit") or "unknown"),
-        protocol=content.get("protocol") if isinstance(content.get("protocol"), dict) else {},
+        protocol=protocol,
         cases=rows,
         sha256=str(content.get("checkpoint_sha256") or "") or None,
         parameters=number("parameters"),
-        inference_seconds=number("inference_seconds"),
+        inference_seconds=None if seconds is None else seconds / segmented,
         training_seconds=number("training_seconds"),
         run=run if config else None,
         config=config,
         network=network,
+        input=content.get("input"),
+        preprocessing=content.get("preprocessing") or config.get("preprocessing"),
+        trained_on=tuple(map(str, trained_on)) if isinstance(trained_on, list) else (),
     )
 
 
 def find_results(paths):
     """(results, untested runs): all metrics.json at or under `paths`, each once, and the runs without any.
 
-    `paths`: run folders, result folders, metrics.json files, or folders above them. Raises ResultError.
+    `paths`: run folders, result folders, metrics.json files, or folders above them. Found in a folder, a file of scans
+    that had no labels is passed over. Raises ResultError.
     """
     files, runs = {}, {}
     for path in map(Path, paths):
@@ -133,6 +156,8 @@ def find_results(paths):
             files[file.resolve()] = file
         for config in sorted(path.rglob("config.json")) if path.is_dir() else []:
             runs[config.parent.resolve()] = config.parent
+    named = {Path(path).resolve() for path in paths}
+    files = {place: file for place, file in files.items() if place in named or read_json(file).get("cases") != []}
     results = [read_result(file) for file in files.values()]
     if not results:
         raise ResultError(

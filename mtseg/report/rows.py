@@ -1,7 +1,8 @@
 """The rows of a table of results: runs that differ in the seed alone share one, published figures have their own.
 
 A result is an object with method, weights, dataset, labelnum, seed, selection, unit, protocol (dict), network (dict),
-config (dict, the run's settings), sha256, path, and the methods case_names(), classes() and values(metric, label).
+config (dict, the run's settings), input, preprocessing, trained_on, sha256, path, and the methods case_names(),
+classes() and values(metric, label).
 """
 
 import csv
@@ -19,7 +20,7 @@ MARKS = "†‡§¶‖"
 FREE_SETTINGS = {
     *("root_path", "dataset_name", "model", "labelnum", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
     *("save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection", "seed"),
-    *("config", "cache", "keep_last", "test_only", "tensorboard", "wandb", "progress"),
+    *("config", "cache", "keep_last", "keep_memory", "test_only", "tensorboard", "wandb", "progress"),
     *("python", "torch", "device", "threads"),
 }
 
@@ -121,6 +122,7 @@ def group_results(results):
         compared = recorded[result.method] - FREE_SETTINGS - {"exp"}
         settings = {name: value for name, value in result.config.items() if name in compared}
         how = [result.network, result.selection, result.unit, result.protocol, result.case_names(), result.classes()]
+        how += [result.input, result.preprocessing]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         own = groups.setdefault(key, [])
         twin = next((other for other in own if result.sha256 and other.sha256 == result.sha256), None)
@@ -244,6 +246,20 @@ def mark_incomparable(rows, reference):
             ours, theirs = row.protocol[name], reference.protocol[name]
             if frozen(ours) != frozen(theirs):
                 reasons.append(f"{name} {_plain(ours)}, not {_plain(theirs)}")
+        if row.results and reference.results:
+            own, other = row.results[0], reference.results[0]
+            if own.input != other.input:
+                names = [f"the scans in {r.input}" if r.input else "the cases of a list" for r in (own, other)]
+                reasons.append(f"tested on {names[0]}, not on {names[1]}")
+            elif (
+                not own.input and own.preprocessing and other.preprocessing and own.preprocessing != other.preprocessing
+            ):
+                reasons.append(
+                    "volumes were prepared in another way"
+                )  # scans are measured on their own grid, volumes not
+            trained_on = set().union(*(result.trained_on for result in row.results))
+            if trained_on:
+                reasons.append(f"tested on {len(trained_on)} cases that it was trained on")
         if row.selection != reference.selection:
             reasons.append(f"checkpoint selected by {row.selection}, not {reference.selection}")
         if row.published is not None:
@@ -256,4 +272,6 @@ def mark_incomparable(rows, reference):
 
 
 def _plain(value):
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if not isinstance(value, list):
+        return str(value)
+    return (" and " if any(isinstance(part, str) for part in value) else " x ").join(map(str, value))

@@ -139,10 +139,9 @@ def _lines(entry, metric, row, tested, name_unit):
 
 def _cost(row):
     """(parameters, seconds of training, seconds of inference a case), means over the runs; None is unknown."""
-    inference = row.mean_of("inference_seconds")
-    inference = inference / row.test_cases if inference is not None and row.test_cases else None
     parameters = row.mean_of("parameters")
-    return None if parameters is None else round(parameters), row.mean_of("training_seconds"), inference
+    parameters = None if parameters is None else round(parameters)
+    return parameters, row.mean_of("training_seconds"), row.mean_of("inference_seconds")
 
 
 def _count(number):
