@@ -135,6 +135,7 @@ def infer_case(name, scan, nets, partners, unit, output_dir, args):
     started = time.perf_counter()
     scores, mixture = segment(nets, partners, scan.image, args)
     entry = {"seconds": time.perf_counter() - started, "uncertainty": None, "rows": [], "files": []}
+    entry["label_error"] = scan.label_error
 
     def write(path, content):
         write_whole(output_dir / path, content)
@@ -210,7 +211,10 @@ def infer(args):
             failures[case] = " ".join(str(error).split()) or type(error).__name__
             tqdm.write(f"failed: {case}: {failures[case]}")
             continue
-        if log:
+        if why := entries[case]["label_error"]:
+            failures[case] = f"segmented, but not measured: {why}"
+            tqdm.write(f"failed: {case}: {failures[case]}")
+        elif log:
             entries[case]["source"] = sources[case]
             log.add(case, without_nan(entries[case]))
 

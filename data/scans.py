@@ -38,7 +38,8 @@ class Scan(NamedTuple):
     `image`: float32 (W, H, D) or (C, W, H, D), prepared. `label`: uint8 classes, or None. `spacing`: mm between the
     label's voxels, None where not known. `grid`: the prepared volume's place in the scan, None where it is the scan.
     `kind`, `header`: of the file to be written, as volumes.volume_bytes takes them. `values`: of the classes in it.
-    `label_prepared`: whether the label lies on the prepared grid, not on the scan's.
+    `label_prepared`: whether the label lies on the prepared grid, not on the scan's. `label_error`: why there is no
+    label though there is a file.
     """
 
     image: np.ndarray
@@ -49,6 +50,7 @@ class Scan(NamedTuple):
     header: Any = None
     values: list | None = None
     label_prepared: bool = True
+    label_error: str | None = None
 
 
 def listed_scans(args):
@@ -124,8 +126,13 @@ def read_input(case, settings, args):
             done = prepare(volume.array, volume.affine, volume.spacing, settings)
             scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values, label_prepared=False)
         if case.label is not None:
-            label = to_classes(read_on_grid(case.label, volume), values)
-            scan = scan._replace(label=label, spacing=volume.spacing, label_prepared=scan.grid is None)
+            scan = scan._replace(label=None, spacing=volume.spacing, label_prepared=scan.grid is None)
+            try:
+                scan = scan._replace(label=to_classes(read_on_grid(case.label, volume), values))
+            except VolumeError as error:
+                scan = scan._replace(label_error=str(error))
+            except PreprocessError as error:
+                scan = scan._replace(label_error=f"{case.label}: {error}")
     except PreprocessError as error:
         raise PreprocessError(f"{case.images[0]}: {error}") from error
     channels = 1 if scan.image.ndim == 3 else len(scan.image)

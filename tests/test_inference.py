@@ -502,7 +502,7 @@ def test_hdf5_needs_no_extra(tmp_path, monkeypatch):
         np.testing.assert_array_equal(file["prediction"][...], label)
 
 
-def test_labels_of_another_grid_or_value_cost_the_case(tmp_path, monkeypatch):
+def test_labels_of_another_grid_or_value_cost_the_measurement_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "test_single_case", seen)
     source = make_scans(tmp_path, 3)
     save(tmp_path / "labels/c0.nii.gz", read(tmp_path / "labels/c0.nii.gz"), TURNED)
@@ -512,6 +512,7 @@ def test_labels_of_another_grid_or_value_cost_the_case(tmp_path, monkeypatch):
     written = json.loads((tmp_path / "out/metrics.json").read_text())
     assert "mm from its image" in written["failures"]["c0"] and "a voxel of value 3" in written["failures"]["c1"]
     assert {row["case"] for row in written["cases"]} == {"c2"}
+    assert len(list((tmp_path / "out/predictions").iterdir())) == written["segmented"] == 3
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way
