@@ -732,7 +732,7 @@ def long_run(iterations, scratch):
         raise SystemExit((scratch / "growth.log").read_text())
     with open(next(run.glob("model/*/*/metrics.csv")), newline="") as file:
         seconds = [1 / float(line["iterations_per_second"]) for line in csv.DictReader(file)]
-    tenths = [1000 * median(part) for part in np.array_split(seconds[len(seconds) // 20 :], 10)]
+    tenths = [1000 * float(median(part)) for part in np.array_split(seconds[len(seconds) // 20 :], 10)]
     # The first fifth of the time goes into starting.
     curve = [float(part[-1]) for part in np.array_split(resident[len(resident) // 5 :], 8) if len(part)]
     yield fact(

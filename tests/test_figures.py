@@ -269,7 +269,7 @@ def test_the_page_holds_everything_itself(predictions, tmp_path, capsys):
     assert "http" not in text.replace("http-equiv", "")
     for words in ("MT, student", "70.00", "case_2", "Wilcoxon", "base_lr", "viewport", "Gallery: MT"):
         assert words in text
-    assert "HD95 voxel" in text.split("Every case")[1]
+    assert "HD95 voxel" in text.split("<summary>Every case")[1]
     rows = text.split("setting</button>")[1].split("<tr")[1:]
     assert "base_lr" in "".join(rows[:4])  # what differs comes first
     config = json.loads(next(tmp_path.rglob("config.json")).read_text())

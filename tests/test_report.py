@@ -305,7 +305,7 @@ def test_a_baseline_that_is_not_one_row_says_how_to_name_it(tmp_path):
     dice = [0.5, 0.6]
     write_run(tmp_path, dice=dice)
     write_run(tmp_path, dice=dice, weights="ema_iter_6")
-    write_run(tmp_path / "small", dice=dice, weights="iter_6", protocol={**PROTOCOL, "stride_xy": 8, "overlap": 0.5})
+    write_run(tmp_path / "small", dice=dice, weights="iter_6", protocol={**PROTOCOL, "stride_xy": 8})
     with pytest.raises(report.RowError) as error:
         command.report([tmp_path], baseline="MT")
     said = str(error.value)
