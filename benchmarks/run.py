@@ -700,7 +700,9 @@ def growth(quick, scratch):
     yield from long_run(40 if quick else 6000, scratch)
     sides = (32, 64) if quick else (128, 256, 512)
     for what, prepare in (("metrics", metrics_of), ("windows", windows_of)):
-        seconds, grown = zip(*(peak(prepare(side)) for side in sides), strict=True)
+        # Each in a new process: what this one has kept of earlier rows would not be seen to grow.
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+            seconds, grown = zip(*pool.starmap(peak, [(prepare, side) for side in sides], chunksize=1), strict=True)
         for quantity, values in (("nanoseconds", [1e9 * value for value in seconds]), ("bytes at the most", grown)):
             each = [value / side**3 for value, side in zip(values, sides, strict=True) if value is not None]
             yield fact(
@@ -749,8 +751,10 @@ def long_run(iterations, scratch):
     )
 
 
-def peak(way):
-    """(seconds, bytes) of a call: how long it took, and by how much the process grew at the most; None: not told."""
+def peak(prepare, side):
+    """(seconds, bytes) of a call of prepare(side): how long it took, and by how much the process grew at the most (None:
+    the system does not tell)."""
+    way = prepare(side)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
         before = resident("VmRSS")
