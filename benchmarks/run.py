@@ -752,8 +752,8 @@ def long_run(iterations, scratch):
 
 
 def peak(prepare, side):
-    """(seconds, bytes) of a call of prepare(side): how long it took, and by how much the process grew at the most (None:
-    the system does not tell)."""
+    """(seconds, bytes) of a call of prepare(side): how long it took, and by how much the process grew at the most, None
+    where the system does not tell."""
     way = prepare(side)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
