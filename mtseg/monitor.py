@@ -17,6 +17,7 @@ import secrets
 import shutil
 import sys
 import time
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +77,6 @@ class Monitor:
         self.draw_next = time.monotonic() + (seconds or 0)
         self.picture_works = seconds is not None
         self.views = {}
-        rows = [row for row in _read(self.folder / "metrics.csv") if int(row["iteration"]) <= start] if start else []
         if not start:
             (self.folder / "progress.png").unlink(missing_ok=True)
         try:
@@ -89,8 +89,9 @@ class Monitor:
         except Exception as error:
             flag = "--tensorboard" if tensorboard and not self.views else f"--wandb {wandb}"
             raise MonitorError(f"{self.folder}: {flag} could not begin ({_line(error)}); go on without it") from error
-        for row in rows:
-            self._show(row)
+        for row in _read(self.folder / "metrics.csv") if start and self.views else ():
+            if int(row["iteration"]) <= start:
+                self._show(row)
 
     def row(self, values):
         """Show `values`, the dict that RunLog.row has just written: 'iteration' and anything else."""
@@ -144,13 +145,7 @@ def draw_progress(folder):
     from matplotlib.figure import Figure
 
     folder = Path(folder)
-    rows = _read(folder / "metrics.csv")
-    columns = {}
-    for row in rows:
-        for name, value in row.items():
-            number = _number(value)
-            if name != "iteration" and number is not None and math.isfinite(number):
-                columns.setdefault(name, []).append((int(row["iteration"]), number))
+    columns, phases = _read_columns(folder / "metrics.csv")
     panels = [(title, [name for name in columns if re.fullmatch(pattern, name)], how) for title, pattern, how in PANELS]
     panels = [panel for panel in panels if panel[1]]
     if not panels:
@@ -160,8 +155,8 @@ def draw_progress(folder):
     height = (len(panels) + 1) // 2
     figure = Figure(figsize=(12, 0.6 + 2.9 * height), layout="constrained")
     FigureCanvasAgg(figure)
-    first, last = int(rows[0]["iteration"]), int(rows[-1]["iteration"])
-    phases = _phases(rows)
+    first = int(min(iterations[0] for iterations, _ in columns.values()))
+    last = int(max(iterations[-1] for iterations, _ in columns.values()))
     for number, (title, names, how) in enumerate(panels, start=1):
         axes = figure.add_subplot(height, 2, number)
         for begin, end, phase in phases:
@@ -170,12 +165,12 @@ def draw_progress(folder):
             # The total is wide, so that it stays visible below the parts that make it up.
             style = {"color": COLORS[place % len(COLORS)], "linewidth": 2.8 if name == "loss" else 1.3}
             _curve(axes, name, columns[name], how, **style)
-        values = [value for name in names for _, value in columns[name]]
-        if title == "loss" and min(values) > 0:
+        low = min(min(columns[name][1]) for name in names)
+        if title == "loss" and low > 0:
             axes.set_yscale("log")
         else:
-            top = max(values)
-            axes.set_ylim(min(0, *values), 1 if how == "points" else 1.08 * top if top > 0 else 1)
+            top = max(max(columns[name][1]) for name in names)
+            axes.set_ylim(min(0, low), 1 if how == "points" else 1.08 * top if top > 0 else 1)
         axes.set_title(title, fontsize=10)
         axes.set_xlim(first, max(last, first + 1))
         axes.grid(alpha=0.3)
@@ -328,12 +323,35 @@ def _import_wandb():
 
 
 def _read(path):
-    """The complete rows of a metrics.csv as dicts of strings; [] where there is no file."""
+    """Yield the complete rows of a metrics.csv as dicts of strings; none where there is no file."""
     if not path.is_file():
-        return []
-    text = path.read_text()
-    rows = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    return [row for row in rows if None not in row.values() and None not in row]
+        return
+    with open(path, newline="") as file:
+        for row in csv.DictReader(line for line in file if line.endswith("\n")):
+            if None not in row.values() and None not in row:
+                yield row
+
+
+def _read_columns(path):
+    """({column: (iterations, numbers)}, [[first iteration, last iteration, phase]]) of a metrics.csv.
+
+    The latter has one entry for each stretch of rows with the same word under 'phase'. Numbers are in arrays of eight
+    bytes each: as objects, those of a long run would be most of the process.
+    """
+    columns, stretches = {}, []
+    for row in _read(path):
+        iteration, phase = int(row["iteration"]), row.get("phase")
+        for name, value in row.items():
+            number = _number(value)
+            if name != "iteration" and number is not None and math.isfinite(number):
+                iterations, numbers = columns.setdefault(name, (array("d"), array("d")))
+                iterations.append(iteration)
+                numbers.append(number)
+        if stretches:
+            stretches[-1][1] = iteration
+        if phase and (not stretches or stretches[-1][2] != phase):
+            stretches.append([iteration, iteration, phase])
+    return columns, stretches
 
 
 def _number(value):
@@ -344,21 +362,9 @@ def _number(value):
         return None
 
 
-def _phases(rows):
-    """[(first iteration, last iteration, phase)], one for each stretch of rows with the same word under 'phase'."""
-    stretches = []
-    for row in rows:
-        iteration, phase = int(row["iteration"]), row.get("phase")
-        if stretches:
-            stretches[-1][1] = iteration
-        if phase and (not stretches or stretches[-1][2] != phase):
-            stretches.append([iteration, iteration, phase])
-    return stretches
-
-
 def _curve(axes, name, points, how, **style):
-    """Draw `points`, (iteration, value) each: 'points', 'exact', or 'noisy', which is pale below its running mean."""
-    iterations, values = zip(*points, strict=True)
+    """Draw `points`, (iterations, values): 'points', 'exact', or 'noisy', which is pale below its running mean."""
+    iterations, values = map(np.asarray, points)
     window = len(values) // 50
     if how == "points":
         axes.plot(iterations, values, marker="o", markersize=3, label=f"{name} (now {values[-1]:.3f})", **style)
@@ -366,7 +372,7 @@ def _curve(axes, name, points, how, **style):
         axes.plot(iterations, values, label=name, **style)
     else:
         axes.plot(iterations, values, **{**style, "linewidth": 0.6, "alpha": 0.25})
-        sums = np.cumsum([0.0, *values])
+        sums = np.cumsum(np.concatenate(([0.0], values)))
         axes.plot(iterations[window - 1 :], (sums[window:] - sums[:-window]) / window, label=name, **style)
 
 
