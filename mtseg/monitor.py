@@ -336,7 +336,7 @@ def _read_columns(path):
     """({column: (iterations, numbers)}, [[first iteration, last iteration, phase]]) of a metrics.csv.
 
     The latter has one entry for each stretch of rows with the same word under 'phase'. Numbers are in arrays of eight
-    bytes each: as objects, those of a long run would be most of the process.
+    bytes each.
     """
     columns, stretches = {}, []
     for row in _read(path):

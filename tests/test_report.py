@@ -184,6 +184,7 @@ def test_what_was_tested_otherwise_is_no_seed_of_the_same_row(tmp_path, otherwis
     write_run(tmp_path, seed=2, dice=[0.5, 0.7], **(as_usual | otherwise))
     _, rows = command.report([tmp_path])
     assert [len(row.results) for row in rows] == [1, 1]
+    assert len({row.name for row in rows}) == 2
 
 
 def test_scans_without_labels_are_no_result_and_no_obstacle(tmp_path):

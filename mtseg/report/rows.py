@@ -170,6 +170,9 @@ def _tell_apart(rows):
         for settings in trained:
             del settings["config"]
     tested = [row.protocol | {"selection": row.selection, "unit": row.unit, "cases": row.test_cases} for row in rows]
+    for row, settings in zip(rows, tested, strict=True):
+        prepared = row.results[0].preprocessing or {}
+        settings |= {"input": row.results[0].input, **{f"prepared with {name}": prepared[name] for name in prepared}}
     shown = [{} for _ in rows]
     for settings in (trained, tested):
         names = sorted(set.intersection(*map(set, settings)) if settings is trained else set().union(*settings))
@@ -252,11 +255,10 @@ def mark_incomparable(rows, reference):
                 names = [f"the scans in {r.input}" if r.input else "the cases of a list" for r in (own, other)]
                 reasons.append(f"tested on {names[0]}, not on {names[1]}")
             elif (
-                not own.input and own.preprocessing and other.preprocessing and own.preprocessing != other.preprocessing
+                not own.input and own.preprocessing != other.preprocessing and own.preprocessing and other.preprocessing
             ):
-                reasons.append(
-                    "volumes were prepared in another way"
-                )  # scans are measured on their own grid, volumes not
+                # Scans are measured on their own grid, however they were prepared; volumes of a list are not.
+                reasons.append("volumes were prepared in another way")
             trained_on = set().union(*(result.trained_on for result in row.results))
             if trained_on:
                 reasons.append(f"tested on {len(trained_on)} cases that it was trained on")
