@@ -10,6 +10,7 @@ Weights & Biases, but not into the picture. Empty cells are passed over.
 """
 
 import csv
+import gc
 import math
 import os
 import re
@@ -130,6 +131,9 @@ class Monitor:
         except Exception as error:
             self.picture_works = False
             self.say(f"progress.png failed and is given up ({_line(error)}); metrics.csv holds everything")
+        # Matplotlib's objects refer to each other in circles: left to Python's own rounds, several pictures lie in
+        # memory at a time, and later blocks between them keep it from being one piece again.
+        gc.collect()
         now = time.monotonic()
         self.draw_next = now + max(self.seconds, 49 * (now - began))
 
@@ -369,11 +373,28 @@ def _curve(axes, name, points, how, **style):
     if how == "points":
         axes.plot(iterations, values, marker="o", markersize=3, label=f"{name} (now {values[-1]:.3f})", **style)
     elif how == "exact" or window < 2:
-        axes.plot(iterations, values, label=name, **style)
+        axes.plot(*_thinned(iterations, values), label=name, **style)
     else:
-        axes.plot(iterations, values, **{**style, "linewidth": 0.6, "alpha": 0.25})
+        axes.plot(*_thinned(iterations, values), **{**style, "linewidth": 0.6, "alpha": 0.25})
         sums = np.cumsum(np.concatenate(([0.0], values)))
-        axes.plot(iterations[window - 1 :], (sums[window:] - sums[:-window]) / window, label=name, **style)
+        means = (sums[window:] - sums[:-window]) / window
+        axes.plot(*_thinned(iterations[window - 1 :], means), label=name, **style)
+
+
+def _thinned(iterations, values, stretches=500):
+    """Of each of so many stretches of a curve the lowest and the highest point: a panel has no more columns of pixels.
+
+    Drawn in full, the curves of a longer run would take more memory and time with every iteration.
+    """
+    if len(values) <= 2 * stretches:
+        return iterations, values
+    begins = np.linspace(0, len(values), stretches, endpoint=False).astype(int)
+    ends = np.append(begins[1:], len(values))
+    lows = [begin + values[begin:end].argmin() for begin, end in zip(begins, ends, strict=True)]
+    highs = [begin + values[begin:end].argmax() for begin, end in zip(begins, ends, strict=True)]
+    # The last point too: where the curve ends is what a reader looks for.
+    kept = np.unique([0, *lows, *highs, len(values) - 1])
+    return iterations[kept], values[kept]
 
 
 def _line(error):

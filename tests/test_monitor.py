@@ -190,6 +190,27 @@ def test_the_picture_follows_metrics_csv_and_is_not_drawn_too_often(tmp_path):
     assert not (tmp_path / "progress.png").exists()
 
 
+def test_the_curves_of_a_long_run_are_thinned_to_what_a_panel_can_show(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn = []
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, y, plot=Axes.plot, **style: drawn.append((x, y)) or plot(self, x, y, **style)
+    )
+    values = np.random.default_rng(0).random(20000) + 1
+    values[[7777, -1]] = 5, 3  # one high row among many, and where the curve ends
+    lines = (f"{number},{value},{value}" for number, value in enumerate(values, start=1))
+    (tmp_path / "metrics.csv").write_text("\n".join(["iteration,loss,peak_memory_mb", *lines]) + "\n")
+    draw_progress(tmp_path)
+    assert len(drawn) == 3  # the loss and its running mean, the memory
+    assert all(900 < len(x) <= 1002 and (np.diff(x) > 0).all() for x, _ in drawn)
+    for x, y in (drawn[0], drawn[2]):
+        assert (values[np.asarray(x, int) - 1] == y).all()
+        assert {7778, 20000} <= set(x) and min(y) == values.min()
+    assert drawn[1][0][-1] == 20000 and drawn[1][1][-1] == pytest.approx(values[-400:].mean())
+
+
 def test_no_picture_of_no_rows(tmp_path):
     pytest.importorskip("matplotlib")
     draw_progress(tmp_path)
