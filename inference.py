@@ -57,6 +57,7 @@ from mtseg.runlog import training_seconds
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import optimize_for_inference, test_single_case
 from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes
+from mtseg.winograd import WinogradError, winograd_convolutions
 
 HERE = Path(__file__).resolve().parent
 NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
@@ -175,6 +176,8 @@ def infer(args):
     if device.type == "cpu" and args.keep_memory:
         keep_freed_memory()
     nets, partners, checkpoints, parameters = load_networks(args, device)
+    for net in (*nets, *partners) if args.winograd else ():
+        winograd_convolutions(net)
     sha256 = [file_sha256(path) for path in args.model_path]
     settings = scans.preprocessing_of(args) if args.input else None
     listed = None if args.input else (*scans.listed_scans(args), {}, {})
@@ -279,7 +282,7 @@ def infer(args):
 
 
 def main(argv=None):
-    mistakes = (FlagError, DataError, PhantomError, CheckpointError, RunError)
+    mistakes = (FlagError, DataError, PhantomError, CheckpointError, RunError, WinogradError)
     with flags.one_sentence(*mistakes, VolumeError, LayoutError, PreprocessError, CaseLogError):
         result = infer(parse_flags(argv))
     if result.get("failures"):

@@ -45,6 +45,7 @@ from mtseg.samplers import IterationSampler, ShardedSampler, ShuffledBatchSample
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import score_cases
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
+from mtseg.winograd import WinogradError, winograd_convolutions
 
 HERE = Path(__file__).resolve().parent
 FIELDS = ["iteration", "lr", "loss", *(f"loss_{name}" for name in TERMS), "val_dice", "skipped_steps"]
@@ -105,6 +106,8 @@ def train(args, command, ranks):
     if args.pretrained and resume_from is None:
         notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
     model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
+    if args.winograd:
+        winograd_convolutions(model)
     forward = checkpoint_blocks(model) if args.gradient_checkpointing else model
     forward = ranks.wrap(InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps))
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
@@ -236,7 +239,7 @@ def train(args, command, ranks):
 
 def main(argv=None):
     errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
-    with flags.one_sentence(*errors, RankError, CacheError):
+    with flags.one_sentence(*errors, RankError, CacheError, WinogradError):
         args = parse_flags(argv)
         with joined_ranks() as ranks:
             words = sys.argv[1:] if argv is None else argv

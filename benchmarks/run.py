@@ -54,6 +54,7 @@ from mtseg.networks.vnet import VNet  # noqa: E402
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler  # noqa: E402
 from mtseg.sliding_window import optimize_for_inference, test_single_case  # noqa: E402
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
+from mtseg.winograd import WinogradError, convolve, weight_gradient, winograd_convolutions  # noqa: E402
 
 LA_PATCH = (112, 112, 80)
 SMALL_PATCH = (48, 48, 32)
@@ -134,6 +135,17 @@ def ratio(times, way):
 
 def has(package):
     return importlib.util.find_spec(package) is not None
+
+
+PLAIN = "mtseg without --winograd"
+
+
+def compiler_error():
+    """None where Winograd's loops can be compiled, else why not."""
+    try:
+        winograd_convolutions(nn.Identity())
+    except WinogradError as error:
+        return f"without --winograd: {error}"
 
 
 VERDICTS = {True: "reached", False: "not reached", None: "not judged"}
@@ -405,92 +417,56 @@ def batch_of(patch_size, device):
 
 def cpu_step(quick, scratch):
     """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
-    for patch_size, n_filters, rounds in [((16, 16, 16), 4, 2)] if quick else [(SMALL_PATCH, 16, 7), (LA_PATCH, 16, 3)]:
-        told = {name: [] for name in ("mtseg", "family", ALONE)}
-        with apart({name: (step_way, name, patch_size, n_filters) for name in told}) as ways:
+    n_filters, found = 16, compiler_error()
+    for patch_size, rounds in [((16, 16, 16), 2)] if quick else [(SMALL_PATCH, 7), (LA_PATCH, 3)]:
+        told = {name: [] for name in (["mtseg", PLAIN, "family"] if found is None else ["mtseg", "family"])}
+        with apart({name: (step_way, name, patch_size, n_filters, not found) for name in told}) as ways:
 
             def listen(name, turn, ways=ways, told=told):
                 told[name].append(ways[name](turn))
 
             times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
         told, system, size = ({name: [f[i] for f in found] for name, found in told.items()} for i in range(3))
-        np.testing.assert_allclose(told["mtseg"][:2], told["family"][:2], rtol=1e-4)
+        for name in told:
+            np.testing.assert_allclose(told[name][:2], told["family"][:2], rtol=1e-4)
         batch = batch_of(patch_size, CPU)
         work = operations(mean_teacher(n_filters, CPU), *batch)
         peak = matmul_rate(torch.float32, CPU, 512 if quick else 1536)
         rate = work / median(times["mtseg"])
-        bound = median(a / b for a, b in zip(times["family"], times[ALONE], strict=True))
-        note = f"{work / 1e9:.3g} GFLOP at {rate / 1e9:.3g} GFLOP/s, {rate / peak:.0%} of a large matrix product's; "
+        note = f"{found or 'with --winograd'}; {work / 1e9:.3g} GFLOP as PyTorch counts them, at {rate / 1e9:.3g} "
+        note += f"GFLOP/s, {rate / peak:.0%} of a large matrix product's; "
         ours, theirs = (f"{median(system[name][1:]):.2f} s" for name in ("mtseg", "family"))
         note += f"CPU time in the system, for new pages, {ours} (family {theirs}); "
         ours, theirs = (f"{size[name][-1]:.1f} GiB" for name in ("mtseg", "family"))
-        note += f"the process had at the most {ours} (family {theirs}); "
-        note += f"{median(told[ALONE]):.0%} of its convolutions' time is forward; "
-        note += f"if all but its convolutions were free, {bound:.2f} x family"
+        note += f"the process had at the most {ours} (family {theirs})"
         yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 1.8})
 
 
-ALONE = "mtseg's convolutions alone"
-
-
-def step_way(name, patch_size, n_filters):
-    """One way of `cpu_step`: a function of the turn that returns the loss (of ALONE: the forward passes' share), the
-    seconds of CPU time that the system took meanwhile, and the GiB that the process had at the most so far."""
+def step_way(name, patch_size, n_filters, compiled):
+    """One way of `cpu_step`: a function of the turn that returns the loss, the seconds of CPU time that the system took
+    meanwhile, and the GiB that the process had at the most so far."""
     volume, label, noise = batch_of(patch_size, CPU)
     if name == "family":
         networks, iteration = mean_teacher(n_filters, CPU), family.mean_teacher_step
     else:
         keep_freed_memory()  # as train_mean_teacher.py does
         networks, iteration = mean_teacher(n_filters, CPU, torch.channels_last_3d), step
-    alone = convolutions(networks[0], volume, len(noise)) if name == ALONE else None
+        if name == "mtseg" and compiled:
+            for net in networks[:2]:
+                winograd_convolutions(net)
 
     def way(turn):
         before = os.times().system
         torch.manual_seed(turn + 1)
-        told = alone() if alone else float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
+        told = float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
         seconds = os.times().system - before
         return told, seconds, resident("VmHWM") / 2**30 if Path("/proc/self/status").exists() else math.nan
 
     return way
 
 
-def convolutions(model, volume, teachers):
-    """A function that runs nothing but the convolutions of an iteration of `model`, a network in train mode: forward
-    for `volume` and for the teacher's `teachers` patches, backward for `volume`; it returns the share of the former.
-
-    What it takes is the time an iteration cannot fall below while PyTorch's convolutions are what they are.
-    """
-    calls = []
-
-    def record(layer, inputs, output):
-        calls.append((layer, inputs[0], torch.randn_like(output)))
-
-    net = copy.deepcopy(model)  # its statistics may move
-    layers = [layer for layer in net.modules() if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d))]
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    with torch.no_grad():
-        net(volume)
-    for hook in hooks:
-        hook.remove()
-
-    @torch.no_grad()
-    def way():
-        start = time.perf_counter()
-        for layer, x, _gradient in calls:
-            layer(x)
-            layer(x[:teachers])
-        forward = time.perf_counter() - start
-        for layer, x, gradient in calls:
-            shape = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding, layer.groups)
-            wanted = (x is not volume, True, True)
-            torch.ops.aten.convolution_backward(gradient, x, layer.weight, layer.bias.shape, *shape, wanted)
-        return forward / (time.perf_counter() - start)
-
-    return way
-
-
 def convolution_rates(quick, scratch):
-    """How fast the machine's library computes V-Net's 3 x 3 x 3 convolutions, features in channels_last_3d."""
+    """How fast V-Net's 3 x 3 x 3 convolutions are computed, by PyTorch and by Winograd's algorithm."""
     for patch_size in [(16, 16, 16)] if quick else [SMALL_PATCH, LA_PATCH]:
         rates = {}
         for level in range(5):
@@ -508,6 +484,13 @@ def convolution_rates(quick, scratch):
                 "gradient of the input": backward((True, False, False)),
                 "gradient of the weights": backward((False, True, False)),
             }
+            if compiler_error() is None:
+                turned = weight.transpose(0, 1).flip(2, 3, 4)
+                ways |= {
+                    "Winograd's forward": lambda _, x=x, weight=weight: convolve(x, weight),
+                    "input": lambda _, gradient=gradient, turned=turned: convolve(gradient, turned),
+                    "weights": lambda _, x=x, gradient=gradient: weight_gradient(x, gradient),
+                }
             work = 2 * 27 * channels * x.numel()
             rates[channels] = {name: work / min(times) / 1e9 for name, times in by_turns(ways, 3).items()}
         yield fact(
@@ -573,8 +556,9 @@ def sliding_window(quick, scratch, device=CPU):
 def windows_row(shape, patch_size, n_filters, device, rounds):
     """One volume of `shape` with every way of segmenting it."""
     results = {}
-    names = ["mtseg", "family", *(["MONAI"] if has("monai") else [])]
-    with apart({name: (windows_way, name, shape, patch_size, n_filters, device) for name in names}) as ways:
+    found = compiler_error() if device.type == "cpu" else "as inference.py does it"
+    names = ["mtseg", *([PLAIN] if found is None else []), "family", *(["MONAI"] if has("monai") else [])]
+    with apart({name: (windows_way, name, shape, patch_size, n_filters, device, not found) for name in names}) as ways:
 
         def listen(name, turn):
             results[name] = ways[name](turn)
@@ -586,18 +570,20 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
         np.testing.assert_allclose(score_map, scores, atol=1e-5)
         differing[name] = int((labels != label_map).sum())
     what = f"sliding window, {'x'.join(map(str, shape))} in windows of {'x'.join(map(str, patch_size))}"
-    note = f"scores equal to 1e-5; voxels labelled differently: {differing}"
+    note = f"{found or 'with --winograd'}; scores equal to 1e-5; voxels labelled differently: {differing}"
     return row(what, times, note, {"family": 1.5 if device.type == "cpu" else 6})
 
 
-def windows_way(name, shape, patch_size, n_filters, device):
+def windows_way(name, shape, patch_size, n_filters, device, compiled):
     """One way of `windows_row`: a function that returns (label_map, score_map), warmed up on two windows."""
     torch.manual_seed(0)
     net = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).eval()
     image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    if name == "mtseg" and device.type == "cpu":
+    if name.startswith("mtseg") and device.type == "cpu":
         keep_freed_memory()  # as inference.py does
     folded = optimize_for_inference(net)
+    if name == "mtseg" and compiled:
+        winograd_convolutions(folded)
 
     def ours(image):
         return test_single_case(folded, image, 18, 4, patch_size, 2)
@@ -614,7 +600,7 @@ def windows_way(name, shape, patch_size, n_filters, device):
             score = sliding_window_inference(volume, patch_size, 4, lambda x: F.softmax(net(x), dim=1), overlap)[0]
         return score.argmax(dim=0).cpu().numpy(), score.cpu().numpy()
 
-    way = {"mtseg": ours, "family": familys, "MONAI": monais}[name]
+    way = {"mtseg": ours, PLAIN: ours, "family": familys, "MONAI": monais}[name]
     way(image[tuple(map(slice, (patch_size[0] + 18, *patch_size[1:])))])
     return lambda turn: way(image)
 

@@ -47,6 +47,7 @@ SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponenti
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
 KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
+WINOGRAD = "on a CPU: faster convolutions, compiled by the system's C compiler; changes the last digits"
 ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 
@@ -229,8 +230,9 @@ def training_parser(description, model="supervised", batch_size=2):
     flag("--seed", type=natural, default=1337, help="seed of weights, batches, crops, noise and dropout")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
     flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward passes")
-    flag("--compile", action=switch, default=False, help="torch.compile the networks; changes the last bits")
+    flag("--compile", action=switch, default=False, help="torch.compile the networks; dropout draws other masks")
     flag("--channels_last", action=switch, default=False, help="memory format of the networks; changes the last bits")
+    flag("--winograd", action=switch, default=False, help=WINOGRAD)
     flag("--keep_memory", action=switch, default=True, help=KEEP_MEMORY)
     flag("--accumulation_steps", type=positive, default=1, help="parts of a batch that pass one after the other")
     flag("--gradient_checkpointing", action=switch, default=False, help="recompute instead of storing activations")
@@ -306,6 +308,7 @@ def inference_parser(description):
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
     flag("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--winograd", action="store_true", help=WINOGRAD)
     flag("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
 
     flag = parser.add_argument_group("scans instead of a list").add_argument
@@ -442,6 +445,11 @@ def check_flags(args):
             f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}: "
             f"nothing would ever be compared"
         )
+    for name, given in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
+        if args.winograd and given:
+            raise FlagError(
+                f"--winograd with {name}: it has compiled loops of its own, in float32; choose one of the two"
+            )
     if args.deep_supervision_weights and not args.deep_supervision:
         raise FlagError("--deep_supervision_weights without --deep_supervision: there is one output; add the latter")
     if args.deep_supervision and args.network != "unet":

@@ -43,6 +43,7 @@ from mtseg.samplers import IterationSampler, ShardedSampler, TwoStreamBatchSampl
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import score_cases
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
+from mtseg.winograd import WinogradError, winograd_convolutions
 
 HERE = Path(__file__).resolve().parents[1]
 FIELDS = ["iteration", "phase", "lr", "loss", *(f"loss_{name}" for name in losses.TERMS), "supervised_loss"]
@@ -115,6 +116,8 @@ def train(args, command, ranks):
     if args.pretrained and resume_from is None:
         notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
     model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
+    if args.winograd:
+        winograd_convolutions(model)
     # The teacher stays in train() mode, as the student does: with dropout, and batch norm over its own batches.
     ema_model = copy.deepcopy(model).requires_grad_(False)
     if args.teacher_checkpoint and resume_from is None:
@@ -287,7 +290,7 @@ def train(args, command, ranks):
 
 def main(argv=None):
     errors = (FlagError, DataError, PhantomError, CheckpointError, RunError, LogError, NotFiniteError, MonitorError)
-    with flags.one_sentence(*errors, RankError, CacheError):
+    with flags.one_sentence(*errors, RankError, CacheError, WinogradError):
         args = parse_flags(argv)
         with joined_ranks() as ranks:
             words = sys.argv[1:] if argv is None else argv

@@ -7,6 +7,7 @@ out is then the label itself if, and only if, everything that was done to the sc
 import gc
 import json
 import math
+import shutil
 import sys
 import weakref
 
@@ -21,6 +22,7 @@ import inference
 import train_mean_teacher
 import train_sup
 from data import prepare_nifti, scans
+from mtseg import winograd
 from mtseg.metrics import all_metrics
 from mtseg.networks.vnet import VNet
 from mtseg.sliding_window import test_single_case as single_case
@@ -211,6 +213,25 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     prediction = read(tmp_path / "out/predictions/c0.nii.gz")
     np.testing.assert_array_equal(prediction[clear], np.array([0, 2, 4])[expected.argmax(axis=0)][clear])
     assert result["parameters"] == 2 * sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_winograds_convolutions_change_the_last_digits_alone(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(winograd, "convolve", lambda *given, own=winograd.convolve: calls.append(1) or own(*given))
+    make_scans(tmp_path, number=1)
+    run, found = tmp_path / "run", {}
+    make_run(run, n_filters=16)
+    torch.manual_seed(0)
+    torch.save(VNet(1, 3, 16, "batchnorm", has_dropout=True).state_dict(), run / "w0.pth")
+    for name, more in (("plain", []), ("winograd", ["--winograd"])):
+        arguments = ["--model_path", run / "w0.pth", "--input", tmp_path / "in", "--output_dir", tmp_path / name]
+        inference.main([*map(str, arguments), "--save_probabilities", *more])
+        (file,) = (tmp_path / name / "probabilities").iterdir()
+        with h5py.File(file) as stored:
+            found[name] = stored["probabilities"][:].astype(float)
+        assert bool(calls) == bool(more)
+    np.testing.assert_allclose(found["winograd"], found["plain"], atol=1e-3)  # they are stored in float16
 
 
 @pytest.mark.parametrize("method", ["ensemble", "teacher", "mc_dropout"])

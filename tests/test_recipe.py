@@ -333,6 +333,29 @@ def test_mixed_precision_trains_and_counts_skipped_steps(data, tmp_path):
     assert skipped == sorted(skipped)
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(data, tmp_path, model):
+    small = {"n_filters": 16, "max_iterations": 2, "labelnum": 2, "save_freq": 1}
+    plain = run(model, data, tmp_path / "plain", **small)
+    whole = run(model, data, tmp_path / "whole", "--winograd", **small)
+    first, expected = column(whole, "loss")[0], column(plain, "loss")[0]
+    assert first != expected and first == pytest.approx(expected, rel=1e-4)
+    run(model, data, tmp_path / "cut", "--winograd", **{**small, "max_iterations": 1})
+    resumed = run(model, data, tmp_path / "cut", "--winograd", "--resume", **small)
+    assert same(weights(resumed, "iter_2.pth"), weights(whole, "iter_2.pth"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--amp", "fp16"], "--winograd with --amp fp16"), (["--compile"], "--winograd with --compile")],
+)
+def test_winograds_convolutions_go_with_neither_amp_nor_compile(data, tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        run("supervised", data, tmp_path, "--winograd", *words)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_networks_train_and_leave_plain_weights(data, tmp_path):
     plain = run("supervised", data, tmp_path / "plain", max_iterations=1)

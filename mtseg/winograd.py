@@ -1,0 +1,141 @@
+"""3 x 3 x 3 convolutions on a CPU with a quarter of the multiplications, forward and backward.
+
+Winograd's minimal filtering F(4 x 4, 3 x 3), as in Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"
+(CVPR 2016, arXiv:1509.09308), equation 8: along H and W, each tile of 4 x 4 outputs is
+
+    Y = A^T [(G g G^T) * (B^T d B)] A
+
+of the kernel g and the 6 x 6 inputs d, with 36 products where a sum over the kernel needs 144. Along D the products of
+three slices are summed before A^T is applied. The gradient of the input is the convolution with the turned kernel; that
+of the kernel is G^T [(B^T d B) * (A dY A^T)] G. The results are those of PyTorch but for rounding, which the transforms
+make about ten times as large: 1e-5 of the largest value.
+
+The loops are in winograd.c beside this file, which the system's C compiler turns into machine code for this processor
+when it is asked for (about two seconds): PyTorch has no operation that does them at the speed of memory.
+"""
+
+import ctypes
+import functools
+import os
+import shlex
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+SOURCE = Path(__file__).with_suffix(".c")
+FLAGS = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+LAYOUT = torch.channels_last_3d
+
+
+class WinogradError(RuntimeError):
+    """The loops could not be compiled; the message is one sentence with the remedy."""
+
+
+def winograd_convolutions(net):
+    """Have the 3 x 3 x 3 convolutions of `net` computed by Winograd's algorithm, and its memory in channels_last_3d.
+
+    Returns `net`, the same object: its modules, parameters and state_dict stay, and a copy of it computes in the same
+    way. Meant are nn.Conv3d with kernel 3, padding 1 and stride 1, one group, and numbers of channels that 16 divides;
+    others stay as they are, and so do inputs in another type than float32. Gradients cannot be differentiated again.
+    Raises WinogradError on a GPU, and without a C compiler.
+    """
+    if any(parameter.device.type != "cpu" for parameter in net.parameters()):
+        raise WinogradError("Winograd's convolutions are for CPUs: on a GPU, leave --winograd out")
+    _library()
+    for layer in net.modules():
+        if type(layer) is nn.Conv3d and _suits(layer):
+            layer._conv_forward = _conv_forward  # no method: a copy has it too, and computes with its own weight
+    return net.to(memory_format=LAYOUT)
+
+
+def _suits(layer):
+    plain = layer.kernel_size == (3, 3, 3) and layer.padding in ((1, 1, 1), "same") and layer.padding_mode == "zeros"
+    simple = layer.stride == layer.dilation == (1, 1, 1) and layer.groups == 1
+    return plain and simple and layer.in_channels % 16 == layer.out_channels % 16 == 0
+
+
+def _conv_forward(x, weight, bias):
+    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
+        return torch.conv3d(x, weight, bias, padding=1)
+    return _Convolution.apply(x, weight, bias)
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        x = x.contiguous(memory_format=LAYOUT)
+        ctx.save_for_backward(x, weight)
+        if not _pays(x, weight):
+            return torch.conv3d(x, weight, bias, padding=1)
+        return convolve(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        x, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=LAYOUT)
+        to_x = to_weight = to_bias = None
+        if ctx.needs_input_grad[0]:
+            if _pays(x, weight):
+                to_x = convolve(gradient, weight.transpose(0, 1).flip(2, 3, 4))
+            else:
+                to_x = nn.grad.conv3d_input(x.shape, weight, gradient, padding=1)
+        if ctx.needs_input_grad[1]:
+            to_weight = weight_gradient(x, gradient)
+        if ctx.needs_input_grad[2]:
+            to_bias = gradient.sum((0, 2, 3, 4))
+        return to_x, to_weight, to_bias
+
+
+def _pays(x, weight):
+    """Whether there are enough tiles for the transform of the kernel to pay; for its gradient there always are."""
+    n, _, d, h, w = x.shape
+    return 8 * n * d * -(-h // 4) * -(-w // 4) >= 3 * max(weight.shape[:2])
+
+
+def convolve(x, weight, bias=None):
+    """`x`, N x C x D x H x W in channels_last_3d, convolved with `weight`, C' x C x 3 x 3 x 3, padded by one voxel.
+
+    All float32 on the CPU, C and C' multiples of 16. Returns N x C' x D x H x W in channels_last_3d.
+    """
+    y = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=LAYOUT)
+    _call("winograd_convolve", y, x, weight.permute(2, 3, 4, 1, 0).contiguous(), bias, y)
+    return y
+
+
+def weight_gradient(x, gradient):
+    """The gradient of `convolve`'s weight, C' x C x 3 x 3 x 3, from its `x` and the `gradient` of its result.
+
+    Both in channels_last_3d.
+    """
+    to_weight = torch.empty((3, 3, 3, x.shape[1], gradient.shape[1]))
+    _call("winograd_weight_gradient", gradient, x, gradient, to_weight)
+    return to_weight.permute(4, 3, 0, 1, 2)
+
+
+def _call(name, outputs, x, *tensors):
+    n, ci, d, h, w = x.shape
+    sizes = (ctypes.c_int64 * 7)(n, d, h, w, ci, outputs.shape[1], torch.get_num_threads())
+    pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
+    if not getattr(_library(), name)(sizes, *pointers):
+        raise MemoryError(f"no memory for a convolution of {tuple(x.shape)}")
+
+
+@functools.cache
+def _library():
+    """winograd.c as a library. Compiled anew by each process: a stored one might meet another processor."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "winograd.so"
+        command = [*shlex.split(os.environ.get("CC", "cc")), *FLAGS, "-o", str(library), str(SOURCE)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True)
+        except OSError as error:
+            raise WinogradError(f"{command[0]}: {error.strerror}; install a C compiler, or name it in CC") from error
+        if done.returncode:
+            said = (done.stderr.strip() or "it said nothing").splitlines()[0]
+            raise WinogradError(f"{command[0]} cannot compile {SOURCE} ({said}); name another C compiler in CC")
+        return ctypes.CDLL(str(library))
