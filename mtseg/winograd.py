@@ -59,9 +59,11 @@ def _suits(layer):
 
 
 def _conv_forward(x, weight, bias):
-    if x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
-        return torch.conv3d(x, weight, bias, padding=1)
-    return _Convolution.apply(x, weight, bias)
+    # What does not fit is PyTorch's to compute, or to complain of.
+    fits = x.dim() == 5 and x.shape[1] == weight.shape[1] and x.numel()
+    if fits and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, weight)):
+        return _Convolution.apply(x, weight, bias)
+    return torch.conv3d(x, weight, bias, padding=1)
 
 
 class _Convolution(torch.autograd.Function):
@@ -98,28 +100,42 @@ def _pays(x, weight):
 
 
 def convolve(x, weight, bias=None):
-    """`x`, N x C x D x H x W in channels_last_3d, convolved with `weight`, C' x C x 3 x 3 x 3, padded by one voxel.
+    """`x`, N x C x D x H x W, convolved with `weight`, C' x C x 3 x 3 x 3, padded by one voxel, plus `bias`, C'.
 
-    All float32 on the CPU, C and C' multiples of 16. Returns N x C' x D x H x W in channels_last_3d.
+    Returns N x C' x D x H x W in channels_last_3d, in which `x` is best, too. ValueError unless all are float32 on the
+    CPU, fit each other, and 16 divides C and C'.
     """
+    if weight.shape[1:] != (x.shape[1], 3, 3, 3) or (bias is not None and bias.shape != weight.shape[:1]):
+        raise ValueError(f"a weight of {tuple(weight.shape)}, or its bias, does not fit an input of {tuple(x.shape)}")
     y = torch.empty((len(x), len(weight), *x.shape[2:]), memory_format=LAYOUT)
-    _call("winograd_convolve", y, x, weight.permute(2, 3, 4, 1, 0).contiguous(), bias, y)
+    bias = None if bias is None else bias.contiguous()
+    _call("winograd_convolve", x, y, weight.permute(2, 3, 4, 1, 0).contiguous(), bias, y)
     return y
 
 
 def weight_gradient(x, gradient):
     """The gradient of `convolve`'s weight, C' x C x 3 x 3 x 3, from its `x` and the `gradient` of its result.
 
-    Both in channels_last_3d.
+    Both are best in channels_last_3d. ValueError as above.
     """
+    gradient = gradient.contiguous(memory_format=LAYOUT)
     to_weight = torch.empty((3, 3, 3, x.shape[1], gradient.shape[1]))
-    _call("winograd_weight_gradient", gradient, x, gradient, to_weight)
+    _call("winograd_weight_gradient", x, gradient, gradient, to_weight)
     return to_weight.permute(4, 3, 0, 1, 2)
 
 
-def _call(name, outputs, x, *tensors):
-    n, ci, d, h, w = x.shape
-    sizes = (ctypes.c_int64 * 7)(n, d, h, w, ci, outputs.shape[1], torch.get_num_threads())
+def _call(name, x, outputs, *tensors):
+    """Call winograd.c, which trusts what it is given; `outputs` is, or has the shape of, what is computed from `x`."""
+    x = x.contiguous(memory_format=LAYOUT)
+    (n, ci, d, h, w), co = x.shape, outputs.shape[1]
+    for tensor in (x, *tensors):
+        if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
+            raise ValueError(f"float32 on the CPU is wanted, not {tensor.dtype} on {tensor.device}")
+    if outputs.shape != (n, co, d, h, w) or ci % 16 or co % 16 or not outputs.numel():
+        raise ValueError(
+            f"{tuple(x.shape)} to {tuple(outputs.shape)}: the same voxels and 16, 32, ... channels are wanted"
+        )
+    sizes = (ctypes.c_int64 * 7)(n, d, h, w, ci, co, torch.get_num_threads())
     pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
     if not getattr(_library(), name)(sizes, *pointers):
         raise MemoryError(f"no memory for a convolution of {tuple(x.shape)}")

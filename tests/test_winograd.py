@@ -62,6 +62,34 @@ def test_the_functions_themselves(size):
     assert close(winograd.weight_gradient(x, gradient), exact)
 
 
+@pytest.mark.parametrize(
+    ("x", "weight", "bias"),
+    [
+        (torch.zeros(1, 16, 4, 4, 4).double(), torch.zeros(16, 16, 3, 3, 3), None),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3, 3).double(), None),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3, 3), torch.zeros(16).double()),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3, 3), torch.zeros(8)),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(16, 32, 3, 3, 3), None),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3, 1), None),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(24, 16, 3, 3, 3), None),
+        (torch.zeros(1, 8, 4, 4, 4), torch.zeros(16, 8, 3, 3, 3), None),
+        (torch.zeros(0, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3, 3), None),
+    ],
+)
+def test_what_does_not_fit_never_reaches_the_loops(monkeypatch, x, weight, bias):
+    monkeypatch.setattr(winograd, "_library", None)
+    with pytest.raises(ValueError, match=r"wanted|does not fit"):
+        winograd.convolve(x, weight, bias)
+
+
+def test_gradients_that_do_not_fit_never_reach_the_loops(monkeypatch):
+    monkeypatch.setattr(winograd, "_library", None)
+    x = torch.zeros(1, 16, 4, 4, 4)
+    for gradient in (torch.zeros(1, 16, 4, 4, 5), torch.zeros(1, 24, 4, 4, 4), x.double(), torch.zeros(2, 16, 4, 4, 4)):
+        with pytest.raises(ValueError, match="wanted"):
+            winograd.weight_gradient(x, gradient)
+
+
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     found, threads = [], torch.get_num_threads()
     for number in (1, 3):
@@ -104,6 +132,10 @@ def test_other_layers_and_other_inputs_are_left_to_pytorch(monkeypatch):
         assert torch.allclose(winograd_convolutions(layer)(x), expected, atol=1e-6)
     layer = winograd_convolutions(net_of(16, 16))
     assert layer(torch.zeros(0, 16, 4, 4, 4)).shape == (0, 16, 4, 4, 4)
+    assert layer(torch.zeros(16, 4, 4, 4)).shape == (16, 4, 4, 4)
+    for wrong in (torch.zeros(1, 32, 4, 4, 4), torch.zeros(1, 16, 4, 4, 4).double()):
+        with pytest.raises(RuntimeError, match=r"32|double"):
+            layer(wrong)
     with pytest.raises(TypeError):  # _call, which is None here
         layer(torch.zeros(1, 16, 4, 4, 4))
 
