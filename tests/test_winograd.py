@@ -137,7 +137,7 @@ def test_other_layers_and_other_inputs_are_left_to_pytorch(monkeypatch):
         with pytest.raises(RuntimeError, match=r"32|double"):
             layer(wrong)
     with pytest.raises(TypeError):  # _call, which is None here
-        layer(torch.zeros(1, 16, 4, 4, 4))
+        layer(torch.zeros(1, 16, 8, 8, 8))
 
 
 def test_a_compiler_that_is_missing_or_fails_is_one_sentence(monkeypatch, tmp_path):
