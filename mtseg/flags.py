@@ -47,7 +47,7 @@ SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponenti
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
 KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
-WINOGRAD = "on a CPU: faster convolutions, compiled by the system's C compiler; changes the last digits"
+WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... channels; changes the last digits"
 ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 

@@ -1,8 +1,9 @@
-// Convolutions of 3 x 3 x 3 voxels, padded by one, by Winograd's F(4 x 4, 3 x 3) along H and W; winograd.py says what for.
+// Convolutions of 3 x 3 x 3 voxels, padded by one, by Winograd's F(4 x 4, 3 x 3) along H and W. winograd.py says what
+// for, and checks what comes in here.
 //
-// Features are float32 in the order [n][d][h][w][c], c a multiple of 16. A tile is 4 x 4 outputs of one slice, which see
-// 6 x 6 inputs; each of its 36 points after the transform is called p. A column is the tiles above each other along D;
-// columns are worked on in chunks that stay in the caches:
+// Features are float32 in the order [n][d][h][w][c], c a multiple of 16. A tile is 4 x 4 outputs of one slice, which
+// see 6 x 6 inputs; each of its 36 points after the transform is called p. A column is the tiles above each other along
+// D; columns are worked on in chunks that stay in the caches:
 //
 //     v [p][column][d + 2][ci]     transformed inputs; the slice before the first and the one after the last are zero
 //     m [p][column][d][co]         transformed outputs, or gradients of outputs
@@ -16,7 +17,7 @@
 #include <string.h>
 
 typedef int64_t Int;
-typedef float Vector __attribute__((vector_size(32), aligned(4)));
+typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
 enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36, CHUNK = 1 << 18 };  // CHUNK: floats of v
 
 #define LOAD(p) (*(const Vector *)(p))
@@ -27,7 +28,7 @@ enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36, CHUNK = 1 << 18 };  // CHUN
 typedef struct {
   Int n, d, h, w, ci, co, threads;
   Int tiles_h, tiles_w, columns, chunk;  // chunk: columns at a time
-  Int v_step, m_step;                    // from one p to the next; not a power of two, which caches map onto few lines
+  Int v_step, m_step;  // from one p to the next; 16 more than needed, as caches map powers of two onto few lines
   float *u, *v, *m;
 } Job;
 
@@ -49,8 +50,8 @@ static int begin(Job *job, const Int *sizes) {
 }
 
 // ------------------------------------------------------------------------------------------------------- transforms
-// Along one axis, from values `step` apart to values `step` apart; the points are 0, 1, -1, 2, -2 and infinity. The names
-// of the matrices are those of the paper.
+// Along one axis, to values `step` apart; the points are 0, 1, -1, 2, -2 and infinity. The names of the matrices are
+// those of the paper.
 
 // B^T: six inputs
 #define INPUT(o, step, i0, i1, i2, i3, i4, i5) { \
@@ -144,7 +145,8 @@ static void transform_output(const Job *j, const float *bias, float *y, Int firs
     for (Int y = 0; y < 4 && t.h + y < j->h; y++) {
       const Vector *r = half + 6 * y;
       OUTPUT(out, 1, r[0], r[1], r[2], r[3], r[4], r[5])
-      for (Int x = 0; x < 4 && t.w + x < j->w; x++) STORE(to + ((t.h + y) * j->w + t.w + x) * j->co + c, out[x] + shift);
+      float *line = to + ((t.h + y) * j->w + t.w) * j->co + c;
+      for (Int x = 0; x < 4 && t.w + x < j->w; x++) STORE(line + x * j->co, out[x] + shift);
     }
   }
 }
@@ -248,8 +250,8 @@ int winograd_convolve(const Int *sizes, const float *x, const float *w, const fl
             const Int this = MIN(row + r, rows - 1);
             six[r] = j->v + p * j->v_step + (this + this / j->d * 2) * j->ci;
           }
-          multiply_rows(six, j->u + i * 3 * j->ci * PANEL, 3 * j->ci, j->m + p * j->m_step + row * j->co + panel * PANEL,
-                        j->co);
+          float *out = j->m + p * j->m_step + row * j->co + panel * PANEL;
+          multiply_rows(six, j->u + i * 3 * j->ci * PANEL, 3 * j->ci, out, j->co);
         }
       }
 #pragma omp for schedule(static)

@@ -1,6 +1,9 @@
 """Winograd's convolutions beside PyTorch's own, in double precision."""
 
 import copy
+import os
+import shlex
+import shutil
 
 import pytest
 import torch
@@ -12,24 +15,32 @@ from mtseg.networks.vnet import VNet
 from mtseg.sliding_window import optimize_for_inference
 from mtseg.winograd import WinogradError, winograd_convolutions
 
-try:
-    winograd._library()
-except WinogradError as error:
-    pytest.skip(str(error), allow_module_level=True)
+if shutil.which(shlex.split(os.environ.get("CC") or "cc")[0]) is None:
+    pytest.skip("needs a C compiler", allow_module_level=True)
 
 # Sides that tiles of four divide and sides that they do not, one slice, one voxel; enough columns for several chunks.
 SHAPES = [(16, 16, 2, 8, 8, 8), (16, 32, 1, 5, 7, 9), (48, 16, 3, 4, 3, 2), (32, 32, 2, 1, 6, 5), (16, 16, 1, 1, 1, 1)]
-SHAPES += [(16, 16, 4, 48, 24, 20), (64, 64, 1, 12, 12, 8)]
+SHAPES += [(16, 16, 4, 48, 24, 20), (64, 64, 1, 12, 12, 8), (256, 256, 1, 12, 12, 12)]
 
 
 def close(ours, exact):
-    """Equal to float32 rounding, which Winograd's transforms make about ten times as large."""
+    """Equal to float32 rounding, as Winograd's transforms amplify it."""
     return ours.shape == exact.shape and (ours - exact).abs().max() <= 3e-5 * exact.abs().max()
 
 
 def net_of(ci, co, **how):
     torch.manual_seed(0)
-    return nn.Conv3d(ci, co, 3, padding=1, **how)
+    return nn.Conv3d(ci, co, **{"kernel_size": 3, "padding": 1, **how})
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The names of winograd.c's functions that are called, in their order."""
+    names = []
+    monkeypatch.setattr(
+        winograd, "_call", lambda name, *given, own=winograd._call: names.append(name) or own(name, *given)
+    )
+    return names
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -92,14 +103,16 @@ def test_gradients_that_do_not_fit_never_reach_the_loops(monkeypatch):
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
     found, threads = [], torch.get_num_threads()
-    for number in (1, 3):
-        torch.set_num_threads(number)
-        torch.manual_seed(1)
-        layer, x = winograd_convolutions(net_of(16, 32)), torch.randn(2, 16, 9, 10, 11).requires_grad_()
-        y = layer(x)
-        y.square().sum().backward()
-        found.append([y, x.grad, layer.weight.grad])
-    torch.set_num_threads(threads)
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            torch.manual_seed(1)
+            layer, x = winograd_convolutions(net_of(16, 32)), torch.randn(2, 16, 9, 10, 11).requires_grad_()
+            y = layer(x)
+            y.square().sum().backward()
+            found.append([y, x.grad, layer.weight.grad])
+    finally:
+        torch.set_num_threads(threads)
     assert all(map(torch.equal, *found))
 
 
@@ -121,32 +134,127 @@ def test_a_network_keeps_its_names_and_its_copies_compute_with_their_own_weights
         assert close(folded(volume), plain(volume))
 
 
-def test_other_layers_and_other_inputs_are_left_to_pytorch(monkeypatch):
-    monkeypatch.setattr(winograd, "_call", None)
-    others = [net_of(16, 16, stride=2), net_of(16, 16, groups=2), net_of(16, 16, padding_mode="reflect"), net_of(1, 16)]
-    others += [nn.Conv3d(16, 16, 3), nn.Conv3d(16, 16, 1), net_of(16, 24), net_of(16, 16, dilation=1).double()]
-    for layer in others:
-        weight = layer.weight
-        x = torch.randn(1, layer.in_channels, 4, 4, 4, dtype=weight.dtype)
-        expected = layer(x)
-        assert torch.allclose(winograd_convolutions(layer)(x), expected, atol=1e-6)
+OTHERS = [
+    {"stride": 2},
+    {"groups": 2},
+    {"padding_mode": "reflect"},
+    {"dilation": 2},
+    {"padding": 0},
+    {"out_channels": 24},
+]
+OTHERS += [{"kernel_size": 1, "padding": 0}, {"kernel_size": 5}, {"in_channels": 8}]
+
+
+@pytest.mark.parametrize("how", OTHERS, ids=str)
+def test_other_layers_are_left_to_pytorch(calls, how):
+    torch.manual_seed(0)
+    settings = {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "padding": 1, **how}
+    net = nn.Sequential(nn.Conv3d(**settings), net_of(settings["out_channels"], 16), net_of(16, 16))
+    x = torch.randn(1, settings["in_channels"], 12, 12, 12)
+    expected = net(x)
+    assert close(winograd_convolutions(net)(x), expected.double())
+    assert len(calls) == (1 if settings["out_channels"] == 24 else 2)
+    assert net[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_padding_same_is_padding_of_one(calls):
+    layer, x = net_of(16, 16, padding="same"), torch.randn(1, 16, 8, 8, 8)
+    expected = layer(x)
+    assert close(winograd_convolutions(layer)(x), expected.double()) and calls == ["winograd_convolve"]
+
+
+def test_other_inputs_are_left_to_pytorch(calls):
     layer = winograd_convolutions(net_of(16, 16))
-    assert layer(torch.zeros(0, 16, 4, 4, 4)).shape == (0, 16, 4, 4, 4)
-    assert layer(torch.zeros(16, 4, 4, 4)).shape == (16, 4, 4, 4)
-    for wrong in (torch.zeros(1, 32, 4, 4, 4), torch.zeros(1, 16, 4, 4, 4).double()):
-        with pytest.raises(RuntimeError, match=r"32|double"):
+    assert layer(torch.zeros(0, 16, 8, 8, 8)).shape == (0, 16, 8, 8, 8)
+    assert layer(torch.zeros(16, 8, 8, 8)).shape == (16, 8, 8, 8)
+    for wrong, words in (
+        (torch.zeros(1, 32, 8, 8, 8), "32 channels"),
+        (torch.zeros(1, 16, 8, 8, 8).double(), "double"),
+    ):
+        with pytest.raises(RuntimeError, match=words):
             layer(wrong)
-    with pytest.raises(TypeError):  # _call, which is None here
-        layer(torch.zeros(1, 16, 8, 8, 8))
+    assert not calls
+    assert (
+        winograd_convolutions(copy.deepcopy(layer).double())(torch.zeros(1, 16, 8, 8, 8).double()).dtype
+        == torch.float64
+    )
+    assert not calls
 
 
-def test_a_compiler_that_is_missing_or_fails_is_one_sentence(monkeypatch, tmp_path):
-    broken = tmp_path / "cc"
-    broken.write_text("#!/bin/sh\necho no room left >&2\nexit 1\n")
-    broken.chmod(0o755)
-    for compiler, words in (("no-such-compiler", "install a C compiler"), (str(broken), "no room left")):
-        monkeypatch.setenv("CC", compiler)
-        winograd._library.cache_clear()
-        with pytest.raises(WinogradError, match=words):
-            winograd_convolutions(net_of(16, 16))
+def test_with_few_voxels_only_the_gradient_of_the_kernel_pays(calls):
+    layer, x = winograd_convolutions(net_of(256, 256)), torch.randn(4, 256, 3, 3, 2).requires_grad_()
+    exact, exact_x = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+    layer(x).square().sum().backward()
+    exact(exact_x).square().sum().backward()
+    assert calls == ["winograd_weight_gradient"]
+    assert close(x.grad, exact_x.grad) and close(layer.weight.grad, exact.weight.grad)
+
+
+@pytest.mark.parametrize("side", [2, 8])  # the smaller one is left to PyTorch
+def test_under_autocast_it_computes_in_float32(side):
+    layer, x = winograd_convolutions(net_of(64, 64)), torch.randn(1, 64, side, side, side).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.sum().backward()
+    assert y.dtype == x.grad.dtype == torch.float32
+
+
+def test_defaults_of_the_process_do_not_matter():
+    layer, x = winograd_convolutions(net_of(16, 16)), torch.randn(1, 16, 8, 8, 8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer(x).sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_gradients_are_not_differentiated_again():
+    layer, x = winograd_convolutions(net_of(16, 16)), torch.randn(1, 16, 8, 8, 8).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.fixture
+def no_library():
     winograd._library.cache_clear()
+    yield
+    winograd._library.cache_clear()
+
+
+def test_what_the_machine_lacks_is_one_sentence(monkeypatch, tmp_path, no_library):
+    broken = tmp_path / "broken"
+    broken.write_text(
+        "#!/bin/sh\necho In file included from x: >&2\necho error: no stdint.h >&2\necho 1 note >&2\nexit 1\n"
+    )
+    idle = tmp_path / "idle"
+    idle.write_text("#!/bin/sh\n")
+    for script in (broken, idle):
+        script.chmod(0o755)
+    cases = [
+        ("no-such-compiler", "no-such-compiler"),
+        (str(broken), "no stdint.h"),
+        (str(idle), "winograd.so"),
+        ("gcc '", "quot"),
+    ]
+    for compiler, words in cases:
+        monkeypatch.setenv("CC", compiler)
+        with pytest.raises(WinogradError, match=words) as raised:
+            winograd_convolutions(net_of(16, 16))
+        assert "leave --winograd out" in str(raised.value)
+    monkeypatch.setenv("CC", "")
+    winograd_convolutions(net_of(16, 16))
+
+
+def test_a_copy_without_its_loops_says_so(monkeypatch, tmp_path, no_library):
+    monkeypatch.setattr(winograd, "SOURCE", tmp_path / "winograd.c")
+    with pytest.raises(WinogradError, match="copy it to where"):
+        winograd_convolutions(net_of(16, 16))
+
+
+def test_networks_it_is_not_for_are_refused():
+    with pytest.raises(WinogradError, match="--n_filters 16"):
+        winograd_convolutions(net_of(8, 8))
+    with pytest.raises(WinogradError, match="on a GPU"):
+        winograd_convolutions(net_of(16, 16).to("meta"))
