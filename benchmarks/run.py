@@ -1,15 +1,16 @@
 """Measure mtseg beside the family's plain way of doing the same, and beside MONAI where that is installed.
 
-    python benchmarks/run.py                               # everything, about twelve minutes on two CPU cores
+    python benchmarks/run.py                               # everything, about eighteen minutes on two CPU cores
     python benchmarks/run.py --quick                       # tiny sizes, less than two minutes: does it all still run?
     python benchmarks/run.py --only loader --only metrics  # some rows
     python benchmarks/run.py --out benchmarks/run.json     # every single time, with machine and versions
     python benchmarks/run.py --figures benchmarks/run.json # its table, into both README.md
 
-All ways of one row run in this process, by turns, for several rounds; printed are the median over the rounds, the
-smallest and the largest time, the median over the rounds of the ratio to mtseg's time, and whether the row's goals are
-reached. Their results are compared. Real volumes are used where MTSEG_LA_ROOT names a folder with LA data of full size;
-otherwise volumes of LA's size and grey levels are made up. GPU rows are added where there is a GPU.
+All ways of one row run by turns, for several rounds, those of steps and windows in a process each; printed are the
+median over the rounds, the smallest and the largest time, the median over the rounds of the ratio to mtseg's time, and
+whether the row's goals are reached. Their results are compared. Real volumes are used where MTSEG_LA_ROOT names a
+folder with LA data of full size; otherwise volumes of LA's size and grey levels are made up. GPU rows are added where
+there is a GPU. Steps and windows of mtseg are with --winograd, where there is a C compiler, and without.
 """
 
 import argparse
