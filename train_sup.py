@@ -106,8 +106,7 @@ def train(args, command, ranks):
     if args.pretrained and resume_from is None:
         notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
     model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
-    if args.winograd:
-        winograd_convolutions(model)
+    model = winograd_convolutions(model) if args.winograd else model
     forward = checkpoint_blocks(model) if args.gradient_checkpointing else model
     forward = ranks.wrap(InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps))
     ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index

@@ -116,8 +116,7 @@ def train(args, command, ranks):
     if args.pretrained and resume_from is None:
         notes += load_fitting(model, load_checkpoint(args.pretrained), args.pretrained)
     model = model.to(device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
-    if args.winograd:
-        winograd_convolutions(model)
+    model = winograd_convolutions(model) if args.winograd else model
     # The teacher stays in train() mode, as the student does: with dropout, and batch norm over its own batches.
     ema_model = copy.deepcopy(model).requires_grad_(False)
     if args.teacher_checkpoint and resume_from is None:
