@@ -419,7 +419,8 @@ def batch_of(patch_size, device):
 def cpu_step(quick, scratch):
     """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
     n_filters, no_compiler = 16, compiler_error()
-    for patch_size, rounds in [((32, 32, 32), 2)] if quick else [(SMALL_PATCH, 7), (LA_PATCH, 3)]:
+    # Not smaller when quick: over the few values at the bottom of such patches, batch norm amplifies rounding.
+    for patch_size, rounds in [(SMALL_PATCH, 2)] if quick else [(SMALL_PATCH, 7), (LA_PATCH, 3)]:
         told = {name: [] for name in (["mtseg", PLAIN, "family"] if no_compiler is None else ["mtseg", "family"])}
         with apart({name: (step_way, name, patch_size, n_filters, not no_compiler) for name in told}) as ways:
 
