@@ -3,6 +3,8 @@ import os
 # One thread here and in every process started from here: results are compared bit for bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import shlex
+import shutil
 from pathlib import Path
 
 import h5py
@@ -11,6 +13,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+COMPILER = shlex.split(os.environ.get("CC") or "cc")[0]
+needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a C compiler: {COMPILER}")
 
 
 def write_case(root, case, image, label):

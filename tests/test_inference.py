@@ -7,7 +7,6 @@ out is then the label itself if, and only if, everything that was done to the sc
 import gc
 import json
 import math
-import shutil
 import sys
 import weakref
 
@@ -15,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from conftest import needs_compiler
 from scipy import stats
 from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, scan, words
 
@@ -215,7 +215,7 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     assert result["parameters"] == 2 * sum(p.numel() for p in net.parameters())
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@needs_compiler
 def test_winograds_convolutions_change_the_last_digits_alone(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(winograd, "convolve", lambda *given, own=winograd.convolve: calls.append(1) or own(*given))

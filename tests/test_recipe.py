@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_data, write_case
+from conftest import make_data, needs_compiler, write_case
 
 import train_mean_teacher
 import train_sup
@@ -333,7 +333,7 @@ def test_mixed_precision_trains_and_counts_skipped_steps(data, tmp_path):
     assert skipped == sorted(skipped)
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@needs_compiler
 @pytest.mark.parametrize("model", SCRIPTS)
 def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(data, tmp_path, model):
     small = {"n_filters": 16, "max_iterations": 2, "labelnum": 2, "save_freq": 1}

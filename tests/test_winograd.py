@@ -1,13 +1,11 @@
 """Winograd's convolutions beside PyTorch's own, in double precision."""
 
 import copy
-import os
-import shlex
-import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import needs_compiler
 from torch import nn
 
 from mtseg import winograd
@@ -15,8 +13,7 @@ from mtseg.networks.vnet import VNet
 from mtseg.sliding_window import optimize_for_inference
 from mtseg.winograd import WinogradError, winograd_convolutions
 
-if shutil.which(shlex.split(os.environ.get("CC") or "cc")[0]) is None:
-    pytest.skip("needs a C compiler", allow_module_level=True)
+pytestmark = needs_compiler
 
 # Sides that tiles of four divide and sides that they do not, one slice, one voxel; enough columns for several chunks.
 SHAPES = [(16, 16, 2, 8, 8, 8), (16, 32, 1, 5, 7, 9), (48, 16, 3, 4, 3, 2), (32, 32, 2, 1, 6, 5), (16, 16, 1, 1, 1, 1)]
