@@ -16,7 +16,7 @@ else they are those of the UA-MT protocol: windows of 112 x 112 x 80 voxels, str
 
 from pathlib import Path
 
-from mtseg import flags
+from mtseg.script import flags
 
 if __name__ == "__main__":  # --help and misspelt flags are answered before PyTorch is loaded, which takes seconds
     flags.inference_parser(__doc__).parse_args()
@@ -29,8 +29,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data import scans
-from data.make_phantom import PhantomError
 from mtseg.allocator import keep_freed_memory
 from mtseg.averaging import (
     ALL_FLIPS,
@@ -42,18 +40,20 @@ from mtseg.averaging import (
     mean_score,
     rank_correlation,
 )
-from mtseg.caselog import CaseLog, CaseLogError
 from mtseg.checkpoint import CheckpointError, file_sha256, load_checkpoint, load_weights, write_whole
 from mtseg.datasets import DataError
-from mtseg.flags import FlagError
 from mtseg.layouts import LayoutError, stem
 from mtseg.metrics import all_metrics
 from mtseg.networks import NETWORKS
+from mtseg.phantom import PhantomError
 from mtseg.postprocess import fill_holes, largest_component
 from mtseg.preprocess import PreprocessError, restore_scores
 from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
-from mtseg.runfolder import RunError, choose_device, selection_of
-from mtseg.runlog import training_seconds
+from mtseg.script import scans
+from mtseg.script.caselog import CaseLog, CaseLogError
+from mtseg.script.flags import FlagError
+from mtseg.script.runfolder import RunError, choose_device, selection_of
+from mtseg.script.runlog import training_seconds
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import optimize_for_inference, test_single_case
 from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes

@@ -10,7 +10,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["mtseg", "mtseg.*"]),
-    package_data={"mtseg": ["winograd.c"]},
+    package_data={"mtseg.winograd": ["convolutions.c"]},
     python_requires=">=3.10",
     install_requires=["torch>=2.2", "numpy", "scipy", "tqdm", "h5py"],
     extras_require={

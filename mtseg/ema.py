@@ -39,7 +39,7 @@ def update_ema_variables(model, ema_model, alpha, global_step, average_buffers=F
 
 @torch.no_grad()
 def relative_distance(model, ema_model):
-    """||teacher - student|| / ||student||, a float >= 0, over all parameters: how far the teacher lags behind."""
+    """||teacher - student|| / ||student|| over all parameters, a scalar tensor >= 0: how far the teacher lags."""
     student = list(model.parameters())
     apart = torch._foreach_norm(torch._foreach_sub(list(ema_model.parameters()), student))
-    return (torch.stack(apart).norm() / torch.stack(torch._foreach_norm(student)).norm()).item()
+    return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(student)).norm()

@@ -72,6 +72,39 @@ class Schedule:
             self.plateau.load_state_dict(state["plateau"])
 
 
+class Updater:
+    """A step of `optimizer` with what belongs to it: scaled gradients, clipping to the norm `clip`, the `schedule`.
+
+    `skipped`: how many steps were left out because float16 overflowed. `lr`: the rate of the last step.
+    """
+
+    def __init__(self, optimizer, schedule, scaler, clip=0.0):
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.scaler = scaler
+        self.clip = clip
+        self.skipped = 0
+        self.lr = schedule.lr
+
+    def step(self, loss):
+        """Carry the scalar `loss` back and move the weights once."""
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
+        if self.clip:
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        scale, self.lr = self.scaler.get_scale(), self.schedule.lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.skipped += self.scaler.get_scale() < scale  # float16 overflowed: these weights did not move
+        self.schedule.step()
+
+    def parts(self):
+        """What has a state to save, by name."""
+        return {"optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+
+
 def gradient_scaler(device, amp):
     """The scaler that keeps float16 gradients (`amp` 'fp16') from vanishing; for anything else it does nothing."""
     if hasattr(torch.amp, "GradScaler"):

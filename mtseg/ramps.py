@@ -59,3 +59,15 @@ def rampup(shape, current, rampup_length):
     if shape not in RAMPUPS:
         raise ValueError(f"unknown ramp {shape!r}: take one of {', '.join(RAMPUPS)}")
     return RAMPUPS[shape](current, rampup_length)
+
+
+def consistency_weight(iteration, weight, shape="sigmoid", length=40.0, warmup=0, block=150):
+    """(the weight in an iteration, counted from 1; 'warm-up', 'ramp' or 'stable'), as the family ramps it.
+
+    0 over `warmup` iterations; then the ramp `shape` of `length` blocks of `block` iterations, constant within each,
+    towards `weight`.
+    """
+    now = (iteration - 1 - warmup) // block
+    if now < 0:
+        return 0.0, "warm-up"
+    return weight * rampup(shape, now, length), "ramp" if now < length else "stable"

@@ -20,8 +20,8 @@ from torch import nn
 from mtseg.distributed import RankError, Ranks, joined_ranks
 from mtseg.losses import multiclass_dice_loss, softmax_mse_loss
 from mtseg.networks.vnet import VNet
-from mtseg.runlog import StopSignals
 from mtseg.samplers import IterationSampler, ShardedSampler, TwoStreamBatchSampler
+from mtseg.script.runlog import StopSignals
 
 ROOT = Path(__file__).resolve().parents[1]
 LABELED_BS, UNLABELED_BS = 2, 2

@@ -2,9 +2,9 @@ import h5py
 import numpy as np
 import pytest
 from conftest import make_data
+from halve import halve, halve_label, main
 from scipy import ndimage
 
-from data.halve import halve, halve_label, main
 from mtseg.datasets import LAHeart
 
 

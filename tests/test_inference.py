@@ -12,6 +12,7 @@ import weakref
 
 import h5py
 import numpy as np
+import prepare_nifti
 import pytest
 import torch
 from conftest import needs_compiler
@@ -21,11 +22,11 @@ from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, 
 import inference
 import train_mean_teacher
 import train_sup
-from data import prepare_nifti, scans
-from mtseg import winograd
 from mtseg.metrics import all_metrics
 from mtseg.networks.vnet import VNet
+from mtseg.script import scans
 from mtseg.sliding_window import test_single_case as single_case
+from mtseg.winograd import convolutions as winograd
 
 nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
 

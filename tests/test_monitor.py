@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtseg.monitor import Monitor, MonitorError, StepClock, check_extras, draw_progress, peak_memory
+from mtseg.script.monitor import Monitor, MonitorError, StepClock, check_extras, draw_progress, peak_memory
 
 FIELDS = ["iteration", "phase", "lr", "loss", "consistency_weight", "val_dice_student", "val_dice_teacher"]
 

@@ -1,9 +1,10 @@
 import h5py
 import numpy as np
 import pytest
+from make_phantom import main
 from scipy import ndimage
 
-from data.make_phantom import SHAPE, PhantomError, main, make_phantom
+from mtseg.phantom import SHAPE, PhantomError, make_phantom
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_two_at_once_and_a_folder_in_the_way(tmp_path, monkeypatch):
         make_phantom(root, 1, 1)
         raise OSError(39, "Directory not empty")
 
-    monkeypatch.setattr("data.make_phantom.os.replace", other_process_wins)
+    monkeypatch.setattr("mtseg.phantom.os.replace", other_process_wins)
     assert (make_phantom(tmp_path / "a", 1, 1) / "train.list").is_file()
     (tmp_path / "b").write_text("a file")
     with pytest.raises(PhantomError, match="cannot be made there"):

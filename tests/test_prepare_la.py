@@ -1,10 +1,9 @@
 import h5py
 import numpy as np
+import prepare_la
 import pytest
 from conftest import ball
-
-from data import prepare_la
-from data.prepare_la import SPLITS, main
+from prepare_la import SPLITS, main
 
 nrrd = pytest.importorskip("nrrd", reason='to write the files it reads: pip install -e ".[test]"')
 

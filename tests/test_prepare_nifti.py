@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 from conftest import ball
+from prepare_nifti import main
 
-from data.prepare_nifti import main
 from mtseg.datasets import LAHeart
 
 nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')

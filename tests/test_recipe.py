@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import train_pseudo_label
 from conftest import make_data, needs_compiler, write_case
 
 import train_mean_teacher
 import train_sup
-from mtseg.checkpoint import RunState
 from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
-from recipes import train_pseudo_label
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup, "PL": train_pseudo_label}

@@ -24,9 +24,9 @@ import inference
 import train_mean_teacher
 import train_sup
 from mtseg.datasets import LAHeart
-from mtseg.flags import markdown_table, teacher_parser
 from mtseg.losses import softmax_mse_loss
 from mtseg.metrics import calculate_metric_percase
+from mtseg.script.flags import markdown_table, teacher_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup}
@@ -502,7 +502,7 @@ def test_help_says_what_every_flag_is_and_its_default(script, capsys):
 
 def test_the_readmes_table_of_flags_is_the_parsers():
     readme = (ROOT / "README.md").read_text()
-    begin, end = "<!-- flags: python -m mtseg.flags writes this table -->", "<!-- end of flags -->"
+    begin, end = "<!-- flags: python -m mtseg.script.flags writes this table -->", "<!-- end of flags -->"
     assert readme.split(begin)[1].split(end)[0].strip() == markdown_table(teacher_parser(""))
 
 

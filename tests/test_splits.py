@@ -5,8 +5,8 @@ import h5py
 import numpy as np
 import pytest
 from conftest import make_data
+from make_splits import main
 
-from data.make_splits import main
 from mtseg.splits import SplitError, check_split, patient_of, split_by_patient
 
 SIDES = {"train": 0, "unlabeled": 0, "val": 1, "test": 2}

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from conftest import needs_compiler
 from torch import nn
 
-from mtseg import winograd
 from mtseg.networks.vnet import VNet
 from mtseg.sliding_window import optimize_for_inference
 from mtseg.winograd import WinogradError, winograd_convolutions
+from mtseg.winograd import convolutions as winograd
 
 pytestmark = needs_compiler
 
@@ -32,7 +32,7 @@ def net_of(ci, co, **how):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The names of winograd.c's functions that are called, in their order."""
+    """The names of convolutions.c's functions that are called, in their order."""
     names = []
     monkeypatch.setattr(
         winograd, "_call", lambda name, *given, own=winograd._call: names.append(name) or own(name, *given)
@@ -245,7 +245,7 @@ def test_what_the_machine_lacks_is_one_sentence(monkeypatch, tmp_path, no_librar
 
 
 def test_a_copy_without_its_loops_says_so(monkeypatch, tmp_path, no_library):
-    monkeypatch.setattr(winograd, "SOURCE", tmp_path / "winograd.c")
+    monkeypatch.setattr(winograd, "SOURCE", tmp_path / "convolutions.c")
     with pytest.raises(WinogradError, match="copy it to where"):
         winograd_convolutions(net_of(16, 16))
 

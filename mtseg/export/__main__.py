@@ -34,9 +34,18 @@ from mtseg.export.convert import (
     to_torch_export,
     to_torchscript,
 )
-from mtseg.flags import FlagError, Parser, classes, network_settings, one_sentence, patch_side, positive, read_config
 from mtseg.metrics import dice
 from mtseg.networks import NETWORKS
+from mtseg.script.flags import (
+    FlagError,
+    Parser,
+    classes,
+    network_settings,
+    one_sentence,
+    patch_side,
+    positive,
+    read_config,
+)
 from mtseg.sliding_window import test_single_case
 
 TOLERANCE = 1e-4

@@ -29,10 +29,10 @@ from mtseg.figures.cases import (
 from mtseg.figures.meshes import MeshError, surfaces
 from mtseg.figures.runs import RunError, boxes, curves, read_curves
 from mtseg.figures.slices import compare, gallery, overlay
-from mtseg.flags import FlagError, Parser, one_sentence, positive
 from mtseg.metrics import dice, hd95
 from mtseg.report import ResultError, RowError, find_results, group_results, mark_incomparable
 from mtseg.report.__main__ import per_case
+from mtseg.script.flags import FlagError, Parser, one_sentence, positive
 
 ERRORS = (CanvasError, CaseError, MeshError, RunError, ResultError, RowError, FlagError, CheckpointError)
 

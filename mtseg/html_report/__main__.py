@@ -13,10 +13,10 @@ from pathlib import Path
 from mtseg.checkpoint import CheckpointError, write_whole
 from mtseg.figures import CanvasError, CaseError, RunError, boxes, curves, named_folders, read_curves, render, style
 from mtseg.figures.__main__ import draw_gallery
-from mtseg.flags import Parser, one_sentence
 from mtseg.html_report.markup import case_table, html_notes, html_picture, html_settings, html_table, page
 from mtseg.report import METRICS, ResultError, RowError
 from mtseg.report.__main__ import add_flags, per_case, report
+from mtseg.script.flags import Parser, one_sentence
 
 ERRORS = (CanvasError, CaseError, RunError, ResultError, RowError, CheckpointError)
 

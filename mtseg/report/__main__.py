@@ -22,12 +22,12 @@ import math
 from pathlib import Path
 
 from mtseg.checkpoint import CheckpointError, write_whole
-from mtseg.flags import Parser, one_sentence
 from mtseg.report.formats import FORMATS
 from mtseg.report.read import ResultError, find_results
 from mtseg.report.rows import RowError, baseline_of, find_baseline, group_results, mark_incomparable, read_published
 from mtseg.report.summary import RESAMPLES, average_seeds, paired_test, statistics
 from mtseg.report.table import METRICS, build_table
+from mtseg.script.flags import Parser, one_sentence
 
 DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}

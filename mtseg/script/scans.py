@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.make_phantom import make_phantom
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import LAHeart
-from mtseg.flags import FlagError, read_config
 from mtseg.layouts import find_cases
+from mtseg.phantom import make_phantom
 from mtseg.preprocess import Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
+from mtseg.script.flags import FlagError, read_config
 from mtseg.volumes import (
     VolumeError,
     ending,

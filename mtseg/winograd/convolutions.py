@@ -10,7 +10,7 @@ three slices are summed before A^T is applied. The gradient of the input is the 
 of the kernel is G^T [(B^T d B) * (A dY A^T)] G. The results are exact but for rounding, which the transforms amplify,
 the more so the more channels there are: to less than 3e-5 of the largest value with 256 (a test holds them to that).
 
-The loops are in winograd.c beside this file, which the system's C compiler turns into machine code for this processor
+The loops are in convolutions.c beside this file. The system's C compiler turns it into machine code for this processor
 when it is asked for (a second): PyTorch has no operation that does them at the speed of the caches.
 """
 
@@ -135,7 +135,7 @@ def weight_gradient(x, gradient):
 
 
 def _call(name, x, outputs, *tensors):
-    """Call winograd.c, which trusts what it is given; `outputs` is, or has the shape of, what is computed from `x`."""
+    """Call convolutions.c, which trusts what it is given; `outputs` is, or has the shape of, what `x` becomes."""
     x = x.contiguous(memory_format=LAYOUT)
     (n, ci, d, h, w), co = x.shape, outputs.shape[1]
     for tensor in (x, *tensors):
@@ -153,7 +153,7 @@ def _call(name, x, outputs, *tensors):
 
 @functools.cache
 def _library():
-    """winograd.c as a library. Compiled anew by each process: a stored one might meet another processor."""
+    """convolutions.c as a library. Compiled anew by each process: a stored one might meet another processor."""
     if not SOURCE.is_file():
         raise WinogradError(f"{SOURCE} is missing: copy it to where winograd.py lies")
     try:

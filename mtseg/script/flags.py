@@ -91,15 +91,24 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
+def answer_help(parser, name):
+    """In a script, whose `name` is '__main__': answer --help and misspelt flags now, before PyTorch is loaded."""
+    if name == "__main__":
+        parser.parse_args()
+
+
 @contextlib.contextmanager
 def one_sentence(*errors):
-    """Turn the given errors, whose messages are sentences for the user, into a line on stderr and exit code 2."""
+    """Turn the errors that mtseg's modules define, whose messages are sentences for the user, and the `errors` given,
+    into a line on stderr and exit code 2."""
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except errors as error:
+    except Exception as error:
+        if not isinstance(error, errors) and type(error).__module__.partition(".")[0] != "mtseg":
+            raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from error
 
@@ -263,27 +272,34 @@ def training_parser(description, model="supervised", batch_size=2):
     return parser
 
 
-def teacher_parser(description, model="MT", compare=True):
-    """The parser of a training script with a teacher and unlabelled data; `compare`: their outputs are compared."""
+def unlabeled_parser(description, model):
+    """The parser of a training script with unlabelled data and a weight that ramps up."""
     parser = training_parser(description, model, batch_size=4)
-    switch = argparse.BooleanOptionalAction
-    flag = parser.add_argument_group("mean teacher").add_argument
+    flag = parser.add_argument_group("unlabelled data").add_argument
     flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
     flag(
         "--unlabeled_root", help="folder with more unlabelled cases (default: root_path, if unlabeled.list lies there)"
     )
+    flag("--consistency", type=rate, default=0.1, help="weight of the loss on unlabelled patches after its ramp")
+    flag("--consistency_ramp", choices=RAMPUPS, default="sigmoid", help="shape of the ramp")
+    flag("--consistency_rampup", type=rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
+    flag("--consistency_warmup", type=natural, default=0, help="iterations of supervised training before the ramp")
+    return parser
+
+
+def teacher_parser(description, model="MT", compare=True):
+    """The parser of a training script with a teacher and unlabelled data; `compare`: their outputs are compared."""
+    parser = unlabeled_parser(description, model)
+    switch = argparse.BooleanOptionalAction
+    flag = parser.add_argument_group("mean teacher").add_argument
     flag("--ema_decay", type=fraction, default=0.99, help="share of the teacher that an update keeps")
     flag("--ema_rampup", type=natural, default=0, help="iterations over which that share rises, along a sigmoid")
     flag("--ema_buffers", action=switch, default=False, help="average batch norm's statistics too")
     flag("--teacher_checkpoint", metavar="FILE", help="weights to start from, such as those of a supervised run")
     flag("--teacher_checkpoint_for", choices=("teacher", "student", "both"), default="both", help="who starts from it")
 
-    flag = parser.add_argument_group("consistency").add_argument
-    flag("--consistency", type=rate, default=0.1, help="weight of the loss on unlabelled patches after its ramp")
-    flag("--consistency_ramp", choices=RAMPUPS, default="sigmoid", help="shape of the ramp")
-    flag("--consistency_rampup", type=rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
-    flag("--consistency_warmup", type=natural, default=0, help="iterations of supervised training before the ramp")
     if compare:
+        flag = parser.add_argument_group("consistency").add_argument
         flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
         flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
         flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
@@ -456,6 +472,17 @@ def check_flags(args):
         raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
 
 
+def check_one_stream(args, n_cases):
+    """FlagError where the labelled cases, the first of `n_cases` in train.list, are too few."""
+    if args.labelnum > n_cases:
+        raise FlagError(
+            f"--labelnum {args.labelnum} is more than the {n_cases} training cases of "
+            f"{Path(args.root_path) / 'train.list'}: take fewer"
+        )
+    if args.labelnum < args.batch_size:
+        raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
+
+
 def check_two_streams(args, n_cases, n_unlabeled):
     """FlagError where labelled and unlabelled cases, `n_cases` in train.list and `n_unlabeled` of its own, are too few
     for the batches that --labeled_bs and --batch_size ask for."""
@@ -537,7 +564,7 @@ def read_config(path):
 
 if __name__ == "__main__":
     readme, end = Path("README.md"), "<!-- end of flags -->"
-    begin = "<!-- flags: python -m mtseg.flags writes this table -->"
+    begin = "<!-- flags: python -m mtseg.script.flags writes this table -->"
     before, _, rest = readme.read_text().partition(begin)
     table = markdown_table(teacher_parser(""))
     readme.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

@@ -1,0 +1,145 @@
+"""Data, networks and optimizer as the flags of a training script ask for them. Nothing here is a method."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtseg.augment import Strengths
+from mtseg.cache import CachedDataset
+from mtseg.checkpoint import load_checkpoint, load_fitting, load_weights
+from mtseg.datasets import UNKNOWN, JoinedCases, LAHeart, read_list, test_cases, training_cases, unlabeled_cases
+from mtseg.losses import SupervisedLoss, levels
+from mtseg.memory import InParts, checkpoint_blocks
+from mtseg.networks import NETWORKS, initialize_kaiming
+from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
+from mtseg.phantom import make_phantom
+from mtseg.samplers import ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.script import flags
+from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
+from mtseg.winograd import winograd_convolutions
+
+
+@dataclass
+class Data:
+    """What the flags say of the data.
+
+    `train`: the data set, labelled cases first; `batches`: its batches, lists of indices, `labeled_bs` labelled ones
+    first; `own_labeled`: how many of these are this process's. `ignore_index`: what stands for a label that is not
+    known. `cases`: {'train_cases', 'val_cases', ...: names}; `said`: the same in a few words.
+    """
+
+    train: Any
+    val: LAHeart
+    batches: Any
+    labeled_bs: int
+    own_labeled: int
+    ignore_index: int
+    cases: dict
+    said: str
+
+    @property
+    def n_channels(self):
+        return self.train.n_channels
+
+
+def read_data(args, run, unlabeled=True):
+    """The Data of a semi-supervised script, or with `unlabeled=False` of one that sees labelled cases alone."""
+    root = Path(args.root_path)
+    if root == run.home / "data/Phantom":
+        print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
+        with run.ranks.main_first():
+            make_phantom(root)
+    val = read_list(args.val_list) if args.val_list else []
+    train = training_cases(root, val, args.max_samples)
+    more_root = unlabeled and (args.unlabeled_root or (root if (root / "unlabeled.list").exists() else None))
+    more = unlabeled_cases(more_root) if more_root else []
+    labeled_bs = args.labeled_bs if unlabeled else args.batch_size
+    others_bs = args.batch_size - labeled_bs
+    if unlabeled:
+        flags.check_two_streams(args, len(train), len(more))
+    else:
+        flags.check_one_stream(args, len(train))
+        train = train[: args.labelnum]
+    run.ranks.check_shares(args.labelnum, labeled_bs, others_bs)
+    flags.check_normalization(args, (others_bs or labeled_bs) // run.ranks.world_size)
+
+    rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
+    reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+    augmented = {"transform": Compose([*rotflip, RandomCrop(args.patch_size), ToTensor("uint8")]), **reading}
+    keep = CachedDataset if args.cache else lambda dataset: dataset
+    db_train = keep(LAHeart(root / "data", cases=train, labelnum=args.labelnum, **augmented))
+    if more:
+        db_more = keep(LAHeart(Path(more_root) / "data", cases=more, labelnum=0, **augmented))
+        db_train = JoinedCases([db_train, db_more])
+    db_val = LAHeart(root / "data", cases=val, **reading)
+    if val and db_val.n_channels != db_train.n_channels:
+        raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
+    labeled, rest = range(args.labelnum), range(args.labelnum, len(db_train))
+    if unlabeled:
+        batches = TwoStreamBatchSampler(labeled, rest, args.batch_size, others_bs, seed=args.seed)
+    else:
+        batches = ShuffledBatchSampler(labeled, args.batch_size, seed=args.seed)
+    cases = {"train_cases": train, "val_cases": val} | ({"unlabeled_cases": more} if unlabeled else {})
+    said = f"{len(labeled)} labelled" + f" and {len(rest)} unlabelled" * unlabeled + " cases"
+    ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
+    run.selected(val, test_cases(root))
+    own_labeled = labeled_bs // run.ranks.world_size
+    return Data(db_train, db_val, batches, labeled_bs, own_labeled, ignore_index, cases, said)
+
+
+def make_network(args, run, n_channels):
+    """The network of the flags, on the run's device; a script may make several, each with its own initial weights."""
+    net = NETWORKS[args.network](**flags.network_settings(args, n_channels))
+    if args.init == "kaiming":
+        initialize_kaiming(net)
+    if args.pretrained and run.resume_from is None:
+        run.notes += load_fitting(net, load_checkpoint(args.pretrained), args.pretrained)
+    net = net.to(run.device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
+    return winograd_convolutions(net) if args.winograd else net
+
+
+def load_teacher_checkpoint(args, run, model, ema_model):
+    """Take over --teacher_checkpoint. Returns the step from which the teacher's updates count: 0, so that the first
+    are the average of the students so far; or, for a teacher that has learned before, so late that it stays."""
+    if args.teacher_checkpoint and run.resume_from is None:
+        for name, net in (("student", model), ("teacher", ema_model)):
+            if args.teacher_checkpoint_for in (name, "both"):
+                load_weights(net, load_checkpoint(args.teacher_checkpoint, run.device), args.teacher_checkpoint)
+    return 10**6 if args.teacher_checkpoint and args.teacher_checkpoint_for != "student" else 0
+
+
+def make_forward(args, run, net):
+    """A function of a batch that gives the outputs of `net` as a list, the finest level first.
+
+    Of a network with gradients: in parts, recomputed and over several processes, as the flags say. Make copies of a
+    network before, not after.
+    """
+    if any(parameter.requires_grad for parameter in net.parameters()):
+        forward = checkpoint_blocks(net) if args.gradient_checkpointing else net
+        forward = InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps)
+        forward = run.ranks.wrap(forward)
+    else:
+        forward = torch.compile(net) if args.compile else net
+    return lambda batch: levels(forward(batch))
+
+
+def make_supervised(args, run, ignore_index):
+    """The supervised loss of the flags; voxels with the label `ignore_index` take no part (None: there are none)."""
+    return SupervisedLoss(args.loss, args.class_weights, ignore_index, args.deep_supervision_weights).to(run.device)
+
+
+def make_updater(args, run, parameters):
+    """Optimizer, schedule, scaler and clipping of the flags, for `parameters` of one or several networks."""
+    optimizer = make_optimizer(
+        args.optimizer, parameters, args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
+    )
+    course = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations)
+    schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *course)
+    return Updater(optimizer, schedule, gradient_scaler(run.device, args.amp), args.gradient_clipping)
+
+
+def make_strengths(args):
+    """The Strengths of the strong views that the flags ask for."""
+    return Strengths(**{name[7:]: value for name, value in vars(args).items() if name.startswith("strong_")})
