@@ -21,6 +21,39 @@ class DataError(ValueError):
         super().__init__(message.strip().splitlines()[-1].split("DataError: ")[-1])
 
 
+def find_root(path):
+    """The folder that holds the lists: `path` itself, or the one above it where `path` is the folder of the cases.
+
+    The family's scripts name either: UA-MT's and LASeg's --root_path is the folder of the cases, their lists lie above.
+    """
+    path = Path(path)
+    above = path.absolute().parent
+    return above if not ((path / "data").is_dir() or any(path.glob("*.list"))) and any(above.glob("*.list")) else path
+
+
+def read_hdf5(file, name):
+    """The h5py.Dataset `name` of an open HDF5 file, None where there is none.
+
+    DataError for one whose voxels lie in other files (links, external storage, virtual data sets), which a file from a
+    stranger could make any file of this machine, and for one that is far larger than what the file stores of it.
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    if not isinstance(link, h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise DataError(f"{file.filename}: its '{name}' is a link or a group, not a data set; copy the voxels into it")
+    dataset = file[name]
+    if dataset.is_virtual or dataset.external:
+        raise DataError(f"{file.filename}: the voxels of '{name}' lie in other files; copy them into this one")
+    # gzip makes at most 1032 bytes of one.
+    if dataset.size and dataset.nbytes > 2**20 + 1032 * dataset.id.get_storage_size():
+        raise DataError(
+            f"{file.filename}: '{name}' has shape {dataset.shape}, but the file stores hardly any of its voxels; make "
+            f"or copy it again"
+        )
+    return dataset
+
+
 def read_list(path):
     """The case names of a list file, one a line, in order; blank lines are passed over.
 
@@ -88,8 +121,8 @@ class LAHeart(Dataset):
     """Samples {'image', 'label'} of the listed cases, each read from its HDF5 file when asked for.
 
     `base_dir`: the folder with the case folders, `<root>/data`, as in the family; `<root>` itself is understood too.
-    `split`: which list, `<root>/<split>.list`; or `cases`: names instead of a list. `num`: only the first `num` cases.
-    `transform`: called with the sample. `num_classes`: labels of this value or above raise, except
+    `split`: which list, `<split>.list` in `find_root(base_dir)`; or `cases`: names instead of a list. `num`: only the
+    first `num` cases. `transform`: called with the sample. `num_classes`: labels of this value or above raise, except
     `ignore_index`; None lets all pass. `labelnum`: only the first so many cases must have a label (default: all); one
     without has UNKNOWN everywhere.
 
@@ -117,16 +150,15 @@ class LAHeart(Dataset):
         base_dir = Path(base_dir)
         if not base_dir.is_dir():
             raise DataError(f"{base_dir}: no such folder; give the one that holds train.list, test.list and data/")
-        root = base_dir if (base_dir / "data").is_dir() else base_dir.parent
-        self.base_dir = root / "data" if root == base_dir else base_dir
-        self.image_list = (read_list(root / f"{split}.list") if cases is None else list(cases))[:num]
+        self.base_dir = base_dir / "data" if (base_dir / "data").is_dir() else base_dir
+        self.image_list = (read_list(find_root(base_dir) / f"{split}.list") if cases is None else list(cases))[:num]
         self.transform = transform
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.labeled = set(self.image_list[:labelnum])
         channels = {}
         for case in self.image_list:
-            shape, _ = self._open(case, lambda file: (file["image"].shape, None))
+            shape, _ = self._open(case, lambda image, label: (image.shape, None))
             channels.setdefault(1 if len(shape) == 3 else shape[0], case)
         if len(channels) > 1:
             (a, first), (b, second) = list(channels.items())[:2]
@@ -162,7 +194,7 @@ class LAHeart(Dataset):
         """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
         path = self.path(case)
         image, label = self._open(
-            case, lambda file: (file["image"][...].astype(np.float32), file["label"][...] if "label" in file else None)
+            case, lambda image, label: (image[...].astype(np.float32), None if label is None else label[...])
         )
         if not np.isfinite(image).all():
             raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or unlist the case")
@@ -180,23 +212,28 @@ class LAHeart(Dataset):
         return {"image": image, "label": checked}
 
     def _open(self, case, take):
-        """What `take` makes of the case's open file, once keys and shapes were found to be right."""
+        """What `take` makes of the open data sets image and label (None without one), once their shapes fit."""
         path = self.path(case)
         try:
             if not path.is_file():
                 raise DataError(f"{path}: no such file, but case {case} is listed; add the file or unlist the case")
             with h5py.File(path, "r") as file:
-                for key in ("image", "label"):
-                    if key not in file and (key == "image" or case in self.labeled):
+                image, label = (read_hdf5(file, key) for key in ("image", "label"))
+                for key, dataset in (("image", image), ("label", label)):
+                    if dataset is None and (key == "image" or case in self.labeled):
                         raise DataError(f"{path}: case {case} has no '{key}', only {sorted(file)}; prepare it again")
-                image = file["image"].shape
-                label = file["label"].shape if "label" in file else image[-3:]
-                if image[-3:] != label or len(image) not in (3, 4):
+                shape = image.shape[-3:] if label is None else label.shape
+                if image.shape[-3:] != shape or image.ndim not in (3, 4):
                     raise DataError(
-                        f"{path}: case {case} has an image of shape {image} and a label of shape {label}; "
+                        f"{path}: case {case} has an image of shape {image.shape} and a label of shape {shape}; "
                         f"they must be (W, H, D) or (C, W, H, D), and (W, H, D)"
                     )
-                return take(file)
+                if 0 in image.shape:
+                    raise DataError(
+                        f"{path}: case {case} has no voxels, its image is of shape {image.shape}; prepare it again, or "
+                        f"unlist the case"
+                    )
+                return take(image, label)
         except DataError:
             raise
         except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:

@@ -4,7 +4,7 @@ import pytest
 from conftest import write_case
 from torch.utils.data import DataLoader
 
-from mtseg.datasets import DataError, LAHeart, read_list, training_cases
+from mtseg.datasets import DataError, LAHeart, find_root, read_list, training_cases
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
 
@@ -87,6 +87,76 @@ def test_damage_of_any_kind_is_one_sentence(data, damage):
             assert str(path) in str(error) and "\n" not in str(error)
         else:
             assert damage == "bytes"  # not every byte of an uncompressed file matters
+
+
+def test_a_case_without_voxels_is_refused(tmp_path):
+    write_case(tmp_path, "a", np.zeros((4, 0, 4), np.float32), np.zeros((4, 0, 4), np.uint8))
+    with pytest.raises(DataError, match=r"case a has no voxels, its image is of shape \(4, 0, 4\)"):
+        LAHeart(tmp_path, cases=["a"])
+
+
+SECRET = bytes(range(256)) * 16  # 4096 bytes of another file, as 16 x 16 x 4 float32 voxels
+
+
+def point_elsewhere(path, key, how):
+    """Make data set `key` of the file at `path` one whose voxels lie in other files."""
+    other = path.with_name("other")
+    with h5py.File(path, "a") as file:
+        shape = (16, 16, 4)
+        for name in ("image", "label"):
+            del file[name]
+            if name != key:
+                file[name] = np.zeros(shape, np.uint8)
+        if how == "external":
+            other.write_bytes(SECRET)
+            file.create_dataset(key, shape, np.float32, external=[(str(other), 0, len(SECRET))])
+        else:
+            with h5py.File(other, "w") as source:
+                source["image"] = np.zeros(shape, np.float32)
+        if how == "virtual":
+            layout = h5py.VirtualLayout(shape, np.float32)
+            layout[:] = h5py.VirtualSource(str(other), "image", shape)
+            file.create_virtual_dataset(key, layout)
+        elif how == "external link":
+            file[key] = h5py.ExternalLink(str(other), "image")
+        elif how == "soft link":
+            file["hidden"] = h5py.ExternalLink(str(other), "/")
+            file[key] = h5py.SoftLink("/hidden/image")
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+@pytest.mark.parametrize("how", ["external", "virtual", "external link", "soft link"])
+def test_voxels_that_lie_in_other_files_are_refused(data, how, key):
+    path = data / "data/case_3/mri_norm2.h5"
+    point_elsewhere(path, key, how)
+    with pytest.raises(DataError, match=f"'{key}'.* (other files|is a link)") as raised:
+        LAHeart(data)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_a_small_file_that_claims_many_voxels_is_refused_before_memory_is_taken(data):
+    path = data / "data/case_3/mri_norm2.h5"
+    with h5py.File(path, "w") as file:
+        for key in ("image", "label"):
+            file.create_dataset(key, (2000, 2000, 2000), np.float32, chunks=(64, 64, 64))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(DataError, match="stores hardly any of its voxels"):
+        LAHeart(data)
+    with h5py.File(path, "w") as file:  # voxels that are all alike compress as well as anything can
+        for key in ("image", "label"):
+            file.create_dataset(key, data=np.zeros((128, 128, 256), np.float32), compression="gzip", compression_opts=9)
+    assert LAHeart(data)[3]["image"].shape == (128, 128, 256)
+
+
+def test_the_folder_of_the_cases_is_taken_for_the_root(data, tmp_path, monkeypatch):
+    assert find_root(data) == find_root(data / "data") == data
+    (data / "data").rename(data / "2018LA_Seg_Training Set")  # UA-MT's --root_path
+    assert find_root(data / "2018LA_Seg_Training Set") == data
+    assert len(LAHeart(data / "2018LA_Seg_Training Set")) == 6
+    assert len(training_cases(find_root(data / "2018LA_Seg_Training Set"))) == 6
+    monkeypatch.chdir(data / "2018LA_Seg_Training Set")
+    assert find_root(".") == data
+    assert find_root(tmp_path / "nowhere") == tmp_path / "nowhere"
 
 
 def test_a_list_that_is_no_text(data):

@@ -1,7 +1,6 @@
 """Data, networks and optimizer as the flags of a training script ask for them. Nothing here is a method."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,16 @@ import torch
 from mtseg.augment import Strengths
 from mtseg.cache import CachedDataset
 from mtseg.checkpoint import load_checkpoint, load_fitting, load_weights
-from mtseg.datasets import UNKNOWN, JoinedCases, LAHeart, read_list, test_cases, training_cases, unlabeled_cases
+from mtseg.datasets import (
+    UNKNOWN,
+    JoinedCases,
+    LAHeart,
+    find_root,
+    read_list,
+    test_cases,
+    training_cases,
+    unlabeled_cases,
+)
 from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import NETWORKS, initialize_kaiming
@@ -46,15 +54,15 @@ class Data:
 
 def read_data(args, run, unlabeled=True):
     """The Data of a semi-supervised script, or with `unlabeled=False` of one that sees labelled cases alone."""
-    root = Path(args.root_path)
+    root = find_root(args.root_path)
     if root == run.home / "data/Phantom":
         print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
         with run.ranks.main_first():
             make_phantom(root)
     val = read_list(args.val_list) if args.val_list else []
     train = training_cases(root, val, args.max_samples)
-    more_root = unlabeled and (args.unlabeled_root or (root if (root / "unlabeled.list").exists() else None))
-    more = unlabeled_cases(more_root) if more_root else []
+    more_root = unlabeled and (args.unlabeled_root or (args.root_path if (root / "unlabeled.list").exists() else None))
+    more = unlabeled_cases(find_root(more_root)) if more_root else []
     labeled_bs = args.labeled_bs if unlabeled else args.batch_size
     others_bs = args.batch_size - labeled_bs
     if unlabeled:
@@ -69,11 +77,11 @@ def read_data(args, run, unlabeled=True):
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
     augmented = {"transform": Compose([*rotflip, RandomCrop(args.patch_size), ToTensor("uint8")]), **reading}
     keep = CachedDataset if args.cache else lambda dataset: dataset
-    db_train = keep(LAHeart(root / "data", cases=train, labelnum=args.labelnum, **augmented))
+    db_train = keep(LAHeart(args.root_path, cases=train, labelnum=args.labelnum, **augmented))
     if more:
-        db_more = keep(LAHeart(Path(more_root) / "data", cases=more, labelnum=0, **augmented))
+        db_more = keep(LAHeart(more_root, cases=more, labelnum=0, **augmented))
         db_train = JoinedCases([db_train, db_more])
-    db_val = LAHeart(root / "data", cases=val, **reading)
+    db_val = LAHeart(args.root_path, cases=val, **reading)
     if val and db_val.n_channels != db_train.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
     labeled, rest = range(args.labelnum), range(args.labelnum, len(db_train))

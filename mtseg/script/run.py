@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mtseg.allocator import keep_freed_memory
 from mtseg.checkpoint import load_checkpoint
+from mtseg.datasets import find_root
 from mtseg.distributed import Silent, joined_ranks
 from mtseg.losses import TERMS
 from mtseg.metrics import dice
@@ -100,7 +101,7 @@ class Run:
         parts = {f"{prefixes[name]}model": net for name, net in networks.items()} | updater.parts()
         config = {**vars(args), **data.cases, "n_channels": data.n_channels, "selection": self.selection}
         config |= {"ranks": ranks.world_size, **runfolder.versions(self.device)}
-        config["preprocessing"] = flags.read_config(Path(args.root_path) / "preprocessing.json") or None
+        config["preprocessing"] = flags.read_config(find_root(args.root_path) / "preprocessing.json") or None
         weights = {prefix: f"{prefix}model" for prefix in prefixes.values()}
         self.networks, self.prefixes, self.updater, self.val = networks, prefixes, updater, data.val
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
