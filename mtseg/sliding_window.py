@@ -11,6 +11,10 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
+class NotFiniteScoresError(ArithmeticError):
+    """A network whose output is NaN or infinite; the message is one sentence."""
+
+
 @torch.inference_mode()
 def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2, weighting="uniform", batch_size=None):
     """Average softmax scores over all windows of `image`; returns (label_map, score_map).
@@ -19,17 +23,20 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
     the mode and on the device it is in (call net.eval() first: in training mode, batch normalization would mix the
     windows of a batch; `optimize_for_inference(net)` is faster). Windows of `patch_size` voxels start every
     `stride_xy` voxels along W and H and every `stride_z` along D; the last of each row is moved back to end with the
-    volume. A volume smaller than the patch is padded with 0 on both sides and cut back afterwards.
+    volume. Strides are never larger than the patch (see `covering_strides`), so that a window covers every voxel. A
+    volume smaller than the patch is padded with 0 on both sides and cut back afterwards.
 
     `weighting`: 'uniform', the papers' protocol, or 'gaussian': a window's scores count less towards its border, as in
     nnU-Net (Isensee et al., Nature Methods 2021), by a Gaussian with a deviation of an eighth of the patch.
     `batch_size`: windows that the network sees at a time; by default 2 on the CPU, where more are no faster, and on a
     GPU as many as have 4 million voxels. The scores do not depend on it but for rounding.
-    Beside the image and the scores, memory holds one batch, however large the volume.
+    Beside the image and the scores, memory holds one batch, however large the volume. Of a volume whose scores a GPU
+    has no room for, image and scores stay in the computer's memory.
 
     `label_map`: int64 (W, H, D), the class of the highest score; `score_map`: float32 (num_classes, W, H, D), each
     voxel's (weighted) mean softmax over the windows that cover it; over the classes it sums to 1.
-    Raises ValueError for strides or batches below 1, an unknown weighting or an image of another number of dimensions.
+    Raises ValueError for strides or batches below 1, an unknown weighting or an image of another number of dimensions,
+    and NotFiniteScoresError where the network gives NaN or infinity.
     """
     image = np.asarray(image, dtype=np.float32)
     if image.ndim not in (3, 4):
@@ -40,6 +47,7 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
         raise ValueError(f"weighting is 'uniform' or 'gaussian', not {weighting!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"a batch has at least 1 window, not batch_size={batch_size}")
+    stride_xy, stride_z = covering_strides(stride_xy, stride_z, patch_size)
     image = image[None] if image.ndim == 3 else image
     original = image.shape[1:]
 
@@ -62,42 +70,69 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
     if batch_size is None:
         batch_size = 2 if device.type == "cpu" else max(1, 2**22 // math.prod(patch_size))
 
+    host = place_of_scores(device, math.prod(image.shape[1:]), len(image) + 2 * num_classes + 2)
+
     def outer(vectors):
         # The windows are all combinations of starts, so that what holds along each axis, multiplied, holds in space.
-        w, h, d = (torch.from_numpy(vector.astype(np.float32)).to(device) for vector in vectors)
+        w, h, d = (torch.from_numpy(vector.astype(np.float32)).to(host) for vector in vectors)
         return w[:, None, None] * h[:, None] * d
 
-    volume = torch.from_numpy(image).to(device)
-    score = torch.zeros((num_classes, *image.shape[1:]), device=device)
+    volume = torch.from_numpy(image).to(host)
+    score = torch.zeros((num_classes, *image.shape[1:]), device=host)
     weight = outer(weights) if weighting == "gaussian" else None
     places = itertools.product(*starts)
     while batch := list(itertools.islice(places, batch_size)):
         windows = [(slice(None), *(slice(s, s + p) for s, p in zip(start, patch_size, strict=True))) for start in batch]
-        probabilities = F.softmax(net(torch.stack([volume[window] for window in windows])), dim=1)
+        logits = net(torch.stack([volume[window] for window in windows]).to(device))
+        probabilities = F.softmax(logits, dim=1).to(host)
         if weight is not None:
             probabilities = probabilities * weight
-        for window, own in zip(windows, probabilities, strict=True):
-            score[window] += own
+        for window, scores_of_window in zip(windows, probabilities, strict=True):
+            score[window] += scores_of_window
 
+    if not torch.isfinite(score.sum()):
+        raise NotFiniteScoresError(
+            "the network gives NaN or infinity: its weights are damaged, or the image's values are far from those that "
+            "it was trained on; look at both"
+        )
     score /= outer(totals)
-    kept = tuple(slice(b, b + s) for b, s in zip(before, original, strict=True))
-    score = score[(slice(None), *kept)].contiguous()
+    inside = tuple(slice(b, b + s) for b, s in zip(before, original, strict=True))
+    score = score[(slice(None), *inside)].contiguous()
     # On the CPU, score.argmax(dim=0) gives the same in thirty times the time.
     return score.max(dim=0).indices.cpu().numpy(), score.cpu().numpy()
 
 
-def score_cases(net, samples, score, stride_xy, stride_z, patch_size, num_classes=2):
+def covering_strides(stride_xy, stride_z, patch_size):
+    """(stride_xy, stride_z), each made no larger than the patch: between larger ones, voxels would lie in no window."""
+    return min(stride_xy, *patch_size[:2]), min(stride_z, patch_size[2])
+
+
+def place_of_scores(device, voxels, arrays):
+    """`device` if it is the CPU or a GPU with room for so many float32 `arrays` of `voxels` each, else the CPU.
+
+    Half of a GPU's free memory is left to the network.
+    """
+    if device.type != "cuda":
+        return device
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    room = torch.cuda.mem_get_info(device)[0] + unused
+    return device if 4 * voxels * arrays <= room / 2 else torch.device("cpu")
+
+
+def score_cases(net, samples, score, stride_xy, stride_z, patch_size, num_classes=2, ignore_index=None):
     """For each of `samples` ({'image', 'label'}, as test_single_case takes the image) the mean over foreground classes.
 
-    `score`: of two boolean arrays, prediction and label, a number, such as metrics.dice. `net` is in eval mode
-    meanwhile. Returns a list of floats.
+    `score`: of two boolean arrays, prediction and label, a number, such as metrics.dice. Voxels with the label
+    `ignore_index` belong to no class in either. `net` is in eval mode meanwhile. Returns a list of floats.
     """
     training, scores = net.training, []
     net.eval()
     for sample in samples:
         prediction, _ = test_single_case(net, sample["image"], stride_xy, stride_z, patch_size, num_classes)
-        each = [float(score(prediction == c, sample["label"] == c)) for c in range(1, num_classes)]
-        scores.append(sum(each) / len(each))
+        if ignore_index is not None:
+            prediction[sample["label"] == ignore_index] = ignore_index
+        classes = [c for c in range(1, num_classes) if c != ignore_index]
+        scores.append(sum(float(score(prediction == c, sample["label"] == c)) for c in classes) / len(classes))
     net.train(training)
     return scores
 

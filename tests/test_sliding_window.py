@@ -7,9 +7,16 @@ from reference import FAMILY, assert_digest, fill, wave_input
 from scipy import ndimage, special
 from torch import nn
 
+from mtseg.metrics import dice
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
-from mtseg.sliding_window import optimize_for_inference
+from mtseg.sliding_window import (
+    NotFiniteScoresError,
+    covering_strides,
+    optimize_for_inference,
+    place_of_scores,
+    score_cases,
+)
 from mtseg.sliding_window import test_single_case as single_case
 
 
@@ -64,6 +71,54 @@ def test_windows_lie_where_the_protocol_puts_them():
         single_case(net, corners, 3, 4, (4, 8, 4), batch_size=size)
         assert seen == [(x, 0, z) for x in (0, 3, 6, 7) for z in (0, 4, 5)]
         assert batches == expected
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
+@pytest.mark.parametrize("strides", [(18, 4), (100, 100), (3, 9)])
+def test_strides_larger_than_the_patch_cover_every_voxel(strides, weighting):
+    net = nn.Conv3d(1, 2, 1)
+    image = np.random.default_rng(0).standard_normal((37, 21, 19)).astype(np.float32)
+    label_map, score_map = single_case(net, image, *strides, (16, 8, 8), weighting=weighting)
+    weight, bias = net.weight.detach().numpy().reshape(2, 1, 1, 1), net.bias.detach().numpy().reshape(2, 1, 1, 1)
+    np.testing.assert_allclose(score_map, special.softmax(weight * image + bias, axis=0), atol=1e-6)
+    np.testing.assert_array_equal(label_map, score_map.argmax(axis=0))
+    assert covering_strides(*strides, (16, 8, 8)) == (min(strides[0], 8), min(strides[1], 8))
+
+
+@pytest.mark.parametrize("damage", [float("nan"), 1e31])
+def test_scores_that_are_no_numbers_are_an_error(damage):
+    net = vnet()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.view(-1)[0] = damage
+    with pytest.raises(NotFiniteScoresError, match="gives NaN or infinity"):
+        single_case(net, wave_input((16, 16, 16)).numpy(), 8, 8, (16, 16, 16))
+
+
+def test_validation_leaves_out_the_voxels_that_are_to_be_ignored():
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[:8] = 1
+    image = label.astype(np.float32)
+    image[:, :4] = 1 - image[:, :4]  # is segmented wrongly
+    ignored = label.copy()
+    ignored[:, :4] = 255
+    net = nn.Conv3d(1, 2, 1)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1, 1))
+        net.bias.copy_(torch.tensor([1.0, 0.0]))
+    windows = (net, [{"image": image, "label": ignored}], dice, 8, 8, (16, 16, 16))
+    assert score_cases(*windows, ignore_index=255) == [1.0]
+    assert score_cases(*windows) == [pytest.approx(2 * 12 / (12 + 4 + 12))]
+
+
+def test_score_maps_that_a_gpu_has_no_room_for_stay_in_the_computers_memory(monkeypatch):
+    gpu, used = torch.device("cuda:0"), {"memory_reserved": 30e6, "memory_allocated": 10e6}
+    for name, value in used.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60e6, 100e6))
+    assert place_of_scores(gpu, 10**6, 10) == gpu  # 40 MB of the 80 that are free
+    assert place_of_scores(gpu, 10**6, 11) == torch.device("cpu")
+    assert place_of_scores(torch.device("cpu"), 10**12, 10) == torch.device("cpu")
 
 
 def one_window_at_a_time(net, image, stride_xy, stride_z, patch, importance):

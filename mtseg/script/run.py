@@ -214,7 +214,7 @@ class Run:
         args, dataset, found = self.args, self.val, {}
         self.keeper.check_finite(self.iteration)
         self.progress["waited"] += 1
-        windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes)
+        windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
         for number, (name, net) in enumerate(self.networks.items()):
             samples = map(dataset.read, self.ranks.share(dataset.image_list))
             scores = self.ranks.join(score_cases(net, samples, dice, *windows))
