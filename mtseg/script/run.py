@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from mtseg.allocator import keep_freed_memory
 from mtseg.checkpoint import load_checkpoint
+from mtseg.collate import collate
 from mtseg.datasets import find_root
 from mtseg.distributed import Silent, joined_ranks
 from mtseg.losses import TERMS
@@ -159,6 +160,7 @@ class Run:
             data.train,
             batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, data.labeled_bs),
             num_workers=args.num_workers,
+            collate_fn=collate,
             worker_init_fn=leave_signals_to_main,
             pin_memory=self.device.type == "cuda",
         )
