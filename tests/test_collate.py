@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-import train_sup
 from conftest import make_data
 from torch.utils.data import DataLoader
 
+import train_sup
 from mtseg.cache import CachedDataset
 from mtseg.collate import collate
 from mtseg.datasets import LAHeart
