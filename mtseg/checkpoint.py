@@ -14,6 +14,7 @@ import torch
 # What torch.load raises on files that are cut short, damaged, or no checkpoints at all.
 UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError)
 UNREADABLE += (LookupError, AttributeError, TypeError)
+LARGEST_WEIGHT = 1e12  # its square, times the voxels that are summed over, is still far from float32's largest number
 
 
 class CheckpointError(ValueError):
@@ -83,7 +84,8 @@ def load_checkpoint(path, map_location="cpu"):
 
 
 def find_state_dict(checkpoint):
-    """The state_dict in what `load_checkpoint` gave, without the prefix 'module.' of (Distributed)DataParallel.
+    """The state_dict in what `load_checkpoint` gave, without the prefixes 'module.' of (Distributed)DataParallel and
+    '_orig_mod.' of torch.compile.
 
     Understood are a plain state_dict, and one under 'state_dict', 'model_state_dict' or 'model'. Returns None where
     there is none.
@@ -96,7 +98,24 @@ def find_state_dict(checkpoint):
         return None
     if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         return None
-    return {name.removeprefix("module."): tensor for name, tensor in checkpoint.items()}
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): tensor for name, tensor in checkpoint.items()}
+
+
+def weights_for(net, checkpoint, path):
+    """The state_dict in `checkpoint`, read from file `path`, under the names of `net`, {} where there is none.
+
+    A network with a method `translate(state)`, such as VNet, understands other names too. Raises CheckpointError for
+    weights that are NaN, infinite or beyond 1e12, of which no network computes anything.
+    """
+    state = find_state_dict(checkpoint) or {}
+    for name, tensor in state.items():
+        largest = tensor.detach().float().abs().max().item() if tensor.is_floating_point() and tensor.numel() else 0
+        if not largest <= LARGEST_WEIGHT:
+            raise CheckpointError(
+                f"{path}: is of a training that went wrong ({name} holds {largest:.3g}); take an older checkpoint, or "
+                f"train again with a lower --base_lr"
+            )
+    return net.translate(state) if hasattr(net, "translate") else state
 
 
 def load_weights(net, checkpoint, path):
@@ -104,8 +123,8 @@ def load_weights(net, checkpoint, path):
 
     Understands what `find_state_dict` does. Raises CheckpointError naming what does not fit; `net` is then unchanged.
     """
-    state = find_state_dict(checkpoint)
-    if state is None:
+    state = weights_for(net, checkpoint, path)
+    if not state:
         raise CheckpointError(
             f"{path}: holds no state_dict; save net.state_dict(), or put it under 'state_dict' or 'model_state_dict'"
         )
@@ -133,7 +152,7 @@ def load_fitting(net, checkpoint, path):
     Returns a line for each that was left out, in either direction, with name and shapes; CheckpointError where nothing
     fits.
     """
-    state, own = find_state_dict(checkpoint) or {}, net.state_dict()
+    state, own = weights_for(net, checkpoint, path), net.state_dict()
     fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
     if not fitting:
         raise CheckpointError(f"{path}: no weight in it fits the network by name and shape; give weights of its kind")

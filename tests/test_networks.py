@@ -2,6 +2,8 @@ import pytest
 import torch
 from reference import FAMILY, assert_digest, fill, wave_input
 
+from mtseg.checkpoint import CheckpointError, load_fitting, load_weights
+from mtseg.networks import NETWORKS
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
 
@@ -19,6 +21,69 @@ def test_vnet_gives_the_familys_values(key):
     assert_digest(fill(net)(wave_input((1, 1, 32, 48, 16))), FAMILY["vnet"]["values"][key])
 
 
+def test_weights_of_lasegs_own_strides_load_and_a_side_need_be_a_multiple_of_8_there():
+    shapes = dict(FAMILY["vnet_state_dict"]["entries"])
+    for name in ("block_four_dw.conv.0.weight", "block_five_up.conv.0.weight"):
+        assert shapes[name] == [256, 128, 2, 2, 2]
+        shapes[name] = [256, 128, 2, 2, 1]  # as in LASeg's published weights
+    state = {name: torch.full(shape, 0.5) for name, shape in shapes.items()}
+    settings = VNet.settings_of(state)
+    assert settings == {"strides": [(2, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 1)]}
+    net = load_weights(VNet(1, 2, 16, "batchnorm", True, **settings), state, "laseg.pth")
+    assert all(torch.equal(value, state[name].to(value.dtype)) for name, value in net.state_dict().items())
+    assert net.eval()(torch.zeros(1, 1, 16, 32, 8)).shape == (1, 2, 16, 32, 8)
+    with pytest.raises(ValueError, match=r"\(16, 16, 8\) must divide .* \(16, 16, 12\)"):
+        net(torch.zeros(1, 1, 16, 16, 12))
+    assert VNet.settings_of(VNet().state_dict()) == {"strides": [(2, 2, 2)] * 4}
+    assert VNet.settings_of(UNet().state_dict()) == {}
+
+
+@pytest.mark.parametrize("decoder", ["decoder1", "decoder"])
+def test_mc_nets_names_are_understood(decoder):
+    """Its encoder ends with block_five; a further decoder, which it has in training alone, is left out."""
+    whole = fill(VNet(1, 2, 4, "batchnorm"))
+    below = ("block_one", "block_two", "block_three", "block_four", "block_five.")
+    state = {}
+    for name, value in whole.state_dict().items():
+        if name.startswith(below):
+            state[f"module.encoder.{name}"] = value
+        else:
+            state[f"module.{decoder}.{name}"] = value
+            state[f"module.decoder2.{name}"] = 7 * torch.ones_like(value)
+    x = wave_input((1, 1, 16, 16, 16))
+    for load in (load_weights, load_fitting):
+        net = VNet(1, 2, 4, "batchnorm")
+        load(net, {"state_dict": state}, "mcnet.pth")
+        assert torch.equal(net.eval()(x), whole.eval()(x))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_unets_weights_tell_its_settings(residual, deep_supervision):
+    settings = {"residual": residual, "deep_supervision": deep_supervision}
+    net = UNet(1, 2, n_filters=1, **settings)
+    assert UNet.settings_of(net.state_dict()) == settings
+
+
+@pytest.mark.parametrize("kind", NETWORKS.values())
+def test_in_eval_mode_every_network_gives_one_tensor(kind):
+    more = {"deep_supervision": True} if kind is UNet else {}
+    out = kind(n_channels=1, n_filters=2, **more).eval()(torch.zeros(1, 1, 16, 16, 16))
+    assert isinstance(out, torch.Tensor) and out.shape == (1, 2, 16, 16, 16)
+
+
+@pytest.mark.parametrize("load", [load_weights, load_fitting])
+@pytest.mark.parametrize("damage", [float("nan"), float("inf"), -1e31])
+def test_weights_that_are_no_numbers_or_absurd_are_refused(load, damage):
+    net = UNet(1, 2, n_filters=2)
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    state["up.2.weight"].view(-1)[3] = damage
+    before = net.up[2].weight.clone()
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*up\.2\.weight holds .*take an older"):
+        load(net, state, "a.pth")
+    assert torch.equal(net.up[2].weight, before)
+
+
 @pytest.mark.parametrize("normalization", ["none", "batchnorm", "groupnorm", "instancenorm"])
 @pytest.mark.parametrize("network", [VNet, UNet])
 def test_channels_classes_and_normalization(network, normalization):
@@ -33,7 +98,7 @@ def test_channels_classes_and_normalization(network, normalization):
 def test_unknown_normalization_and_odd_sizes_say_so(network):
     with pytest.raises(ValueError, match="use one of none, batchnorm"):
         network(normalization="layernorm")
-    with pytest.raises(ValueError, match=r"16 must divide each side of \(32, 32, 24\)"):
+    with pytest.raises(ValueError, match=r"16.* must divide .* \(32, 32, 24\)"):
         network(n_channels=1, n_filters=2)(torch.zeros(1, 1, 32, 32, 24))
 
 

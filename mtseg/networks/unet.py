@@ -96,6 +96,11 @@ class UNet(nn.Module):
         self.out_conv = nn.ModuleList(conv(channels[level], n_classes, 1) for level in range(heads))
         self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5)
 
+    @staticmethod
+    def settings_of(state):
+        """{'residual', 'deep_supervision'}: whether the state_dict `state` has the weights of either."""
+        return {"residual": "encoder.1.shortcut.weight" in state, "deep_supervision": "out_conv.1.weight" in state}
+
     def forward(self, x, turnoff_drop=False):
         if x.dim() != self.dims + 2:
             raise ValueError(f"a {self.dims}-D UNet takes {self.dims + 2} axes (N, C, ...), not {tuple(x.shape)}")

@@ -68,42 +68,72 @@ class UpsamplingDeconvBlock(nn.Module):
 
 
 class VNet(nn.Module):
-    """V-Net: five levels, 16 x smaller at the bottom.
+    """V-Net: five levels, by default 16 times smaller at the bottom.
 
     Input: float (N, n_channels, W, H, D), each of W, H, D a multiple of 16; output: logits (N, n_classes, W, H, D).
+    `strides`: of the four downsamplings, each a number or one for each of W, H and D; a side must then be a multiple of
+    the product of its strides. LASeg's published weights are of strides (2, 2, 2, (2, 2, 1)).
     `normalization`: none, batchnorm, groupnorm or instancenorm (the papers on LA use batchnorm).
     `has_dropout`: in training mode whole channels are dropped with p = 0.5 at the bottom and before the last
     convolution. `forward(x, turnoff_drop=True)` leaves them in for that one call.
-    A size that 16 does not divide raises ValueError.
+    Another size raises ValueError.
     """
 
-    def __init__(self, n_channels=3, n_classes=2, n_filters=16, normalization="none", has_dropout=False):
+    def __init__(
+        self,
+        n_channels=3,
+        n_classes=2,
+        n_filters=16,
+        normalization="none",
+        has_dropout=False,
+        strides=(2, 2, 2, 2),
+    ):
         super().__init__()
         self.has_dropout = has_dropout
         f, norm = n_filters, normalization
+        strides = [(stride,) * 3 if isinstance(stride, int) else tuple(stride) for stride in strides]
+        one, two, three, four = strides
+        self.divisors = tuple(math.prod(along) for along in zip(*strides, strict=True))
         self.block_one = ConvBlock(1, n_channels, f, norm)
-        self.block_one_dw = DownsamplingConvBlock(f, 2 * f, normalization=norm)
+        self.block_one_dw = DownsamplingConvBlock(f, 2 * f, one, norm)
         self.block_two = ConvBlock(2, 2 * f, 2 * f, norm)
-        self.block_two_dw = DownsamplingConvBlock(2 * f, 4 * f, normalization=norm)
+        self.block_two_dw = DownsamplingConvBlock(2 * f, 4 * f, two, norm)
         self.block_three = ConvBlock(3, 4 * f, 4 * f, norm)
-        self.block_three_dw = DownsamplingConvBlock(4 * f, 8 * f, normalization=norm)
+        self.block_three_dw = DownsamplingConvBlock(4 * f, 8 * f, three, norm)
         self.block_four = ConvBlock(3, 8 * f, 8 * f, norm)
-        self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, normalization=norm)
+        self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, four, norm)
         self.block_five = ConvBlock(3, 16 * f, 16 * f, norm)
-        self.block_five_up = UpsamplingDeconvBlock(16 * f, 8 * f, normalization=norm)
+        self.block_five_up = UpsamplingDeconvBlock(16 * f, 8 * f, four, norm)
         self.block_six = ConvBlock(3, 8 * f, 8 * f, norm)
-        self.block_six_up = UpsamplingDeconvBlock(8 * f, 4 * f, normalization=norm)
+        self.block_six_up = UpsamplingDeconvBlock(8 * f, 4 * f, three, norm)
         self.block_seven = ConvBlock(3, 4 * f, 4 * f, norm)
-        self.block_seven_up = UpsamplingDeconvBlock(4 * f, 2 * f, normalization=norm)
+        self.block_seven_up = UpsamplingDeconvBlock(4 * f, 2 * f, two, norm)
         self.block_eight = ConvBlock(2, 2 * f, 2 * f, norm)
-        self.block_eight_up = UpsamplingDeconvBlock(2 * f, f, normalization=norm)
+        self.block_eight_up = UpsamplingDeconvBlock(2 * f, f, one, norm)
         self.block_nine = ConvBlock(1, f, f, norm)
         self.out_conv = nn.Conv3d(f, n_classes, 1)
         self.dropout = nn.Dropout3d(p=0.5)
 
+    @staticmethod
+    def settings_of(state):
+        """{'strides': as the shapes of the weights in the state_dict `state` tell them}; {} where it is of no V-Net."""
+        state = VNet.translate(state)
+        names = [f"block_{level}_dw.conv.0.weight" for level in ("one", "two", "three", "four")]
+        return {"strides": [tuple(state[name].shape[2:]) for name in names]} if state.keys() >= set(names) else {}
+
+    @staticmethod
+    def translate(state):
+        """The state_dict `state` under this V-Net's names, where it is of MC-Net's (Wu et al., MICCAI 2021): an encoder
+        and decoders, of which the first, with transposed convolutions, is V-Net's. Any other comes back as it is."""
+        if "encoder.block_one.conv.0.weight" not in state:
+            return state
+        parts = {name: name.partition(".") for name in state}
+        decoder = "decoder1" if any(part == "decoder1" for part, *_ in parts.values()) else "decoder"
+        return {rest: state[name] for name, (part, _, rest) in parts.items() if part in ("encoder", decoder)}
+
     def forward(self, x, turnoff_drop=False):
-        if any(size % 16 for size in x.shape[2:]):
-            raise ValueError(f"VNet halves a volume four times: 16 must divide each side of {tuple(x.shape[2:])}")
+        if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisors, strict=True)):
+            raise ValueError(f"VNet: {self.divisors} must divide the sides of a volume, {tuple(x.shape[2:])}")
         drop = self.has_dropout and not turnoff_drop
 
         x1 = self.block_one(x)

@@ -197,6 +197,7 @@ def training_parser(description, model="supervised", batch_size=2):
     flag("--n_filters", type=positive, default=16, help="channels on the finest level")
     flag("--normalization", choices=NORMALIZATIONS, default="batchnorm", help="normalization after each convolution")
     flag("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
+    flag("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
     flag("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
     flag("--pretrained", metavar="FILE", help="weights to start from: what fits is loaded, what does not is listed")
 
@@ -468,6 +469,8 @@ def check_flags(args):
             )
     if args.deep_supervision_weights and not args.deep_supervision:
         raise FlagError("--deep_supervision_weights without --deep_supervision: there is one output; add the latter")
+    if args.residual and args.network != "unet":
+        raise FlagError(f"--residual with --network {args.network}: only the blocks of unet can add their input")
     if args.deep_supervision and args.network != "unet":
         raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
 
@@ -510,8 +513,8 @@ def network_settings(args, n_channels):
     """The arguments of the network that `args` ask for, on images of `n_channels` channels."""
     settings = {"n_channels": n_channels, "n_classes": args.num_classes, "n_filters": args.n_filters}
     settings |= {"normalization": args.normalization, "has_dropout": args.has_dropout}
-    # Deep supervision adds no weights that inference needs, so a checkpoint's flags may lack it.
-    return settings | ({"deep_supervision": True} if getattr(args, "deep_supervision", False) else {})
+    # Of a checkpoint, inference reads these from the weights; a V-Net does not take them.
+    return settings | {name: True for name in ("deep_supervision", "residual") if getattr(args, name, False)}
 
 
 def markdown_table(parser):
