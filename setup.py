@@ -22,7 +22,7 @@ setup(
         "wandb": ["wandb"],
         "test": [
             *("pytest", "ruff==0.17.5", "medpy", "monai", "nibabel", "pynrrd", "SimpleITK", "tensorboard", "wandb"),
-            *("matplotlib>=3.10", "scikit-image", "pillow", "onnx", "onnxruntime"),
+            *("matplotlib>=3.10", "scikit-image", "pillow", "onnx", "onnxruntime", "markdown-it-py"),
         ],
     },
 )

@@ -10,7 +10,7 @@ Empty masks: where one mask is empty, every score in [0, 1] made of TP, FP and F
 it is 1, as MedPy's Dice and Jaccard. Specificity has the same rule for what lies outside the masks, accuracy needs
 none. Distances are NaN in both cases. Neither says what the others say: count such cases (`is_empty`).
 
-Masks of different shapes and spacings that are not positive raise ValueError.
+Masks of different shapes, masks of arrays without a voxel, and spacings that are not positive raise ValueError.
 """
 
 import itertools
@@ -28,6 +28,8 @@ def _masks(result, reference):
     result, reference = (np.atleast_1d(mask).astype(bool, copy=False) for mask in (result, reference))
     if result.shape != reference.shape:
         raise ValueError(f"masks of different shape: {result.shape} and {reference.shape}")
+    if not result.size:
+        raise ValueError(f"masks of shape {result.shape} hold no voxel: there is nothing to measure")
     return result, reference
 
 

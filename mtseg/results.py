@@ -11,22 +11,48 @@ import math
 
 import numpy as np
 
-# What a table makes of a metric: header, scale, and whether it is a distance, whose header carries the unit.
+# Heading, and kind: a share of 1, shown in %; a distance, whose heading carries the unit.
 METRICS = {
-    "dice": ("Dice %", 100, False),
-    "jaccard": ("Jaccard %", 100, False),
-    "precision": ("Precision %", 100, False),
-    "recall": ("Recall %", 100, False),
-    "specificity": ("Specificity %", 100, False),
-    "accuracy": ("Accuracy %", 100, False),
-    "f1": ("F1 %", 100, False),
-    "volume_similarity": ("Volume similarity %", 100, False),
-    "hd": ("HD", 1, True),
-    "hd95": ("HD95", 1, True),
-    "asd": ("ASD", 1, True),
-    "assd": ("ASSD", 1, True),
-    "nsd": ("NSD %", 100, False),
+    "dice": ("Dice", "share"),
+    "jaccard": ("Jaccard", "share"),
+    "precision": ("Precision", "share"),
+    "recall": ("Recall", "share"),
+    "specificity": ("Specificity", "share"),
+    "accuracy": ("Accuracy", "share"),
+    "f1": ("F1", "share"),
+    "volume_similarity": ("Volume similarity", "share"),
+    "hd": ("HD", "distance"),
+    "hd95": ("HD95", "distance"),
+    "asd": ("ASD", "distance"),
+    "assd": ("ASSD", "distance"),
+    "nsd": ("NSD", "share"),
 }
+
+
+def is_distance(metric):
+    return METRICS.get(metric, ("", ""))[1] == "distance"
+
+
+def scale(metric):
+    """100 for a share, which tables show in %, else 1."""
+    return 100 if METRICS.get(metric, ("", ""))[1] == "share" else 1
+
+
+def heading(metric, unit=""):
+    """'Dice %', 'HD95 mm'; `unit` is that of distances, '' leaves it out. A metric not in METRICS keeps its name."""
+    name, kind = METRICS.get(metric, (metric, ""))
+    return f"{name} {({'share': '%', 'distance': unit}).get(kind, '')}".strip()
+
+
+def csv_cell(value):
+    """`value` for a cell of a CSV file. Text that a spreadsheet would run as a formula gets a ' in front."""
+    if not isinstance(value, str) or value[:1] not in tuple("=+-@\t\r"):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def metrics_of(rows):
@@ -41,7 +67,7 @@ def _value(row, metric):
 
 
 def _is_empty(row):
-    return any(math.isnan(_value(row, key)) for key, (_, _, distance) in METRICS.items() if distance and key in row)
+    return any(math.isnan(_value(row, key)) for key in METRICS if is_distance(key) and key in row)
 
 
 def _mean_std(values):
@@ -99,15 +125,12 @@ def table(rows, unit="voxel"):
     if unit not in ("voxel", "mm"):
         raise ValueError(f"distances are in 'voxel' or in 'mm', not in {unit!r}")
     metrics, several = metrics_of(rows), len({row["class"] for row in rows}) > 1
-    known = [METRICS.get(metric, (metric, 1, False)) for metric in metrics]
-    lines = [["case", "class", *(f"{header} {unit}" if distance else header for header, _, distance in known)]]
+    lines = [["case", "class", *(heading(metric, unit) for metric in metrics)]]
     for row in rows:
-        values = (f"{scale * _value(row, m):.2f}" for m, (_, scale, _) in zip(metrics, known, strict=True))
-        lines.append([str(row["case"]), str(row["class"]), *values])
+        lines.append([str(row["case"]), str(row["class"]), *(f"{scale(m) * _value(row, m):.2f}" for m in metrics)])
     notes = []
     for entry in summarize(rows):
-        pairs = ((entry[m], scale) for m, (_, scale, _) in zip(metrics, known, strict=True))
-        cells = (f"{scale * pair['mean']:.2f} ({scale * pair['std']:.2f})" for pair, scale in pairs)
+        cells = (f"{scale(m) * entry[m]['mean']:.2f} ({scale(m) * entry[m]['std']:.2f})" for m in metrics)
         lines.append(["mean (std)", str(entry["class"]), *cells])
         if entry["empty"] and entry["class"] != "mean":
             where = f" of class {entry['class']}" if several else ""
@@ -129,12 +152,13 @@ def table(rows, unit="voxel"):
 
 
 def to_csv(rows):
-    """Rows as CSV text, unscaled (Dice in 0 .. 1); nan where a value is not defined."""
+    """Rows as CSV text, unscaled (Dice in 0 .. 1), nan where a value is not defined; no cell is a formula (csv_cell)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = metrics_of(rows)
-    writer.writerow(("case", "class", *metrics))
-    writer.writerows([row["case"], row["class"], *(_value(row, metric) for metric in metrics)] for row in rows)
+    writer.writerow(map(csv_cell, ("case", "class", *metrics)))
+    for row in rows:
+        writer.writerow([csv_cell(row["case"]), csv_cell(row["class"]), *(_value(row, metric) for metric in metrics)])
     return text.getvalue()
 
 

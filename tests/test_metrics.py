@@ -195,3 +195,12 @@ def test_real_labels_equal_medpy(la_root):
             a, b = (file["label"][...][tuple(map(slice, shape))] for file in (f, g))
         expected = (binary.dc(a, b), binary.jc(a, b), binary.hd95(a, b), binary.asd(a, b))
         assert metrics.calculate_metric_percase(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_case_of_zero_voxels_is_refused_and_not_dice_1():
+    nothing = np.zeros((5, 0, 4), bool)
+    for metric in (metrics.dice, metrics.jaccard, metrics.accuracy, metrics.hd95, metrics.nsd):
+        with pytest.raises(ValueError, match="no voxel"):
+            metric(nothing, nothing)
+    with pytest.raises(ValueError, match="no voxel"):
+        metrics.all_metrics(nothing, nothing)

@@ -1,6 +1,7 @@
 """The table of results: its numbers against SciPy, the statistics module and closed forms; and what it must say."""
 
 import csv
+import hashlib
 import io
 import json
 import re
@@ -15,7 +16,8 @@ import pytest
 from scipy import stats
 
 from mtseg import report
-from mtseg.report import __main__ as command
+from mtseg.report.__main__ import main
+from mtseg.report.flags import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTOCOL = {"patch_size": [48, 48, 32], "stride_xy": 16, "stride_z": 4}
@@ -69,7 +71,7 @@ def records(table):
 
 
 def test_every_number_of_a_row(runs, scores):
-    table, _ = command.report([runs], baseline="supervised")
+    table, _ = report.report([runs], baseline="supervised")
     row = records(table)["MT", "student"]
     values = scores["MT"]
     number = {name: float(row[f"dice_{name}"]) for name in ("mean", "sd_seeds", "sd_cases", "low", "high", "p")}
@@ -106,7 +108,7 @@ def test_a_result_that_records_its_own_figures(tmp_path):
     write_run(
         tmp_path, dice=[0.5, 0.7], parameters=9449922, inference_seconds=5.0, training_seconds=7300.0, unit="mm", seed=3
     )
-    table, _ = command.report([tmp_path])
+    table, _ = report.report([tmp_path])
     row = records(table)["MT", "student"]
     assert (row["parameters"], row["training_seconds"], row["unit"]) == ("9449922", "7300.0", "mm")
     assert float(row["inference_seconds_a_case"]) == 2.5
@@ -123,7 +125,7 @@ def test_rows_that_are_not_comparable_say_why(tmp_path):
     write_run(tmp_path, "D", dice=dice, selection="test set")
     write_run(tmp_path, "E", dice=dice, dataset="Phantom")
     write_run(tmp_path, "F", dice=dice)
-    table, rows = command.report([tmp_path], baseline="supervised")
+    table, rows = report.report([tmp_path], baseline="supervised")
     why = {row.method: row.incomparable for row in rows}
     assert why["A"] == "other test cases (2, of which 2 are among the 3)"
     assert why["B"] == "distances in mm, not voxel"
@@ -135,9 +137,8 @@ def test_rows_that_are_not_comparable_say_why(tmp_path):
     text = report.to_text(table)
     for row in rows:
         assert row.name + row.mark in text
-        assert f"{row.mark} not comparable with supervised: {row.incomparable}." * bool(row.mark) in text.replace(
-            "\n  ", " "
-        )
+        footnote = f"{row.mark} not comparable with supervised: {row.incomparable}."
+        assert not row.mark or footnote in text.replace("\n  ", " ")
     assert "HD95 mm" not in text  # in a table of both units the heading names neither, and each cell its own
     assert "4.00 mm" in text
 
@@ -152,13 +153,13 @@ def test_rows_that_were_tested_otherwise_say_so(tmp_path):
     write_run(tmp_path, "C", dice=dice, **{**as_usual, "preprocessing": {"spacing": [2, 2, 2]}})
     write_run(tmp_path, "D", dice=dice, input="here/imagesTs", **as_usual)
     write_run(tmp_path, "E", dice=dice, trained_on=["case_1"], **as_usual)
-    _, rows = command.report([tmp_path], baseline="supervised")
+    _, rows = report.report([tmp_path], baseline="supervised")
     why = {row.method: row.incomparable for row in rows}
     assert why["A"] == "postprocessing largest_component and fill_holes, not none; tta flips, not none"
     assert why["B"] == "tolerance 5.0, not 1.0"
     assert why["C"] == "volumes were prepared in another way"
-    assert why["D"] == "tested on the scans in here/imagesTs, not on the cases of a list"
-    assert why["E"] == "tested on 1 cases that it was trained on"
+    assert why["D"] == "tested on the scans in imagesTs, not on the cases of a list"
+    assert why["E"] == "tested on 1 case that it was trained on"
     assert why["supervised"] == ""
 
     # What is measured on the scans' own grid compares, however they were prepared; on other scans it does not.
@@ -166,7 +167,7 @@ def test_rows_that_were_tested_otherwise_say_so(tmp_path):
     write_run(tmp_path / "scans", "F", dice=dice, preprocessing={"spacing": [1, 1, 1]}, **scans)
     write_run(tmp_path / "scans", "G", dice=dice, preprocessing={"spacing": [2, 2, 2]}, **scans)
     write_run(tmp_path / "scans", "H", dice=dice, **{**scans, "input": "there/imagesTs"})
-    _, rows = command.report([tmp_path / "scans"], baseline="F")
+    _, rows = report.report([tmp_path / "scans"], baseline="F")
     assert [row.incomparable for row in rows] == [
         *("", "", "tested on the scans in there/imagesTs, not on the scans in here/imagesTs"),
     ]
@@ -179,10 +180,10 @@ def test_what_was_tested_otherwise_is_no_seed_of_the_same_row(tmp_path, otherwis
     as_usual = {"tolerance": 1.0, "preprocessing": {"spacing": [1, 1, 1]}}
     write_run(tmp_path, seed=1, dice=[0.5, 0.6], **as_usual)
     write_run(tmp_path, seed=2, dice=[0.5, 0.7], **as_usual)
-    _, rows = command.report([tmp_path])
+    _, rows = report.report([tmp_path])
     assert [len(row.results) for row in rows] == [2]
     write_run(tmp_path, seed=2, dice=[0.5, 0.7], **(as_usual | otherwise))
-    _, rows = command.report([tmp_path])
+    _, rows = report.report([tmp_path])
     assert [len(row.results) for row in rows] == [1, 1]
     assert len({row.name for row in rows}) == 2
 
@@ -192,17 +193,17 @@ def test_scans_without_labels_are_no_result_and_no_obstacle(tmp_path):
     folder = next(tmp_path.glob("seed1337/model/*/MT"))
     (folder / "iter_6_imagesTs").mkdir()
     (folder / "iter_6_imagesTs/metrics.json").write_text(json.dumps({"cases": [], "segmented": 3}))
-    table, rows = command.report([tmp_path])
+    table, rows = report.report([tmp_path])
     assert len(rows) == 1 and not any("not been tested" in note for note in table.notes)
     # Ten scans were segmented, two of them measured.
     assert float(next(iter(records(table).values()))["inference_seconds_a_case"]) == 0.5
     with pytest.raises(report.ResultError, match=r"nothing was measured.*--labels"):
-        command.report([folder / "iter_6_imagesTs/metrics.json"])
+        report.report([folder / "iter_6_imagesTs/metrics.json"])
 
 
 def test_published_figures_stand_beside_with_source_and_mark(tmp_path):
     write_run(tmp_path, labelnum=16, dice=[0.5, 0.6])
-    table, rows = command.report([tmp_path], published=ROOT / "data/published/la.csv")
+    table, rows = report.report([tmp_path], published=ROOT / "data/published/la.csv")
     beside = {row.method: row for row in rows[1:]}
     assert beside["UA-MT"].published == pytest.approx({"dice": 0.8888, "jaccard": 0.8021, "hd95": 7.32, "asd": 2.26})
     assert beside["UA-MT"].source == "UA-MT"
@@ -216,7 +217,7 @@ def test_published_figures_stand_beside_with_source_and_mark(tmp_path):
 
 def test_empty_masks_are_counted_and_left_out(tmp_path):
     write_run(tmp_path, dice=[0.0, 0.5, 0.7])
-    table, _ = command.report([tmp_path])
+    table, _ = report.report([tmp_path])
     row = records(table)["MT", "student"]
     assert (row["asd_undefined"], float(row["asd_mean"]), float(row["dice_mean"])) == ("1", 1.0, pytest.approx(0.4))
     assert "not defined for an empty mask, and left out: 1 of ASD" in report.to_text(table)
@@ -226,7 +227,7 @@ def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):
     write_run(tmp_path, seed=1, dice=[0.5], config={"base_lr": 0.01, "python": "3.11"})
     write_run(tmp_path, seed=2, dice=[0.7], config={"base_lr": 0.01, "python": "3.12"})
     write_run(tmp_path, seed=3, dice=[0.9], config={"base_lr": 0.1, "python": "3.12"})
-    _, rows = command.report([tmp_path])
+    _, rows = report.report([tmp_path])
     assert {row.method: [r.seed for r in row.results] for row in rows} == {
         "MT (base_lr 0.01)": [1, 2],
         "MT (base_lr 0.1)": [3],
@@ -238,7 +239,7 @@ def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no
     write_run(tmp_path / "a", seed=1, dice=[0.5, 0.6], config={"consistency": 0.1, "init": "none"})
     write_run(tmp_path / "b", seed=1, dice=[0.7, 0.6], config=recipe | {"config": "mine.json"})
     write_run(tmp_path / "b", seed=2, dice=[0.7, 0.8], config={"consistency": 2.0, "progress": 0})
-    rows = records(command.report([tmp_path])[0])
+    rows = records(report.report([tmp_path])[0])
     assert {method: row["seeds"] for (method, _), row in rows.items()} == {"MT": "1", "MT (config mine.json)": "1 2"}
 
 
@@ -246,7 +247,7 @@ def test_what_is_found_twice_counts_once(tmp_path):
     write_run(tmp_path / "a", dice=[0.5])
     write_run(tmp_path / "b", dice=[0.5])
     one = next((tmp_path / "a").rglob("metrics.json"))
-    table, rows = command.report([tmp_path / "a", one, one.parent, tmp_path / "b"])
+    table, rows = report.report([tmp_path / "a", one, one.parent, tmp_path / "b"])
     assert len(rows) == len(rows[0].results) == 1
     assert sum("counts once" in note for note in table.notes) == 1
 
@@ -262,19 +263,19 @@ def test_classes_one_by_one_and_their_mean(tmp_path):
     write_run(tmp_path, dice=[0.5])
     path = next(tmp_path.rglob("metrics.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"cases": cases}))
-    table, _ = command.report([tmp_path], metrics=["dice", "hd95"], per_class=True)
+    table, _ = report.report([tmp_path], metrics=["dice", "hd95"], per_class=True)
     found = {r["class"]: (r["dice_mean"], r["hd95_mean"], r["hd95_undefined"]) for r in table.records}
     assert found == {
         1: (pytest.approx(0.7), 3.0, 0),
         2: (pytest.approx(0.3), 8.0, 1),
         "mean": (pytest.approx(0.5), 6.0, 1),
     }
-    table, _ = command.report([tmp_path], metrics=["dice"])
+    table, _ = report.report([tmp_path], metrics=["dice"])
     assert [r["class"] for r in table.records] == ["mean"]
 
 
 def test_formats_hold_the_same_table(runs):
-    table, _ = command.report([runs], baseline="supervised")
+    table, _ = report.report([runs], baseline="supervised")
     markdown, latex = report.to_markdown(table), report.to_latex(table)
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     assert len(lines) == 4
@@ -285,7 +286,7 @@ def test_formats_hold_the_same_table(runs):
     assert latex.count("{") == latex.count("}")
     odd = report.Table(["a_b"], [[["5 % & $x^2$ \\ | ü"]]], [["x"]], [], [])
     assert r"5 \% \& \$x\textasciicircum{}2\$ \textbackslash{} | ü \\" in report.to_latex(odd)
-    assert r"5 % & $x^2$ \ \| ü |" in report.to_markdown(odd)
+    assert r"5 % &amp; $x^2$ \\ \| ü |" in report.to_markdown(odd)
 
 
 def test_a_latex_engine_takes_the_table(runs, tmp_path):
@@ -293,7 +294,7 @@ def test_a_latex_engine_takes_the_table(runs, tmp_path):
     if not engine:
         pytest.skip("no LaTeX was found (Debian: apt-get install texlive-latex-recommended)")
     write_run(runs / "odd", "A_b & c^2 ~ <50%", dice=[0.5], unit="mm", selection="test set")
-    table, rows = command.report([runs], baseline="supervised", published=command.PUBLISHED)
+    table, rows = report.report([runs], baseline="supervised", published=PUBLISHED)
     assert {row.mark for row in rows} > {"", "†"}
     document = "\\documentclass{article}\\usepackage[utf8]{inputenc}\\usepackage{booktabs}\\begin{document}\n"
     (tmp_path / "paper.tex").write_text(document + report.to_latex(table) + "\\end{document}\n")
@@ -308,22 +309,22 @@ def test_a_baseline_that_is_not_one_row_says_how_to_name_it(tmp_path):
     write_run(tmp_path, dice=dice, weights="ema_iter_6")
     write_run(tmp_path / "small", dice=dice, weights="iter_6", protocol={**PROTOCOL, "stride_xy": 8})
     with pytest.raises(report.RowError) as error:
-        command.report([tmp_path], baseline="MT")
+        report.report([tmp_path], baseline="MT")
     said = str(error.value)
     folders = [str(path.parent) for path in tmp_path.rglob("metrics.json")]
     assert sum(f"({folder})" in said for folder in folders) == 2
     # What the sentence proposes names one row each.
     calls = re.findall("--baseline '([^']*)'", said)[1:]
-    named = [report.find_baseline(command.report([tmp_path])[1], words) for words in calls]
+    named = [report.find_baseline(report.report([tmp_path])[1], words) for words in calls]
     assert [len(rows) for rows in named] == [1, 1]
     assert {str(rows[0].results[0].path.parent) in said for rows in named} == {True}
-    names = {row.name for row in command.report([tmp_path], baseline="teacher")[1]}
+    names = {row.name for row in report.report([tmp_path], baseline="teacher")[1]}
     assert names == {"MT (stride_xy 16), student", "MT (stride_xy 8), student", "MT, teacher"}
 
 
 def run_report(capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
-        command.main([str(word) for word in arguments])
+        main([str(word) for word in arguments])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
@@ -360,5 +361,123 @@ def test_the_command_writes_the_file_it_is_asked_for(runs, tmp_path):
     words = [sys.executable, "-m", "mtseg.report", runs, "--baseline", "supervised", "--out", tmp_path / "table.tex"]
     done = subprocess.run([str(word) for word in words], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    table, _ = command.report([runs], baseline="supervised")
+    table, _ = report.report([runs], baseline="supervised")
     assert (tmp_path / "table.tex").read_text() == report.to_latex(table)
+
+
+def test_results_of_replaced_weights_are_left_out_and_named(tmp_path):
+    """What --overwrite leaves of the run before: the weights' SHA-256 is another one now."""
+    for seed in (1, 2):
+        write_run(tmp_path, seed=seed, dice=[0.5, 0.6])
+        file = next(tmp_path.glob(f"seed{seed}/model/*/MT/iter_6_test/metrics.json"))
+        weights = file.parent.parent / "iter_6.pth"
+        weights.write_bytes(b"weights of %d" % seed)
+        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint_sha256": sha256}))
+    assert [len(row.results) for row in report.report([tmp_path])[1]] == [2]
+    weights.write_bytes(b"other weights")
+    table, rows = report.report([tmp_path])
+    assert [r.seed for row in rows for r in row.results] == [1]
+    assert any(f"{file} is left out" in note and str(weights) in note for note in table.notes)
+    with pytest.raises(report.ResultError, match=r"holds other weights than those it tested"):
+        report.report([file])
+    # Beside the weights lies another run's config.json by now; a result that lies elsewhere stays, marked, without it.
+    elsewhere = tmp_path / "results"
+    elsewhere.mkdir()
+    (elsewhere / "metrics.json").write_text(file.read_text())
+    (row,) = report.report([elsewhere])[1]
+    assert row.incomparable == "where the tested weights lie are others now"
+    assert row.results[0].config == {}
+
+
+def test_cases_that_were_trained_on_are_marked_in_every_format(tmp_path):
+    """Unlabelled cases count, and so do results that were written before inference.py counted them."""
+    write_run(tmp_path, "supervised", dice=[0.5, 0.6])
+    write_run(tmp_path, dice=[0.5, 0.6], config={"train_cases": ["x"], "unlabeled_cases": ["case_1", "y"]})
+    table, rows = report.report([tmp_path], baseline="supervised")
+    assert {row.method: sorted(row.trained_on) for row in rows} == {"supervised": [], "MT": ["case_1"]}
+    for text in (report.to_text(table), report.to_markdown(table), report.to_latex(table)):
+        assert "tested on 1 case that it was trained on" in text
+    assert "MT, student†" in report.to_markdown(table)
+    assert records(table)["MT", "student"]["not_comparable"] == "tested on 1 case that it was trained on"
+
+
+def test_rows_are_named_as_people_would(tmp_path):
+    """No None, no folder of one machine, no unit behind an unknown number."""
+    write_run(tmp_path / "a", dice=[0.5, 0.6])
+    write_run(tmp_path / "b", dice=[0.5, 0.6], input="/home/someone/data/imagesTs", unit="mm")
+    names = {row.name for row in report.report([tmp_path])[1]}
+    assert names == {
+        "MT (tested on a list; unit voxel), student",
+        "MT (tested on imagesTs; unit mm), student",
+    }
+    write_run(tmp_path / "c", seed=3, dice=[0.5], config={"pretrained": "/home/someone/runs/a/iter_9.pth"})
+    write_run(tmp_path / "c", seed=4, dice=[0.5], config={"pretrained": "/home/someone/runs/b/iter_9.pth"})
+    write_run(tmp_path / "c", seed=5, dice=[0.5], config={"pretrained": None})
+    names = {row.method for row in report.report([tmp_path / "c"])[1]}
+    assert names == {"MT", "MT (pretrained a/iter_9.pth)", "MT (pretrained b/iter_9.pth)"}
+    write_run(tmp_path / "d", "supervised", dice=[0.5, 0.6], labelnum=None)
+    write_run(tmp_path / "d", dice=[0.0, 0.0], unit="mm", labelnum=None)
+    text = report.to_text(report.report([tmp_path / "d"], metrics=["dice", "asd"])[0])
+    assert "- mm" not in text and "None" not in text
+
+
+def test_footnotes_of_a_table_of_classes_name_the_class(tmp_path):
+    cases = [
+        {"case": str(n), "class": label, "dice": 0.1 * n, "hd95": None if label == 2 and n == 3 else 5.0 + n}
+        for n in range(8)
+        for label in (1, 2)
+    ]
+    for method, moved in (("supervised", cases), ("MT", [case | {"dice": case["dice"] / 2} for case in cases])):
+        write_run(tmp_path, method, dice=[0.5])
+        file = next(tmp_path.glob(f"seed1337/model/*/{method}/*/metrics.json"))
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"cases": moved}))
+    table, _ = report.report([tmp_path], baseline="supervised", metrics=["dice", "hd95"], per_class=True)
+    notes = "\n".join(table.notes)
+    assert "MT, student, 8 labels, class 2: not defined for an empty mask, and left out: 1 of HD95" in notes
+    assert "class 1: not defined" not in notes
+    assert "No test of MT, student, 8 labels, class 1: of 8 pairs fewer than 6 differ (HD95)." in notes
+
+
+EVIL = '=cmd|"/c calc"!A0'
+
+
+def test_cells_that_a_spreadsheet_would_run_are_text(tmp_path):
+    write_run(tmp_path, EVIL, dice=[0.5, 0.6], dataset="@SUM(A1)")
+    (record,) = csv.DictReader(io.StringIO(report.to_csv(report.report([tmp_path])[0])))
+    assert (record["method"], record["dataset"]) == (f"'{EVIL}", "'@SUM(A1)")
+    assert all(not cell.startswith(tuple("=+-@")) or float(cell) for cell in record.values())
+
+
+def test_markdown_holds_no_markup_of_a_name(tmp_path):
+    """Against a Markdown reader: what comes out are the names, and no tag but the table's."""
+    markdown = pytest.importorskip("markdown_it", reason="needs markdown-it-py")
+    name = "<img src=x onerror=alert(1)> a|b `c` [d](javascript:alert) \\|"
+    write_run(tmp_path, name, dice=[0.5], dataset="<script>1</script>")
+    text = report.to_markdown(report.report([tmp_path])[0])
+    html = markdown.MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+    tags = {tag.lower() for tag in re.findall(r"</?([a-zA-Z]+)", html)}
+    assert tags <= {"table", "thead", "tbody", "tr", "th", "td", "p", "br"}
+    assert "onerror" in html and "alert" in html  # as text
+    assert {row.count("<td") for row in html.split("<tr>")[2:]} == {len(report.report([tmp_path])[0].columns)}
+
+
+def test_a_latex_line_does_not_begin_with_an_argument():
+    odd = report.Table(["method"], [[["[x] *"]], [["*"]]], [["x"], ["x"]], [], [])
+    lines = report.to_latex(odd).splitlines()
+    assert r"{}[x] * \\" in lines and r"{}* \\" in lines
+
+
+def test_files_of_other_programs_and_types_end_in_a_sentence(tmp_path, capsys):
+    write_run(tmp_path, dice=[0.5])
+    file = next(tmp_path.rglob("metrics.json"))
+    whole = json.loads(file.read_text())
+    wrong = {"input": 3, "preprocessing": "none", "network": [], "protocol": 1, "trained_on": "case_0", "seed": "x"}
+    file.write_text("\ufeff" + json.dumps(whole | wrong))  # a BOM, as editors on Windows write it
+    (row,) = report.report([tmp_path])[1]
+    assert row.trained_on == {"case_0"}
+    file.with_name("metrics.json").write_text(json.dumps(whole | {"method": "A\n\x1b[31mB"}))
+    (row,) = report.report([tmp_path])[1]
+    assert row.method == "A  [31mB"
+    file.write_bytes(b"\xff\xfe\x00")
+    assert "metrics.json" in run_report(capsys, file)

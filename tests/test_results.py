@@ -76,3 +76,10 @@ def test_rows_from_json_give_the_same_table():
     back = json.loads(json.dumps(without_nan(ROWS), allow_nan=False))
     assert table(back) == table(ROWS)
     assert summarize(back) == summarize(ROWS)
+
+
+def test_csv_cells_that_a_spreadsheet_would_run_are_text():
+    rows = [{"case": case, "class": 1, "dice": 0.5, "=1+1": 2.0} for case in ("=1+1", "-x", "@a", "+b", "-1.5", "a=1")]
+    lines = list(csv.reader(to_csv(rows).splitlines()))
+    assert lines[0] == ["case", "class", "dice", "'=1+1"]
+    assert [line[0] for line in lines[1:]] == ["'=1+1", "'-x", "'@a", "'+b", "-1.5", "a=1"]

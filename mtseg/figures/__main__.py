@@ -30,8 +30,7 @@ from mtseg.figures.meshes import MeshError, surfaces
 from mtseg.figures.runs import RunError, boxes, curves, read_curves
 from mtseg.figures.slices import compare, gallery, overlay
 from mtseg.metrics import dice, hd95
-from mtseg.report import ResultError, RowError, find_results, group_results, mark_incomparable
-from mtseg.report.__main__ import per_case
+from mtseg.report import ResultError, RowError, find_results, group_results, mark_rows
 from mtseg.script.flags import FlagError, Parser, one_sentence, positive
 
 ERRORS = (CanvasError, CaseError, MeshError, RunError, ResultError, RowError, FlagError, CheckpointError)
@@ -84,12 +83,12 @@ def draw_curves(paths):
 
 def draw_boxes(paths):
     rows, _ = group_results(find_results(paths)[0])
-    mark_incomparable(rows, rows[0])
+    mark_rows(rows, rows[0])
     odd = next((row for row in rows if row.mark), None)
     if odd:
         raise RowError(f"{odd.name} is not comparable with {rows[0].name} ({odd.incomparable}); leave it out")
     methods = {
-        f"{row.name}, {row.labelnum} labels": {m: list(per_case(row, m).values()) for m in ("dice", "hd95")}
+        f"{row.name}, {row.labelnum} labels": {m: list(row.per_case(m).values()) for m in ("dice", "hd95")}
         for row in rows
     }
     return boxes(methods, rows[0].unit)

@@ -14,8 +14,9 @@ from mtseg.checkpoint import CheckpointError, write_whole
 from mtseg.figures import CanvasError, CaseError, RunError, boxes, curves, named_folders, read_curves, render, style
 from mtseg.figures.__main__ import draw_gallery
 from mtseg.html_report.markup import case_table, html_notes, html_picture, html_settings, html_table, page
-from mtseg.report import METRICS, ResultError, RowError
-from mtseg.report.__main__ import add_flags, per_case, report
+from mtseg.report import ResultError, RowError, report
+from mtseg.report.flags import add_flags
+from mtseg.results import heading, scale
 from mtseg.script.flags import Parser, one_sentence
 
 ERRORS = (CanvasError, CaseError, RunError, ResultError, RowError, CheckpointError)
@@ -38,15 +39,14 @@ def sections_of(args):
     names = {f"{row.name}, {row.labelnum} labels{row.mark}": row for row in own}
     sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes), "Cases": ""}
 
-    values = {name: {metric: per_case(row, metric) for metric in args.metrics} for name, row in names.items()}
+    values = {name: {metric: row.per_case(metric) for metric in args.metrics} for name, row in names.items()}
     if {"dice", "hd95"} <= set(args.metrics) and len({row.unit for row in own}) == 1:
         caption = "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
         shown = {name: {m: list(v[m].values()) for m in ("dice", "hd95")} for name, v in values.items()}
         sections["Cases"] = html_picture(render(boxes(shown, own[0].unit)), caption)
-    kinds = [METRICS.get(metric, (metric, "")) for metric in args.metrics]
-    unit = f" {own[0].unit}" * (len({row.unit for row in own}) == 1)
-    headings = [name + {"share": " %", "distance": unit}.get(kind, "") for name, kind in kinds]
-    every = case_table(values, args.metrics, headings, [100 if kind == "share" else 1 for _, kind in kinds])
+    unit = own[0].unit if len({row.unit for row in own}) == 1 else ""
+    headings = [heading(metric, unit) for metric in args.metrics]
+    every = case_table(values, args.metrics, headings, [scale(metric) for metric in args.metrics])
     sections["Cases"] += f"<details><summary>Every case</summary>{every}</details>"
 
     runs = dict.fromkeys(result.run for row in own for result in row.results if result.run)

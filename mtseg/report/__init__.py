@@ -8,14 +8,15 @@ from mtseg.report.rows import (
     baseline_of,
     find_baseline,
     group_results,
-    mark_incomparable,
+    mark_rows,
     read_published,
+    tell_apart,
 )
 from mtseg.report.summary import average_seeds, bootstrap_interval, paired_test, statistics
-from mtseg.report.table import METRICS, Table, build_table
+from mtseg.report.table import DEFAULT_METRICS, Table, build_table, report
 
 __all__ = [
-    "METRICS",
+    "DEFAULT_METRICS",
     "Result",
     "ResultError",
     "Row",
@@ -28,11 +29,13 @@ __all__ = [
     "find_baseline",
     "find_results",
     "group_results",
-    "mark_incomparable",
+    "mark_rows",
     "paired_test",
     "read_published",
     "read_result",
+    "report",
     "statistics",
+    "tell_apart",
     "to_csv",
     "to_latex",
     "to_markdown",

@@ -1,13 +1,17 @@
 """A table as aligned text, Markdown, LaTeX or CSV.
 
 A table is an object with `columns`: headings; `rows`: for each a list of cells, a cell a list of lines; `notes`:
-sentences beneath; `records`: the same as flat dicts, for CSV. A cell of "-" is unknown.
+sentences beneath; `records`: the same as flat dicts, for CSV. A cell of "-" is unknown. Names come from files of other
+people: no format lets one of them become a command, a link, a tag or a formula.
 """
 
 import csv
 import io
 import math
+import re
 import textwrap
+
+from mtseg.results import csv_cell
 
 # The columns of words; all others are set flush right.
 WORDS = ("dataset", "method", "statistic", "selection", "source")
@@ -29,15 +33,21 @@ def to_text(table):
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
+# What would be a tag, a link, an image, code or the end of a cell.
+MARKDOWN = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\\": "\\\\", "`": "\\`", "|": "\\|", "](": "]\\("}
+
+
 def to_markdown(table):
     """The table in GitHub's Markdown, lines of a cell parted by <br>."""
 
-    def cell(lines):
-        return "<br>".join(line.replace("|", "\\|").replace("<0", "&lt;0") for line in lines)
+    def escape(text):
+        return re.sub(r"\]\(|[&<>\\`|]", lambda special: MARKDOWN[special[0]], text)
 
-    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
-    lines += ["| " + " | ".join(map(cell, row)) + " |" for row in table.rows]
-    return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]) + "\n"
+    def line(cells):
+        return "| " + " | ".join("<br>".join(map(escape, cell)) for cell in cells) + " |"
+
+    lines = [line([name] for name in table.columns), "|" + "---|" * len(table.columns), *map(line, table.rows)]
+    return "\n".join([*lines, "", *(f"{escape(note)}  " for note in table.notes)]) + "\n"
 
 
 LATEX = {
@@ -54,18 +64,22 @@ def to_latex(table):
     def escape(text):
         return "--" if text == "-" else "".join(LATEX.get(character, character) for character in text)
 
+    def line(cells):
+        joined = " & ".join(map(escape, cells)) + r" \\"
+        return "{}" + joined if joined.startswith(("[", "*")) else joined  # not arguments of the line's end before it
+
     numeric = [name not in WORDS for name in table.columns]
     blocks = []
     for row in table.rows:
-        texts = ([escape(cell[n]) if n < len(cell) else "" for cell in row] for n in range(max(map(len, row))))
-        blocks.append("\n".join(" & ".join(line) + r" \\" for line in texts))
+        texts = ([cell[n] if n < len(cell) else "" for cell in row] for n in range(max(map(len, row))))
+        blocks.append("\n".join(map(line, texts)))
     return (
         "\n".join(
             [
                 r"% needs \usepackage{booktabs}",
                 r"\begin{tabular}{@{}" + "".join("r" if right else "l" for right in numeric) + "@{}}",
                 r"\toprule",
-                " & ".join(map(escape, table.columns)) + r" \\",
+                line(table.columns),
                 r"\midrule",
                 "\n\\addlinespace\n".join(blocks),
                 r"\bottomrule",
@@ -83,11 +97,11 @@ def to_latex(table):
 def to_csv(table):
     """A line per row and class with every number, shares in 0 .. 1; what is unknown or not defined is empty."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(table.records[0]), lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(csv_cell, table.records[0]))
     for record in table.records:
-        unknown = {k for k, v in record.items() if v is None or (isinstance(v, float) and math.isnan(v))}
-        writer.writerow({k: "" if k in unknown else v for k, v in record.items()})
+        unknown = {name for name, v in record.items() if v is None or (isinstance(v, float) and math.isnan(v))}
+        writer.writerow("" if name in unknown else csv_cell(value) for name, value in record.items())
     return text.getvalue()
 
 

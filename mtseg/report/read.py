@@ -1,9 +1,11 @@
 """The metrics.json files that inference.py writes, with what the config.json of the checkpoint's run adds."""
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from mtseg.checkpoint import file_sha256
+from mtseg.script.flags import read_config
 
 # What inference.py records of its protocol only where it is not so.
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none"}
@@ -17,8 +19,10 @@ class ResultError(ValueError):
 class Result:
     """What one metrics.json says; None is what it does not say.
 
-    `inference_seconds`: of a case. `input`: the scans that were segmented, None for the cases of a list.
-    `preprocessing`: how the scans or the training data were prepared. `trained_on`: measured cases of the training.
+    `inference_seconds`: of a case. `training_seconds`: see runlog.training_seconds. `input`: the scans that were
+    segmented, None for the cases of a list. `preprocessing`: how the scans or the training data were prepared.
+    `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
+    `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
     """
 
     path: Path
@@ -31,8 +35,9 @@ class Result:
     unit: str
     protocol: dict
     cases: list
-    sha256: str | None = None
-    parameters: int | None = None
+    sha256: tuple = ()
+    replaced: Path | None = None
+    parameters: float | None = None
     inference_seconds: float | None = None
     training_seconds: float | None = None
     run: Path | None = None
@@ -50,28 +55,28 @@ class Result:
 
     def values(self, metric, label="mean"):
         """{case: value} of class `label`, or of the mean over the classes; NaN where (one of) it is not defined."""
-        found = {}
+        values = {}
         for row in self.cases:
             if label in ("mean", row["class"]):
                 value = row.get(metric)
-                found.setdefault(row["case"], []).append(math.nan if value is None else float(value))
-        return {case: sum(values) / len(values) for case, values in found.items()}
+                values.setdefault(row["case"], []).append(math.nan if value is None else float(value))
+        return {case: sum(numbers) / len(numbers) for case, numbers in values.items()}
 
 
-def read_json(path):
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultError(f"{path}: not a JSON file ({error}); make it again or move it away") from error
-    if not isinstance(content, dict):
-        raise ResultError(f"{path}: not a JSON object; make it again or move it away")
-    return content
+def listed(value):
+    """`value`, which stands alone in the file where all checkpoints share it, as a list."""
+    return value if isinstance(value, list) else [] if value in (None, "") else [value]
+
+
+def plain(value):
+    """`value` as text on one line without control characters: names in a file from elsewhere are not trusted."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(value).split()))
 
 
 def read_result(path):
     """The Result of a metrics.json. What it does not record is taken from the config.json of the checkpoint's run."""
     path = Path(path)
-    content = read_json(path)
+    content = read_config(path)
     rows = content.get("cases")
     if rows == []:
         raise ResultError(f"{path}: nothing was measured, the scans had no labels; give inference.py --labels")
@@ -83,70 +88,79 @@ def read_result(path):
                 raise ResultError(f"{path}: {key} of case {row['case']} is {value!r}, no number; test again")
         if not isinstance(row["class"], (int, str)):
             raise ResultError(f"{path}: class {row['class']!r} of case {row['case']} is no class; test again")
-    rows = [{**row, "case": str(row["case"])} for row in rows if row["class"] != "mean"]
-    checkpoints = content.get("checkpoint") or ""
-    checkpoints = [Path(str(c)) for c in (checkpoints if isinstance(checkpoints, list) else [checkpoints])]
-    first = checkpoints[0]
+    rows = [
+        {plain(k): v for k, v in row.items()} | {"case": plain(row["case"])} for row in rows if row["class"] != "mean"
+    ]
+    recorded = [Path(str(checkpoint)) for checkpoint in listed(content.get("checkpoint"))]
+    first = recorded[0] if recorded else Path()
     # inference.py writes to <run>/<checkpoint>_<split>/ unless told otherwise, and the run may have been moved since.
-    run = path.parent.parent if first.stem and path.parent.name.startswith(first.stem) else first.parent
-    config = read_json(run / "config.json") if first.stem and (run / "config.json").is_file() else {}
+    beside = path.parent.parent if first.stem and path.parent.name.startswith(first.stem) else None
+    run = beside or first.parent
+    sha256 = tuple(map(str, listed(content.get("checkpoint_sha256"))))
+    places = [run / checkpoint.name if checkpoint.parent == first.parent else checkpoint for checkpoint in recorded]
+    pairs = zip(places, sha256, strict=False)
+    replaced = next((file for file, tested in pairs if file.is_file() and file_sha256(file) != tested), None)
+    config = read_config(run / "config.json") if first.stem and not replaced else {}
 
     def known(name, default=None, also=None):
         value = content.get(name)
         return config.get(also or name, default) if value is None else value
 
-    network = content.get("network")
-    network = network if isinstance(network, dict) else {}
-    method = known("method", network.get("network", "unknown"), also="model")
-    method = " and ".join(map(str, method)) if isinstance(method, list) else str(method)
-    weights = ""
-    if len(checkpoints) > 1:
-        weights = f"ensemble of {len(checkpoints)}"
-    elif first.name.startswith("ema_"):
-        weights = "teacher"
-    elif "ema_decay" in config:
-        weights = "student"
-    seed, labelnum = known("seed"), known("labelnum")
-
     def number(name):
         value = content.get(name)
         return value if isinstance(value, (int, float)) else None
 
-    protocol = content.get("protocol")
-    protocol = DEFAULTS | protocol if isinstance(protocol, dict) else {}
+    def settings(value):
+        return value if isinstance(value, dict) else {}
+
+    network = settings(content.get("network"))
+    weights = ""
+    if len(recorded) > 1:
+        weights = f"ensemble of {len(recorded)}"
+    elif first.name.startswith("ema_"):
+        weights = "teacher"
+    elif "ema_decay" in config:
+        weights = "student"
+    seed, labelnum, scans = known("seed"), known("labelnum"), content.get("input")
+    protocol = settings(content.get("protocol"))
+    protocol = DEFAULTS | protocol if protocol else {}
     if number("tolerance") is not None:
         protocol["tolerance"] = number("tolerance")
-    segmented, seconds = number("segmented") or len({row["case"] for row in rows}), number("inference_seconds")
-    trained_on = content.get("trained_on")
+    cases = {row["case"] for row in rows}
+    segmented, seconds = number("segmented") or len(cases), number("inference_seconds")
+    seen = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
     return Result(
         path=path,
-        method=method,
+        method=" and ".join(map(plain, listed(known("method", network.get("network", "unknown"), also="model")))),
         weights=weights,
-        dataset=str(known("dataset", "unknown", also="dataset_name")),
+        dataset=plain(known("dataset", "unknown", also="dataset_name")),
         labelnum=labelnum if isinstance(labelnum, int) else None,
         seed=seed if isinstance(seed, int) else None,
-        selection=str(content.get("selection") or "unknown"),
-        unit=str(content.get("unit") or "unknown"),
+        selection=" and ".join(map(plain, listed(content.get("selection")))) or "unknown",
+        unit=plain(content.get("unit") or "unknown"),
         protocol=protocol,
         cases=rows,
-        sha256=str(content.get("checkpoint_sha256") or "") or None,
+        sha256=sha256,
+        replaced=replaced,
         parameters=number("parameters"),
         inference_seconds=None if seconds is None else seconds / segmented,
         training_seconds=number("training_seconds"),
         run=run if config else None,
         config=config,
         network=network,
-        input=content.get("input"),
-        preprocessing=content.get("preprocessing") or config.get("preprocessing"),
-        trained_on=tuple(map(str, trained_on)) if isinstance(trained_on, list) else (),
+        input=None if scans is None else plain(scans),
+        preprocessing=settings(content.get("preprocessing") or config.get("preprocessing")) or None,
+        trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *seen]})),
     )
 
 
 def find_results(paths):
-    """(results, untested runs): all metrics.json at or under `paths`, each once, and the runs without any.
+    """(results, notes): all metrics.json at or under `paths`, each once; sentences on runs and results that are not
+    among them.
 
-    `paths`: run folders, result folders, metrics.json files, or folders above them. Found in a folder, a file of scans
-    that had no labels is passed over. Raises ResultError.
+    `paths`: run folders, result folders, metrics.json files, or folders above them. In a folder, files of scans that
+    had no labels are passed over, and results that lie in a run whose weights were replaced since they were tested.
+    Raises ResultError, and FlagError for a file that is no JSON.
     """
     files, runs = {}, {}
     for path in map(Path, paths):
@@ -157,12 +171,18 @@ def find_results(paths):
         for config in sorted(path.rglob("config.json")) if path.is_dir() else []:
             runs[config.parent.resolve()] = config.parent
     named = {Path(path).resolve() for path in paths}
-    files = {place: file for place, file in files.items() if place in named or read_json(file).get("cases") != []}
-    results = [read_result(file) for file in files.values()]
+    files = {place: file for place, file in files.items() if place in named or read_config(file).get("cases") != []}
+    every = [read_result(file) for file in files.values()]
+    old = [result for result in every if result.replaced and result.replaced.parent in result.path.parents]
+    results = [result for result in every if not any(result is other for other in old)]
+    notes = [f"{o.path} is left out: {o.replaced} holds other weights than those it tested; test them." for o in old]
+    if old and not results:
+        raise ResultError(f"{old[0].path}: {old[0].replaced} holds other weights than those it tested; test them")
     if not results:
         raise ResultError(
             f"{', '.join(map(str, paths))}: no metrics.json there; test a checkpoint first: python inference.py "
             f"--model_path <run>/iter_<N>.pth"
         )
     tested = {parent for file in files for parent in file.parents}
-    return results, [shown for run, shown in runs.items() if run not in tested]
+    notes += [f"{shown} has not been tested." for run, shown in runs.items() if run not in tested]
+    return results, notes

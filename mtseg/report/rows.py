@@ -1,8 +1,6 @@
 """The rows of a table of results: runs that differ in the seed alone share one, published figures have their own.
 
-A result is an object with method, weights, dataset, labelnum, seed, selection, unit, protocol (dict), network (dict),
-config (dict, the run's settings), input, preprocessing, trained_on, sha256, path, and the methods case_names(),
-classes() and values(metric, label).
+Results are read.Result.
 """
 
 import csv
@@ -10,18 +8,19 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from mtseg.report.summary import average_seeds
+from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
+
 MARKS = "†‡§¶‖"
 
-# Settings that say where, how far and how often, and never what is computed: runs that differ in these, in the seed or
-# in versions share a row.
-FREE_SETTINGS = {
-    *("root_path", "dataset_name", "model", "labelnum", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
-    *("save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection", "seed"),
-    *("config", "cache", "keep_last", "keep_memory", "test_only", "tensorboard", "wandb", "progress"),
-    *("python", "torch", "device", "threads"),
+# Runs that differ in these alone, in what a run may be resumed under or in versions, share a row. What else may differ
+# when a run goes on (its length, the weights it began with) makes another row.
+ALIKE = (FREE_SETTINGS | set(VERSIONS) | {"seed", "labelnum"}) - {
+    *("max_iterations", "patience", "teacher_checkpoint", "teacher_checkpoint_for", "pretrained", "exp")
 }
 
 
@@ -50,7 +49,15 @@ class Row:
 
     @property
     def name(self):
-        return self.method + f", {self.weights}" * bool(self.weights)
+        return f"{self.method}, {self.weights}" if self.weights else self.method
+
+    @property
+    def title(self):
+        return self.name if self.labelnum is None else f"{self.name}, {self.labelnum} labels"
+
+    @property
+    def trained_on(self):
+        return set().union(*(result.trained_on for result in self.results))
 
     def case_names(self):
         return self.results[0].case_names()
@@ -63,6 +70,10 @@ class Row:
         tables = [result.values(metric, label) for result in self.results]
         return np.array([[table.get(case, math.nan) for case in self.case_names()] for table in tables])
 
+    def per_case(self, metric, label="mean"):
+        """{case: mean over the seeds} of a metric; NaN where no seed defines it."""
+        return dict(zip(self.case_names(), average_seeds(self.values(metric, label)).tolist(), strict=True))
+
     def mean_of(self, attribute):
         """The mean over the runs of a number each of them records, None where one does not."""
         numbers = [getattr(result, attribute) for result in self.results]
@@ -73,7 +84,7 @@ def read_published(path):
     """Published figures as Rows, from a CSV file like data/published/la.csv (Dice and Jaccard in %)."""
     rows = []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             for entry in csv.DictReader(file):
                 shares = {m: float(entry[m]) / 100 for m in ("dice", "jaccard")}
                 distances = {m: float(entry[m]) for m in ("hd95", "asd")}
@@ -116,78 +127,94 @@ def group_results(results):
     """
     groups, notes, recorded = {}, [], {}
     for result in results:
-        own = recorded.setdefault(result.method, set(result.config))
-        own &= set(result.config)
+        recorded.setdefault(result.method, set(result.config)).intersection_update(result.config)
     for result in results:
-        compared = recorded[result.method] - FREE_SETTINGS - {"exp"}
+        compared = recorded[result.method] - ALIKE - {"exp"}
         settings = {name: value for name, value in result.config.items() if name in compared}
         how = [result.network, result.selection, result.unit, result.protocol, result.case_names(), result.classes()]
         how += [result.input, result.preprocessing]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
-        own = groups.setdefault(key, [])
-        twin = next((other for other in own if result.sha256 and other.sha256 == result.sha256), None)
+        members = groups.setdefault(key, [])
+        twin = next((other for other in members if result.sha256 and other.sha256 == result.sha256), None)
         if twin:
             notes.append(f"{result.path} tests the same checkpoint as {twin.path}; it counts once.")
             continue
-        twin = next((other for other in own if result.seed is not None and other.seed == result.seed), None)
+        twin = next((other for other in members if result.seed is not None and other.seed == result.seed), None)
         if twin:
+            labels = "" if result.labelnum is None else f" with {result.labelnum} labels"
             raise RowError(
-                f"{result.path} and {twin.path}: two results of {result.method} with {result.labelnum} labels and seed "
-                f"{result.seed}, of different weights; give one of them"
+                f"{result.path} and {twin.path}: two results of {result.method}{labels} and seed {result.seed}, of "
+                f"different weights; give one of them"
             )
-        own.append(result)
+        members.append(result)
 
     rows = []
-    for own in groups.values():
-        own.sort(key=lambda result: (result.seed is None, result.seed))
-        one = own[0]
-        rows.append(
-            Row(
-                method=one.method,
-                weights=one.weights,
-                dataset=one.dataset,
-                labelnum=one.labelnum,
-                results=own,
-                test_cases=len(one.case_names()),
-                unit=one.unit,
-                protocol=one.protocol,
-                selection=one.selection,
-            )
-        )
+    for members in groups.values():
+        members.sort(key=lambda result: (result.seed is None, result.seed))
+        one = members[0]
+        shared = {name: getattr(one, name) for name in ("method", "weights", "dataset", "labelnum", "unit")}
+        shared |= {"protocol": one.protocol, "selection": one.selection, "test_cases": len(one.case_names())}
+        rows.append(Row(results=members, **shared))
     rows.sort(key=lambda row: (row.dataset, row.labelnum is None, row.labelnum, row.method != "supervised", row.name))
     for row in rows:
         same = [r for r in rows if (r.dataset, r.labelnum, r.name) == (row.dataset, row.labelnum, row.name)]
         if len(same) > 1:
-            _tell_apart(same)
+            tests = [_how_tested(r) for r in same]
+            for other, words in zip(same, tell_apart([r.results[0].config for r in same], tests), strict=True):
+                other.method += words
     return rows, notes
 
 
-def _tell_apart(rows):
-    """Append to each row's method the settings of its run, and of its test, in which the rows differ."""
-    trained = [{k: v for k, v in row.results[0].config.items() if k not in FREE_SETTINGS - {"config"}} for row in rows]
-    files = {frozen(settings.setdefault("config", None)) for settings in trained}
-    if len(files) < len(rows):
+def _how_tested(row):
+    """What the names of rows that were tested in other ways, or on other scans, say of it."""
+    first = row.results[0]
+    prepared = {f"prepared with {name}": value for name, value in (first.preprocessing or {}).items()}
+    how = {**row.protocol, "selection": row.selection, "unit": row.unit, "cases": row.test_cases, **prepared}
+    how |= {name: value for name, value in first.network.items() if name not in first.config}
+    return how | {"tested on": "a list" if first.input is None else first.input}
+
+
+def tell_apart(configs, tests=None):
+    """For each of several runs of one name the words, such as ' (base_lr 0.1)', that tell it from the others.
+
+    `configs`: their settings; `tests`: how each was tested, of which a setting that some lack is named, too. The name
+    of an experiment, or of its --config, says enough where it differs. Of files and folders the words hold the last
+    parts, from where on they differ; lists too long to print are numbered.
+    """
+    trained = [{k: v for k, v in config.items() if k not in ALIKE or k == "config"} for config in configs]
+    if len({frozen(settings.setdefault("config", None)) for settings in trained}) < len(trained):
         for settings in trained:
             del settings["config"]
-    tested = [row.protocol | {"selection": row.selection, "unit": row.unit, "cases": row.test_cases} for row in rows]
-    for row, settings in zip(rows, tested, strict=True):
-        prepared = row.results[0].preprocessing or {}
-        settings |= {"input": row.results[0].input, **{f"prepared with {name}": prepared[name] for name in prepared}}
-    shown = [{} for _ in rows]
-    for settings in (trained, tested):
-        names = sorted(set.intersection(*map(set, settings)) if settings is trained else set().union(*settings))
+    words = [[] for _ in trained]
+    for settings in (trained, tests or [{} for _ in trained]):
+        names = sorted(set().union(*settings) if settings is tests else set.intersection(*map(set, settings)))
         names = [name for name in names if len({frozen(one.get(name)) for one in settings}) > 1]
-        # The name of an experiment, or of its --config, is what its author tells it apart by; lists of cases are too
-        # long to print.
         for name in [name for name in ("exp", "config") if name in names][:1] or names:
-            for words, one in zip(shown, settings, strict=True):
-                value = one.get(name)
-                if name == "config" and value is None:
-                    continue
-                too_long = isinstance(value, list) and len(value) > 3
-                words[name] = f"other {name}" if too_long else f"{name} {_plain(value)}"
-    for row, words in zip(rows, shown, strict=True):
-        row.method += f" ({'; '.join(words.values())})" * bool(words)
+            values = _without_common_folders([one.get(name) for one in settings])
+            for said, value in zip(words, values, strict=True):
+                if isinstance(value, list) and len(value) > 3:
+                    said.append(f"{name} {values.index(value) + 1}")
+                elif value is not None:
+                    said.append(f"{name} {_plain(value)}")
+                elif settings is trained and name not in PATHS:
+                    said.append(f"{name} off")
+    if len(set(map(tuple, words))) < len(words):
+        words = [[*said, str(number)] for number, said in enumerate(words, start=1)]
+    return [f" ({'; '.join(said)})" if said else "" for said in words]
+
+
+# Settings that are files: a run without one is not told apart by that.
+PATHS = ("config", "teacher_checkpoint", "pretrained")
+
+
+def _without_common_folders(values):
+    """`values`, with those that are paths cut to the last parts in which all of them differ."""
+    paths = {value: Path(value).parts for value in values if isinstance(value, str) and "/" in value.rstrip("/")}
+    for length in range(1, max(map(len, paths.values()), default=0) + 1):
+        short = {value: "/".join(parts[-length:]) for value, parts in paths.items()}
+        if len(set(short.values())) == len(paths):
+            return [short.get(value, value) if isinstance(value, str) else value for value in values]
+    return values
 
 
 def _words(text):
@@ -201,23 +228,23 @@ def find_baseline(rows, words):
     further word goes before those that have.
     """
     wanted = set(_words(words))
-    own = {id(row): set(_words(row.name)) | {str(row.labelnum)} for row in rows if row.results}
-    found = [row for row in rows if row.results and wanted <= own[id(row)]]
-    found = [row for row in found if own[id(row)] <= wanted | {str(row.labelnum)}] or found
-    if not found:
+    known = {id(row): {*_words(row.name), str(row.labelnum)} for row in rows if row.results}
+    named = [row for row in rows if row.results and wanted <= known[id(row)]]
+    named = [row for row in named if known[id(row)] <= wanted | {str(row.labelnum)}] or named
+    if not named:
         names = "; ".join(f"{row.name} {row.labelnum}" for row in rows if row.results)
         raise RowError(f"--baseline {words!r} names no row; there are: {names}")
-    for row in found:
-        twin = next((r for r in found if (r.dataset, r.labelnum) == (row.dataset, row.labelnum) and r is not row), None)
+    for row in named:
+        twin = next((r for r in named if (r.dataset, r.labelnum) == (row.dataset, row.labelnum) and r is not row), None)
         if twin:
             places = " and ".join(f"{r.name} ({r.results[0].path.parent})" for r in (row, twin))
-            # What only one of them is called; a row that lacks such a word is meant by all of its own.
-            more = [sorted(own[id(a)] - own[id(b)]) for a, b in ((row, twin), (twin, row))]
+            # What only one of them is called; a row that lacks such a word is meant by all of its words.
+            more = [sorted(known[id(a)] - known[id(b)]) for a, b in ((row, twin), (twin, row))]
             calls = [[*_words(words), *m] if m else _words(r.name) for m, r in zip(more, (row, twin), strict=True)]
             how = " or ".join(f"--baseline {' '.join(call)!r}" for call in calls)
             how = how if any(more) else "leave one of them out"
             raise RowError(f"--baseline {words!r} names two rows with {row.labelnum} labels, {places}; {how}")
-    return found
+    return named
 
 
 def baseline_of(row, baselines):
@@ -226,51 +253,67 @@ def baseline_of(row, baselines):
     return next((b for b in alike if b.labelnum == row.labelnum), alike[0] if len(alike) == 1 else None)
 
 
-def mark_incomparable(rows, reference):
-    """Give a mark to each row that cannot stand beside `reference`; returns the footnotes, [(mark, why)].
+def mark_rows(rows, reference):
+    """Mark each row that cannot stand beside `reference`, and each whose own figures mislead; returns the footnotes,
+    [(mark, why)].
 
-    What one of the two does not record counts as no difference.
+    What one of two rows does not record counts as no difference.
     """
     footnotes = {}
     for row in rows:
-        reasons = []
-        if row.dataset != reference.dataset:
-            reasons.append(f"dataset {row.dataset}, not {reference.dataset}")
-        elif row.published is not None and row.test_cases != reference.test_cases:
-            reasons.append(f"{row.test_cases} test cases, not {reference.test_cases}")
-        elif row.published is None and row.case_names() != reference.case_names():
-            own, other = set(row.case_names()), set(reference.case_names())
-            reasons.append(f"other test cases ({len(own)}, of which {len(own & other)} are among the {len(other)})")
-        if row.results and row.classes() != reference.classes():
-            reasons.append("other classes")
-        if row.unit != reference.unit:
-            reasons.append(f"distances in {row.unit}, not {reference.unit}")
-        for name in sorted(row.protocol.keys() & reference.protocol.keys()):
-            ours, theirs = row.protocol[name], reference.protocol[name]
-            if frozen(ours) != frozen(theirs):
-                reasons.append(f"{name} {_plain(ours)}, not {_plain(theirs)}")
-        if row.results and reference.results:
-            own, other = row.results[0], reference.results[0]
-            if own.input != other.input:
-                names = [f"the scans in {r.input}" if r.input else "the cases of a list" for r in (own, other)]
-                reasons.append(f"tested on {names[0]}, not on {names[1]}")
-            elif (
-                not own.input and own.preprocessing != other.preprocessing and own.preprocessing and other.preprocessing
-            ):
-                # Scans are measured on their own grid, however they were prepared; volumes of a list are not.
-                reasons.append("volumes were prepared in another way")
-            trained_on = set().union(*(result.trained_on for result in row.results))
-            if trained_on:
-                reasons.append(f"tested on {len(trained_on)} cases that it was trained on")
-        if row.selection != reference.selection:
-            reasons.append(f"checkpoint selected by {row.selection}, not {reference.selection}")
+        faults, differences = _faults(row), _differences(row, reference)
         if row.published is not None:
-            reasons = ["published", *reasons, "cases and voxel size not checked"]
-        if reasons:
-            row.incomparable = "; ".join(reasons)
+            differences.append("cases and voxel size not checked")
+        row.incomparable = "; ".join([*faults, *differences])
+        if row.incomparable:
+            beside = [f"not comparable with {reference.name}: {'; '.join(differences)}"] if differences else []
+            why = "; ".join([*faults, *beside])
             repeats, which = divmod(len(footnotes), len(MARKS))
-            row.mark = footnotes.setdefault(row.incomparable, MARKS[which] * (repeats + 1))
-    return [(mark, f"not comparable with {reference.name}: {why}.") for why, mark in footnotes.items()]
+            row.mark = footnotes.setdefault(why, MARKS[which] * (repeats + 1))
+    return [(mark, f"{why}.") for why, mark in footnotes.items()]
+
+
+def _faults(row):
+    """What is wrong with a row's figures, whatever stands beside them."""
+    if row.published is not None:
+        return ["published"]
+    faults = []
+    if count := len(row.trained_on):
+        faults.append(f"tested on {count} case{'s' if count > 1 else ''} that it was trained on")
+    if any(result.replaced for result in row.results):
+        faults.append("where the tested weights lay are others now")
+    return faults
+
+
+def _differences(row, reference):
+    """What keeps a row from being compared with `reference`."""
+    reasons = []
+    if row.dataset != reference.dataset:
+        reasons.append(f"dataset {row.dataset}, not {reference.dataset}")
+    elif row.published is not None and row.test_cases != reference.test_cases:
+        reasons.append(f"{row.test_cases} test cases, not {reference.test_cases}")
+    elif row.published is None and row.case_names() != reference.case_names():
+        cases, others = set(row.case_names()), set(reference.case_names())
+        reasons.append(f"other test cases ({len(cases)}, of which {len(cases & others)} are among the {len(others)})")
+    if row.results and row.classes() != reference.classes():
+        reasons.append("other classes")
+    if row.unit != reference.unit:
+        reasons.append(f"distances in {row.unit}, not {reference.unit}")
+    for name in sorted(row.protocol.keys() & reference.protocol.keys()):
+        ours, theirs = row.protocol[name], reference.protocol[name]
+        if frozen(ours) != frozen(theirs):
+            reasons.append(f"{name} {_plain(ours)}, not {_plain(theirs)}")
+    if row.results and reference.results:
+        one, other = row.results[0], reference.results[0]
+        if one.input != other.input:
+            names = [name and f"the scans in {name}" for name in _without_common_folders([one.input, other.input])]
+            reasons.append(f"tested on {names[0] or 'the cases of a list'}, not on {names[1] or 'the cases of a list'}")
+        elif not one.input and one.preprocessing and other.preprocessing and one.preprocessing != other.preprocessing:
+            # Scans are measured on their own grid, however they were prepared; volumes of a list are not.
+            reasons.append("volumes were prepared in another way")
+    if row.selection != reference.selection:
+        reasons.append(f"checkpoint selected by {row.selection}, not {reference.selection}")
+    return reasons
 
 
 def _plain(value):

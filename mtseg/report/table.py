@@ -1,29 +1,14 @@
-"""A table of rows and what was computed of them: cells, keys to sort by, and the sentences that explain them.
-
-A row is an object with name, method, weights, dataset, labelnum, test_cases, unit, selection, source, mark,
-incomparable, published (None but for published figures), results (one for each seed), classes() and
-mean_of(attribute).
-"""
+"""The table of results: cells, keys to sort by, and the sentences that explain them."""
 
 import math
 from dataclasses import dataclass
 
-# Heading, and whether it is a share (printed in %), a distance (in the result's unit), or neither.
-METRICS = {
-    "dice": ("Dice", "share"),
-    "jaccard": ("Jaccard", "share"),
-    "precision": ("Precision", "share"),
-    "recall": ("Recall", "share"),
-    "specificity": ("Specificity", "share"),
-    "accuracy": ("Accuracy", "share"),
-    "f1": ("F1", "share"),
-    "nsd": ("NSD", "share"),
-    "volume_similarity": ("Volume similarity", "share"),
-    "hd": ("HD", "distance"),
-    "hd95": ("HD95", "distance"),
-    "asd": ("ASD", "distance"),
-    "assd": ("ASSD", "distance"),
-}
+from mtseg.report.read import ResultError, find_results
+from mtseg.report.rows import baseline_of, find_baseline, group_results, mark_rows, read_published
+from mtseg.report.summary import RESAMPLES, paired_test, statistics
+from mtseg.results import heading, is_distance, scale
+
+DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 # The lines of a cell.
 STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval", "p (pairs)")
 UNKNOWN = "-"
@@ -43,6 +28,47 @@ class Table:
     records: list
 
 
+def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_class=False):
+    """(Table, rows) of all results at or under `paths`. With `per_class`, a line for each class and one for the mean
+    over them, else the latter alone. Raises ResultError, RowError, and FlagError for a file that is no JSON."""
+    results, notes = find_results(paths)
+    rows, more = group_results(results)
+    absent = [m for m in metrics if not any(m in case for result in results for case in result.cases)]
+    if absent:
+        names = sorted({key for case in results[0].cases for key in case} - {"case", "class"})
+        raise ResultError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
+    baselines = find_baseline(rows, baseline) if baseline else []
+    if published:
+        wanted = {(row.dataset, row.labelnum) for row in rows}
+        beside = [row for row in read_published(published) if (row.dataset, row.labelnum) in wanted]
+        more += [] if beside else [f"{published} has no figures for these data and numbers of labels."]
+        rows += beside
+    footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
+    lines = []
+    for row in rows:
+        against = baseline_of(row, baselines)
+        classes = row.classes() if per_class else ()
+        for label in [*(classes if len(classes) > 1 else ()), "mean"]:
+            entries = {metric: _describe(row, metric, label, against, bool(baselines)) for metric in metrics}
+            lines.append((row, label, entries))
+    return build_table(lines, metrics, baselines, footnotes, [*more, *notes], RESAMPLES), rows
+
+
+def _describe(row, metric, label, baseline, tested):
+    """What the table says of one metric of a row: its statistics, and if `tested` the test against `baseline`."""
+    if row.published is not None:
+        return {"mean": row.published.get(metric, math.nan)}
+    entry = statistics(row.values(metric, label))
+    if not tested or baseline is row:
+        return entry
+    if baseline is None:
+        return entry | {"why": f"no baseline with {row.labelnum} labels"}
+    if is_distance(metric) and baseline.unit != row.unit:
+        return entry | {"why": f"distances in {row.unit} and in {baseline.unit}"}
+    p, pairs, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label))
+    return entry | {"p": p, "pairs": pairs, "why": why}
+
+
 def build_table(lines, metrics, baselines=(), footnotes=(), notes=(), resamples=None):
     """The Table of `lines`: (row, class or 'mean', {metric: entry}), in the order in which they are to stand.
 
@@ -51,90 +77,90 @@ def build_table(lines, metrics, baselines=(), footnotes=(), notes=(), resamples=
     entry lacks is unknown. `footnotes`: (mark, sentence); `notes`: further sentences; `resamples`: of the bootstrap.
     """
     rows = list({id(row): row for row, _, _ in lines}.values())
-    own = [row for row in rows if row.results]
+    measured = [row for row in rows if row.results]
     units = {row.unit for row in rows}
-    several_classes = len({label for row in own for label in row.classes()}) > 1
+    unit = next(iter(units)) if len(units) == 1 else ""
+    several_classes = len({label for row in measured for label in row.classes()}) > 1
     columns = ["dataset", "method", "labels", "class", "seeds", "statistic"]
-    columns += [_heading(metric, units) for metric in metrics]
+    columns += [heading(metric, unit) for metric in metrics]
     columns += ["parameters", "training", "inference a case", "selection", "source"]
 
-    cells, keys, records, untested = [], [], [], {}
-    for row, label, found in lines:
-        entries = {metric: NOTHING | found[metric] for metric in metrics}
+    per_class = any(label != "mean" for _, label, _ in lines)
+    cells, keys, records, untested, undefined = [], [], [], {}, []
+    for row, label, given in lines:
+        entries = {metric: NOTHING | given[metric] for metric in metrics}
+        of_class = f", {'mean over the classes' if label == 'mean' else f'class {label}'}" if per_class else ""
         for metric, entry in entries.items():
             if entry["why"]:
-                untested.setdefault(f"{row.name}{row.mark}: {entry['why']}", []).append(_heading(metric, set()))
+                untested.setdefault(f"{row.title}{row.mark}{of_class}: {entry['why']}", []).append(heading(metric))
+        left_out = [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]
+        if left_out:
+            undefined.append(
+                f"{row.title}{of_class}: not defined for an empty mask, and left out: {', '.join(left_out)}."
+            )
         cost = _cost(row)
         head = [row.dataset, row.name + row.mark, row.labelnum, label, len(row.results) or None, ""]
         keys.append([*head, *(entry["mean"] for entry in entries.values()), *cost, row.selection, row.source])
         texts = [[UNKNOWN if value is None else str(value)] for value in head]
-        texts[5] = list(STATISTICS[: 4 if baselines else 3]) if row.results else ["mean"]
-        texts += [_lines(entries[m], m, row, bool(baselines), len(units) > 1) for m in metrics]
+        texts[5] = list(STATISTICS if baselines else STATISTICS[:-1]) if row.results else ["mean"]
+        texts += [_lines(entries[m], m, row, bool(baselines), not unit) for m in metrics]
         shown = [_count(cost[0]), _duration(cost[1]), _duration(cost[2]), row.selection, row.source]
         cells.append([*texts, *([text] for text in shown)])
         records.append(_record(row, label, entries, cost))
 
-    per_class = any(label != "mean" for _, label, _ in lines)
     kept, constant = _columns_that_vary(columns, cells, per_class)
-    remarks = [*(f"{mark} {why}" for mark, why in footnotes), *constant, *_explanations(own, baselines, resamples)]
+    remarks = [*(f"{mark} {why}" for mark, why in footnotes), *constant, *_explanations(measured, baselines, resamples)]
     if several_classes and not per_class:
         remarks.append("All metrics are means over the classes of a case.")
     for why, which in untested.items():
-        remarks.append(f"No test of {why}" + f" ({', '.join(which)})" * (len(set(which)) < len(metrics)) + ".")
-    for record in records:
-        counts = [f"{record[f'{m}_undefined']} of {_heading(m, set())}" for m in metrics if record[f"{m}_undefined"]]
-        if counts:
-            remarks.append(
-                f"{record['method']}, {record['labelnum']} labels: not defined for an empty mask, and left out: "
-                f"{', '.join(counts)}."
-            )
+        of_metrics = f" ({', '.join(which)})" if len(which) < len(metrics) else ""
+        remarks.append(f"No test of {why}{of_metrics}.")
     columns, *rest = ([row[i] for i in kept] for row in [columns, *cells, *keys])
-    return Table(columns, rest[: len(cells)], rest[len(cells) :], [*remarks, *notes], records)
+    return Table(columns, rest[: len(cells)], rest[len(cells) :], [*remarks, *undefined, *notes], records)
 
 
 def _explanations(rows, baselines, resamples):
     """Sentences that say what the statistics of `rows`, tested against `baselines`, are of."""
     seeds = sorted({result.seed for row in rows for result in row.results} - {None})
-    seeds = f" (seeds {', '.join(map(str, seeds))})" if seeds else ""
-    said = [
-        f"mean ± SD over seeds{seeds}: of the seeds' means over the test cases, n - 1; SD over cases: n, averaged over "
+    named = f" (seeds {', '.join(map(str, seeds))})" if seeds else ""
+    how = f" ({resamples} resamples, seed 0)" if resamples else ""
+    sentences = [
+        f"mean ± SD over seeds{named}: of the seeds' means over the test cases, n - 1; SD over cases: n, averaged over "
         f"the seeds.",
-        "95 % interval: percentile bootstrap over the test cases, each averaged over the seeds first"
-        + f" ({resamples} resamples, seed 0)" * bool(resamples)
-        + ".",
+        f"95 % interval: percentile bootstrap over the test cases, each averaged over the seeds first{how}.",
     ]
+    if any(row.mean_of("training_seconds") is not None for row in rows):
+        sentences.append(
+            "training: all iterations, each from waiting for its batch to the updated weights; without validation, "
+            "saving and starting."
+        )
     if baselines:
-        named = "; ".join(f"{row.name}, {row.labelnum} labels" for row in baselines)
-        said.append(
-            f"p: Wilcoxon signed-rank test, two-sided, not corrected for several tests, against {named}, on the same "
+        against = "; ".join(row.title for row in baselines)
+        sentences.append(
+            f"p: Wilcoxon signed-rank test, two-sided, not corrected for several tests, against {against}, on the same "
             f"cases, each averaged over the seeds first; in brackets the pairs."
         )
-    return said
-
-
-def _heading(metric, units):
-    name, kind = METRICS.get(metric, (metric, ""))
-    if kind == "share":
-        return f"{name} %"
-    return f"{name} {next(iter(units))}" if kind == "distance" and len(units) == 1 else name
+    return sentences
 
 
 def _lines(entry, metric, row, tested, name_unit):
     """The lines of one cell: mean and deviation over seeds, deviation over cases, interval, p."""
-    kind = METRICS.get(metric, ("", ""))[1]
-    scale = 100 if kind == "share" else 1
 
     def number(name):
-        return UNKNOWN if math.isnan(entry[name]) else f"{scale * entry[name]:.2f}"
+        return UNKNOWN if math.isnan(entry[name]) else f"{scale(metric) * entry[name]:.2f}"
 
-    unit = f" {row.unit}" if name_unit and kind == "distance" else ""
-    first = number("mean") + f" ± {number('sd_seeds')}" * (len(row.results) > 1) + unit
+    first = number("mean")
+    if len(row.results) > 1:
+        first += f" ± {number('sd_seeds')}"
+    if name_unit and is_distance(metric) and first != UNKNOWN:
+        first += f" {row.unit}"
     if row.published is not None:
         return [first]
     lines = [first, number("sd_cases"), f"[{number('low')}, {number('high')}]"]
-    p = UNKNOWN if math.isnan(entry["p"]) else f"{entry['p']:.3f} ({entry['pairs']})"
-    p = f"<0.001 ({entry['pairs']})" if entry["p"] < 0.001 else p
-    return lines + [p] * tested
+    if tested:
+        p = "<0.001" if entry["p"] < 0.001 else f"{entry['p']:.3f}"
+        lines.append(UNKNOWN if math.isnan(entry["p"]) else f"{p} ({entry['pairs']})")
+    return lines
 
 
 def _cost(row):
@@ -161,7 +187,8 @@ def _duration(seconds):
 def _columns_that_vary(columns, cells, per_class):
     """(indices of the columns to print, sentences for the others): what is the same in all rows is said once."""
     foldable = {"dataset", "parameters", "training", "inference a case", "selection", "source"}
-    foldable |= set() if per_class else {"class"}
+    if not per_class:
+        foldable.add("class")
     kept, sentences = [], []
     for i, name in enumerate(columns):
         values = {tuple(row[i]) for row in cells}

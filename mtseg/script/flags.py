@@ -555,7 +555,7 @@ def check_normalization(args, patches):
 def read_config(path):
     """The settings in a config.json, {} where there is none; FlagError where it is no JSON object."""
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

@@ -1,0 +1,23 @@
+"""The flags of the commands that show a table of results."""
+
+from pathlib import Path
+
+from mtseg.report.table import DEFAULT_METRICS
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "data/published/la.csv"
+
+
+def add_flags(parser):
+    flag = parser.add_argument
+    flag("paths", nargs="+", type=Path, metavar="RUN", help="runs, results, metrics.json files, or folders above them")
+    flag("--baseline", metavar="WORDS", help="row to test against, by words of it: supervised, 'MT teacher', 'MT 8'")
+    flag("--metrics", nargs="+", default=list(DEFAULT_METRICS), metavar="NAME", help="columns of metrics.json")
+    flag("--per_class", action="store_true", help="a line for each class, and one for their mean")
+    flag(
+        "--published",
+        nargs="?",
+        type=Path,
+        const=PUBLISHED,
+        metavar="FILE",
+        help="published figures for the same data and number of labels beside (without FILE: data/published/la.csv)",
+    )
