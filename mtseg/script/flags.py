@@ -4,9 +4,18 @@ import argparse
 import contextlib
 import difflib
 import json
-import math
 import sys
 from pathlib import Path
+
+from mtseg.script.checks import (  # noqa: F401
+    FlagError,
+    check_flags,
+    check_normalization,
+    check_one_stream,
+    check_two_streams,
+)
+from mtseg.script.endings import answer_help, one_sentence  # noqa: F401
+from mtseg.script.values import below_one, classes, fraction, natural, patch_side, positive, rate, within
 
 # What the built-in data is trained with where a flag does not say otherwise: small volumes, minutes on a CPU.
 PHANTOM_SETTINGS = {
@@ -51,10 +60,6 @@ WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... chann
 ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
 
 
-class FlagError(ValueError):
-    """Flags that contradict each other or the data; the message is one sentence that names them."""
-
-
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with the default behind each flag that has one."""
 
@@ -80,6 +85,20 @@ class Parser(argparse.ArgumentParser):
 
     make_error = None
 
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse's, and an error where a flag is given twice: the first would be passed over without a word."""
+        words = sys.argv[1:] if args is None else [str(word) for word in args]
+        seen = {}
+        for word in words:
+            option = word.partition("=")[0]
+            action = self._option_string_actions.get(option)
+            if action in seen:
+                both = option if option == seen[action] else f"{seen[action]} and {option}"
+                self.error(f"{both}: this flag is given twice; give it once")
+            if action is not None:
+                seen[action] = option
+        return super().parse_known_args(words, namespace)
+
     def error(self, message):
         if self.make_error is not None:
             raise self.make_error(message)
@@ -89,90 +108,6 @@ class Parser(argparse.ArgumentParser):
             message += f"; did you mean {near[0]}?" if near else ""
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
-
-
-def answer_help(parser, name):
-    """In a script, whose `name` is '__main__': answer --help and misspelt flags now, before PyTorch is loaded."""
-    if name == "__main__":
-        parser.parse_args()
-
-
-@contextlib.contextmanager
-def one_sentence(*errors):
-    """Turn the errors that mtseg's modules define, whose messages are sentences for the user, and the `errors` given,
-    into a line on stderr and exit code 2."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception as error:
-        if not isinstance(error, errors) and type(error).__module__.partition(".")[0] != "mtseg":
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-
-
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
-
-
-def natural(text):
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return number
-
-
-def classes(text):
-    number = int(text)
-    if not 2 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"{text} is not between 2 and 256 (background is a class)")
-    return number
-
-
-def patch_side(text):
-    number = positive(text)
-    if number % 16:
-        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 16, and the networks halve a patch four times")
-    return number
-
-
-def loss_terms(text):
-    terms = {}
-    for term in text.split(","):
-        name, _, weight = term.strip().partition(":")
-        if name not in ("ce", "dice", "focal", "tversky") or name in terms:
-            raise argparse.ArgumentTypeError(f"{term!r} is none of ce, dice, focal, tversky, or stands there twice")
-        terms[name] = rate(weight or "1")
-    return text
-
-
-def rate(text):
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def fraction(text):
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number
-
-
-def within(limit):
-    def bounded(text):
-        number = rate(text)
-        if number > limit:
-            raise argparse.ArgumentTypeError(f"{text} is above {limit}")
-        return number
-
-    return bounded
 
 
 def training_parser(description, model="supervised", batch_size=2):
@@ -206,7 +141,7 @@ def training_parser(description, model="supervised", batch_size=2):
     flag("--base_lr", type=rate, default=0.01, help="learning rate at the start, after the warm-up")
     flag("--momentum", type=fraction, default=0.9, help="of sgd")
     flag("--nesterov", action=switch, default=False, help="sgd: Nesterov's momentum")
-    flag("--betas", type=fraction, nargs=2, default=[0.9, 0.999], metavar=("B1", "B2"), help="of adam and adamw")
+    flag("--betas", type=below_one, nargs=2, default=[0.9, 0.999], metavar=("B1", "B2"), help="of adam and adamw")
     flag("--weight_decay", type=rate, default=1e-4, help="of every optimizer")
     flag("--lr_schedule", choices=SCHEDULES, default="step", help="course of the learning rate")
     flag("--lr_step", type=positive, default=2500, help="iterations: of step, exponential, cosine_restarts")
@@ -216,7 +151,7 @@ def training_parser(description, model="supervised", batch_size=2):
     flag("--warmup_iterations", type=natural, default=0, help="iterations over which the rate rises to --base_lr")
 
     flag = parser.add_argument_group("supervised loss").add_argument
-    flag("--loss", type=loss_terms, default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, focal and tversky")
+    flag("--loss", default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, focal and tversky")
     flag("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
     flag("--deep_supervision_weights", type=rate, nargs=4, metavar="WEIGHT", help=DEEP_SUPERVISION)
     flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
@@ -389,124 +324,60 @@ def parse_inference(parser, argv, la_folder):
 
 
 def parse(parser, argv, la_folder, phantom_folder):
-    """The flags in `argv`, after those of its --config. Without --root_path: `la_folder` where it has a train.list,
-    else the Phantom data's folder and PHANTOM_SETTINGS for all flags not given; --dataset_name says which by name."""
+    """The flags in `argv`, those of its --config that it does not give, and defaults for the rest.
+
+    Without --root_path: `la_folder` where it has a train.list, else the Phantom data's folder and PHANTOM_SETTINGS as
+    defaults; --dataset_name says which by name.
+    """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
-    finder = Parser(add_help=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(argv)[0].config
-    if path is not None:
-        argv = [*config_words(parser, Path(path)), *argv]
-    args = parser.parse_args(argv)
-    if args.root_path is None:
-        parser.set_defaults(dataset_name=None)
-        named = parser.parse_args(argv).dataset_name
-        if named == "Phantom" or (named is None and not (la_folder / "train.list").is_file()):
-            parser.set_defaults(root_path=str(phantom_folder), **PHANTOM_SETTINGS)
+    given = given_flags(parser, argv)
+    config = config_settings(parser, Path(given["config"])) if given.get("config") else {}
+    chosen = {**config, **given}
+    settings = {}
+    if chosen.get("root_path") is None:
+        name = chosen.get("dataset_name")
+        if name == "Phantom" or (name is None and not (la_folder / "train.list").is_file()):
+            settings = {**PHANTOM_SETTINGS, "root_path": str(phantom_folder)}
         else:
-            parser.set_defaults(root_path=str(la_folder), dataset_name="LA")
-        args = parser.parse_args(argv)
-    check_flags(args)
+            settings = {"root_path": str(la_folder), "dataset_name": "LA"}
+    args = parser.parse_args(argv, argparse.Namespace(**{**settings, **config}))
+    check_flags(args, given)
     return args
 
 
-def config_words(parser, path):
-    """The settings of the JSON file `path` as words of a command line; FlagError names a wrong key or value.
+def given_flags(parser, argv):
+    """{name: value} of the flags that stand in `argv`."""
+    absent = object()
+    names = {action.dest: absent for action in parser._actions if action.dest != "help"}
+    values = vars(parser.parse_args(argv, argparse.Namespace(**names)))
+    return {name: value for name, value in values.items() if name in names and value is not absent}
+
+
+def config_settings(parser, path):
+    """{name: value} of the flags in the JSON file `path`; FlagError names a wrong key or value.
 
     Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over.
     """
     if not path.is_file():
         raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
     known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
-    words = []
+    settings = {}
     for key, value in read_config(path).items():
         if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
             continue
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise FlagError(f"{path}: unknown key {key!r}; the nearest flag is {near[0]!r}")
+        if value is None:
+            continue
         switch = isinstance(known[key], argparse.BooleanOptionalAction)
-        if switch and isinstance(value, bool):
-            words.append(f"--{key}" if value else f"--no-{key}")
-        elif switch or isinstance(value, (dict, bool)):
+        entries = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        if isinstance(value, bool) != switch or isinstance(value, dict) or any(e.startswith("--") for e in entries):
             raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
-        elif value is not None:
-            own = [f"--{key}", *(str(entry) for entry in (value if isinstance(value, list) else [value]))]
-            with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
-                parser.parse_args(own)
-            words += own
-    return words
-
-
-def check_flags(args):
-    """FlagError where flags contradict each other, whatever the data."""
-    if args.batch_size % args.accumulation_steps:
-        raise FlagError(
-            f"--accumulation_steps {args.accumulation_steps} does not divide --batch_size {args.batch_size}: change one"
-        )
-    if args.warmup_iterations >= args.max_iterations:
-        raise FlagError(
-            f"--warmup_iterations {args.warmup_iterations} is not less than --max_iterations {args.max_iterations}: "
-            f"nothing would be left after the warm-up"
-        )
-    for name, given in (("--patience", args.patience), ("--lr_schedule plateau", args.lr_schedule == "plateau")):
-        if given and not args.val_list:
-            raise FlagError(f"{name} without --val_list: it goes by the Dice of the cases there, every --val_freq")
-    if args.class_weights and len(args.class_weights) != args.num_classes:
-        raise FlagError(
-            f"--class_weights gives {len(args.class_weights)} weights and --num_classes {args.num_classes}: give one "
-            f"for each class, background first"
-        )
-    if getattr(args, "consistency_warmup", 0) >= args.max_iterations:
-        raise FlagError(
-            f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}: "
-            f"nothing would ever be compared"
-        )
-    for name, given in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
-        if args.winograd and given:
-            raise FlagError(
-                f"--winograd with {name}: it has compiled loops of its own, in float32; choose one of the two"
-            )
-    if args.deep_supervision_weights and not args.deep_supervision:
-        raise FlagError("--deep_supervision_weights without --deep_supervision: there is one output; add the latter")
-    if args.residual and args.network != "unet":
-        raise FlagError(f"--residual with --network {args.network}: only the blocks of unet can add their input")
-    if args.deep_supervision and args.network != "unet":
-        raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
-
-
-def check_one_stream(args, n_cases):
-    """FlagError where the labelled cases, the first of `n_cases` in train.list, are too few."""
-    if args.labelnum > n_cases:
-        raise FlagError(
-            f"--labelnum {args.labelnum} is more than the {n_cases} training cases of "
-            f"{Path(args.root_path) / 'train.list'}: take fewer"
-        )
-    if args.labelnum < args.batch_size:
-        raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
-
-
-def check_two_streams(args, n_cases, n_unlabeled):
-    """FlagError where labelled and unlabelled cases, `n_cases` in train.list and `n_unlabeled` of its own, are too few
-    for the batches that --labeled_bs and --batch_size ask for."""
-    if not 0 < args.labeled_bs < args.batch_size:
-        raise FlagError(
-            f"--labeled_bs {args.labeled_bs} with --batch_size {args.batch_size}: a batch holds labelled and "
-            f"unlabelled patches, so --labeled_bs is at least 1 and less than --batch_size"
-        )
-    left, train_list = n_cases - args.labelnum + n_unlabeled, Path(args.root_path) / "train.list"
-    if left <= 0 or args.labelnum > n_cases:
-        raise FlagError(
-            f"--labelnum {args.labelnum} leaves nothing unlabelled of the {n_cases} training cases of {train_list}: "
-            f"take fewer, or use train_sup.py, which needs no unlabelled cases"
-        )
-    if args.labelnum < args.labeled_bs:
-        raise FlagError(f"--labelnum {args.labelnum} is less than --labeled_bs {args.labeled_bs}: lower the latter")
-    if left < args.batch_size - args.labeled_bs:
-        raise FlagError(
-            f"--labelnum {args.labelnum} leaves {left} cases unlabelled, fewer than the "
-            f"{args.batch_size - args.labeled_bs} of a batch: lower --labelnum or --batch_size"
-        )
+        words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
+        with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
+            settings[key] = given_flags(parser, words)[key]
+    return settings
 
 
 def network_settings(args, n_channels):
@@ -534,22 +405,6 @@ def markdown_table(parser):
             values = "" if action.choices is None else ": " + ", ".join(f"`{choice}`" for choice in action.choices)
             lines.append(f"| `{action.option_strings[0]}` | {shown} | {text}{values} |")
     return "\n".join(lines[1:])
-
-
-def check_normalization(args, patches):
-    """FlagError where a batch of `patches` patches leaves one voxel a channel at the bottom, with nothing to normalise.
-
-    The networks' bottom is 16 times smaller than the patch.
-    """
-    voxels = math.prod(side // 16 for side in args.patch_size)
-    if voxels * (patches if args.normalization == "batchnorm" else 1) == 1 and args.normalization in (
-        "batchnorm",
-        "instancenorm",
-    ):
-        raise FlagError(
-            f"--patch_size 16 16 16 with --normalization {args.normalization} and {patches} patches at a time: one "
-            f"voxel is left at the bottom of the network, which has no variance; take larger patches or groupnorm"
-        )
 
 
 def read_config(path):

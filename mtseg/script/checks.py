@@ -1,0 +1,141 @@
+"""Flags that contradict each other or the data, found before anything is read or written."""
+
+import math
+from pathlib import Path
+
+
+class FlagError(ValueError):
+    """Flags that contradict each other or the data; the message is one sentence that names them."""
+
+
+def check_flags(args, given=()):
+    """FlagError where flags contradict each other, whatever the data; `given`: those of the command line, by name."""
+    from mtseg.losses import parse_loss  # not above: PyTorch takes seconds, and --help is answered before
+
+    try:
+        terms = parse_loss(args.loss)
+    except ValueError as error:
+        raise FlagError(f"--loss: {error}") from error
+    check_used(args, given, terms)
+    if args.batch_size % args.accumulation_steps:
+        raise FlagError(
+            f"--accumulation_steps {args.accumulation_steps} does not divide --batch_size {args.batch_size}: change one"
+        )
+    if args.warmup_iterations >= args.max_iterations:
+        raise FlagError(
+            f"--warmup_iterations {args.warmup_iterations} is not less than --max_iterations {args.max_iterations}: "
+            f"nothing would be left after the warm-up"
+        )
+    if getattr(args, "consistency_warmup", 0) >= args.max_iterations:
+        raise FlagError(
+            f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}: "
+            f"nothing would ever be compared"
+        )
+    if args.val_list and not Path(args.val_list).is_file():
+        raise FlagError(f"--val_list {args.val_list}: no such file; give a text file with the name of a case a line")
+    if args.lr_schedule == "plateau" and not args.val_list:
+        raise FlagError("--lr_schedule plateau without --val_list: it goes by the Dice of the cases there")
+    if args.lr_schedule == "plateau" and args.lr_gamma == 1:
+        raise FlagError("--lr_schedule plateau with --lr_gamma 1: the rate would never fall; take a factor below 1")
+    if args.nesterov and args.momentum == 0:
+        raise FlagError("--nesterov with --momentum 0: there is no momentum to look ahead with; change one")
+    if args.class_weights and len(args.class_weights) != args.num_classes:
+        raise FlagError(
+            f"--class_weights gives {len(args.class_weights)} weights and --num_classes {args.num_classes}: give one "
+            f"for each class, background first"
+        )
+    for name in ("class_weights", "deep_supervision_weights"):
+        if getattr(args, name) is not None and not any(getattr(args, name)):
+            raise FlagError(f"--{name}: all weights are 0, so nothing would be learned; give one above 0")
+    if args.ignore_index is not None and 0 < args.ignore_index < args.num_classes:
+        raise FlagError(
+            f"--ignore_index {args.ignore_index} is a foreground class of --num_classes {args.num_classes}: it would "
+            f"never be learned; give the value of voxels that are not labelled, often 255"
+        )
+    for name, wanted in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
+        if args.winograd and wanted:
+            raise FlagError(
+                f"--winograd with {name}: it has compiled loops of its own, in float32; choose one of the two"
+            )
+    if args.residual and args.network != "unet":
+        raise FlagError(f"--residual with --network {args.network}: only the blocks of unet can add their input")
+    if args.deep_supervision and args.network != "unet":
+        raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
+
+
+def check_used(args, given, terms):
+    """FlagError where a flag would change nothing, since another one, which it belongs to, is not set.
+
+    What the command line gives must be used. A settings file may hold every flag of another run; of those, only what
+    is off by default and was turned on must be.
+    """
+    sgd, schedule = args.optimizer == "sgd", args.lr_schedule
+    rules = {
+        "momentum": (sgd, "--optimizer sgd"),
+        "nesterov": (sgd, "--optimizer sgd"),
+        "betas": (not sgd, "--optimizer adam or adamw"),
+        "lr_step": (schedule in ("step", "exponential", "cosine_restarts"), "a --lr_schedule that has steps"),
+        "lr_gamma": (schedule in ("step", "exponential", "plateau"), "--lr_schedule step, exponential or plateau"),
+        "lr_power": (schedule == "poly", "--lr_schedule poly"),
+        "lr_patience": (schedule == "plateau", "--lr_schedule plateau"),
+        "class_weights": (terms.keys() & {"ce", "focal"}, "ce or focal in --loss"),
+        "deep_supervision_weights": (args.deep_supervision, "--deep_supervision"),
+        "val_freq": (args.val_list, "--val_list"),
+        "patience": (args.val_list, "--val_list"),
+        "teacher_checkpoint_for": (getattr(args, "teacher_checkpoint", None), "--teacher_checkpoint"),
+    }
+    for name, (used, needed) in rules.items():
+        value = getattr(args, name, None)
+        turned_on = name in ("nesterov", "class_weights", "deep_supervision_weights", "patience")
+        if (turned_on or name in given) and value not in (None, False) and not used:
+            raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
+
+
+def check_one_stream(args, n_cases):
+    """FlagError where the labelled cases, the first of `n_cases` in train.list, are too few."""
+    if args.labelnum > n_cases:
+        raise FlagError(
+            f"--labelnum {args.labelnum} is more than the {n_cases} training cases of "
+            f"{Path(args.root_path) / 'train.list'}: take fewer"
+        )
+    if args.labelnum < args.batch_size:
+        raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
+
+
+def check_two_streams(args, n_cases, n_unlabeled):
+    """FlagError where labelled and unlabelled cases, `n_cases` in train.list and `n_unlabeled` of its own, are too few
+    for the batches that --labeled_bs and --batch_size ask for."""
+    if not 0 < args.labeled_bs < args.batch_size:
+        raise FlagError(
+            f"--labeled_bs {args.labeled_bs} with --batch_size {args.batch_size}: a batch holds labelled and "
+            f"unlabelled patches, so --labeled_bs is at least 1 and less than --batch_size"
+        )
+    left, train_list = n_cases - args.labelnum + n_unlabeled, Path(args.root_path) / "train.list"
+    if left <= 0 or args.labelnum > n_cases:
+        raise FlagError(
+            f"--labelnum {args.labelnum} leaves nothing unlabelled of the {n_cases} training cases of {train_list}: "
+            f"take fewer, or use train_sup.py, which needs no unlabelled cases"
+        )
+    if args.labelnum < args.labeled_bs:
+        raise FlagError(f"--labelnum {args.labelnum} is less than --labeled_bs {args.labeled_bs}: lower the latter")
+    if left < args.batch_size - args.labeled_bs:
+        raise FlagError(
+            f"--labelnum {args.labelnum} leaves {left} cases unlabelled, fewer than the "
+            f"{args.batch_size - args.labeled_bs} of a batch: lower --labelnum or --batch_size"
+        )
+
+
+def check_normalization(args, patches):
+    """FlagError where a batch of `patches` patches leaves one voxel a channel at the bottom, with nothing to normalise.
+
+    The networks' bottom is 16 times smaller than the patch.
+    """
+    voxels = math.prod(side // 16 for side in args.patch_size)
+    if voxels * (patches if args.normalization == "batchnorm" else 1) == 1 and args.normalization in (
+        "batchnorm",
+        "instancenorm",
+    ):
+        raise FlagError(
+            f"--patch_size 16 16 16 with --normalization {args.normalization} and {patches} patches at a time: one "
+            f"voxel is left at the bottom of the network, which has no variance; take larger patches or groupnorm"
+        )
