@@ -12,8 +12,9 @@ Weak and strong views: Sohn et al., "FixMatch", NeurIPS 2020 (arXiv:2001.07685);
 semantic segmentation needs strong, varied perturbations", BMVC 2020 (arXiv:1906.01916). Boxes from labelled images:
 Bai et al., "Bidirectional Copy-Paste for Semi-Supervised Medical Image Segmentation", CVPR 2023 (arXiv:2305.00673).
 
-Batches are (N, C, W, H, D) or (N, C, W, H), on any device; labels (N, W, H, D) or (N, W, H). All that is random is
-drawn from PyTorch's global CPU generator, whatever the device, and independently for every sample of the batch.
+Batches are (N, C, W, H, D) or (N, C, W, H), on any device; labels (N, W, H, D) or (N, W, H). Everything random is drawn
+independently for every sample of the batch: the noise from the global generator of the batch's device, all else from
+PyTorch's global CPU generator, whatever the device.
 """
 
 import math
@@ -161,7 +162,7 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
         unit = (view - low) / (high - low).clamp(min=torch.finfo(view.dtype).tiny)
         view = low + (high - low) * unit ** _per_sample(exponent, view)
     if strengths.noise:
-        view = view + _per_sample(strengths.noise * noise, view) * torch.randn(view.shape, device="cpu").to(device)
+        view = view + _per_sample(strengths.noise * noise, view) * torch.randn(view.shape, device=device)
     if strengths.cutout:
         boxes = _boxes(cut_boxes, size, strengths.cutout, device)
         view = torch.where(boxes, view.mean(axes, keepdim=True), view)

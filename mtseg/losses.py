@@ -90,7 +90,8 @@ def focal_loss(input_logits, target, gamma=2.0, class_weights=None, ignore_index
     """(1 - p)^gamma (-log p) with p the softmax probability of the voxel's class: few easy voxels, many hard ones.
 
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv:1708.02002), equation 4; their alpha is
-    `class_weights`. Shapes and mean as in `cross_entropy_loss`, which it equals for gamma = 0.
+    `class_weights`. Shapes and mean as in `cross_entropy_loss`, which it equals for gamma = 0. The gradient flows
+    through both p, as in the paper; implementations that take (1 - p)^gamma as a constant weight give other gradients.
     """
     if gamma < 0:
         raise ValueError(f"gamma is {gamma}: the focal loss takes one of at least 0")

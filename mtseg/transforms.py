@@ -27,11 +27,18 @@ def pad_to(array, size, value=0):
 def _crop(sample, size, start):
     """Cut `size` out of image and label, both padded with 0 first; `start(room)` gives an axis's first voxel."""
     image, label = pad_to(sample["image"], size), pad_to(sample["label"], size)
-    window = []
-    for side, wanted in zip(label.shape, size, strict=True):
-        first = start(side - wanted)
-        window.append(slice(first, first + wanted))
-    return {**sample, "image": image[(..., *window)], "label": label[tuple(window)]}
+    firsts = [start(side - wanted) for side, wanted in zip(label.shape, size, strict=True)]
+    window = tuple(slice(first, first + wanted) for first, wanted in zip(firsts, size, strict=True))
+    return {**sample, "image": image[(..., *window)], "label": label[window]}
+
+
+def _turn(sample, turns, axes):
+    """Rotate image and label by `turns` quarter turns from W to H, then mirror them along each of `axes`."""
+
+    def turned(array):
+        return np.flip(np.rot90(array, turns, axes=(-3, -2)), axis=axes)
+
+    return {**sample, "image": turned(sample["image"]), "label": turned(sample["label"])}
 
 
 class Compose:
@@ -47,9 +54,13 @@ class Compose:
 
 
 class RandomCrop:
-    """A patch of `output_size` = (w, h, d) voxels at a random place; every place is equally likely.
+    """A patch of `output_size` = (w, h, d) voxels at a random position; every position is equally likely.
 
-    Smaller volumes are padded with 0 (the mean of a normalised image; background in the label).
+    Smaller volumes are padded with 0 (the mean of a normalised image; background in the label), evenly on both sides
+    and only to `output_size`.
+
+    UA-MT's RandomCrop differs: it never draws the last position of an axis, and where one axis is too small or just
+    as large as the patch, it pads by about three voxels more on either side, so that the volume lies at random there.
     """
 
     def __init__(self, output_size):
@@ -61,7 +72,11 @@ class RandomCrop:
 
 
 class CenterCrop:
-    """The patch of `output_size` = (w, h, d) voxels in the middle. Smaller volumes are padded with 0."""
+    """The patch of `output_size` = (w, h, d) voxels in the middle. Smaller volumes are padded with 0.
+
+    Where the middle lies between two positions, it is the first of them. UA-MT's CenterCrop rounds half to even: it
+    takes the second where an axis is 3, 7, 11, ... voxels longer than the patch.
+    """
 
     def __init__(self, output_size):
         self.output_size = tuple(output_size)
@@ -71,42 +86,47 @@ class CenterCrop:
 
 
 class RandomRotFlip:
-    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then always mirror along W or H, as the family does.
+    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then always mirror along W or H, as UA-MT does.
 
-    What comes out is one of the four mirror images of the plane (along W, along H, along either diagonal), equally
-    often; never the volume as it was (`RandomRot90Flip` gives that as well). Those along a diagonal swap W and H of
-    volumes that are not square.
+    The result is one of the four mirror images of the plane (along W, along H, along either diagonal), each equally
+    often. It is never the volume as it was: `RandomRot90Flip` and `RandomFlip` give that as well. The mirror images
+    along a diagonal swap W and H of volumes that are not square.
     """
 
     def __call__(self, sample):
         rng = _generator(sample)
         turns, axis = int(rng.integers(4)), int(rng.integers(2)) - 3
-
-        def turn(array):
-            return np.flip(np.rot90(array, turns, axes=(-3, -2)), axis=axis)
-
-        return {**sample, "image": turn(sample["image"]), "label": turn(sample["label"])}
+        return _turn(sample, turns, axis)
 
 
 class RandomRot90Flip:
-    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then mirror along W or not: all eight symmetries of the
-    plane, equally often, the volume as it was among them. With `flip_d`, then mirror along D or not.
+    """Rotate by 0, 90, 180 or 270 degrees in the W-H plane, then mirror along W with probability one half.
 
-    A quarter turn swaps W and H of volumes that are not square.
+    The result is one of the eight symmetries of the plane, each equally often, the volume as it was among them. With
+    `flip_d` it is also mirrored along D with probability one half. A quarter turn swaps W and H of volumes that are
+    not square.
     """
 
     def __init__(self, flip_d=False):
-        self.flip_d = flip_d
+        self.flip_axes = (-3, -1) if flip_d else (-3,)
 
     def __call__(self, sample):
         rng = _generator(sample)
-        turns = int(rng.integers(4))
-        axes = [axis for axis in ((-3, -1) if self.flip_d else (-3,)) if rng.integers(2) == 0]
+        return _turn(sample, int(rng.integers(4)), [axis for axis in self.flip_axes if rng.integers(2) == 0])
 
-        def turn(array):
-            return np.flip(np.rot90(array, turns, axes=(-3, -2)), axis=axes)
 
-        return {**sample, "image": turn(sample["image"]), "label": turn(sample["label"])}
+class RandomFlip:
+    """Mirror along each of `axes` with probability one half, without rotation; by default along W and along H.
+
+    The volume stays as it was with probability 1/4, or 1/8 with three axes. W, H and D are the axes -3, -2 and -1.
+    """
+
+    def __init__(self, axes=(-3, -2)):
+        self.axes = tuple(axes)
+
+    def __call__(self, sample):
+        rng = _generator(sample)
+        return _turn(sample, 0, [axis for axis in self.axes if rng.integers(2) == 0])
 
 
 class RandomNoise:

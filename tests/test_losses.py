@@ -139,6 +139,17 @@ def test_focal_and_tversky_are_monais():
     assert losses.multiclass_dice_loss(A, LABELS).item() == pytest.approx(dice.item(), rel=1e-4)
 
 
+def test_focal_keeps_the_gradient_through_its_weight():
+    """For d = 1[k = c] - p_k and p of class c: dL/dz_k = (g (1 - p)^(g - 1) p log p - (1 - p)^g) d, over the voxels."""
+    logits = A.double().requires_grad_()
+    losses.focal_loss(logits, LABELS, gamma=2.0).backward()
+    probabilities = special.softmax(A.double().numpy(), axis=1)
+    hot = np.moveaxis(np.eye(3)[LABELS.numpy()], -1, 1)
+    p = (probabilities * hot).sum(axis=1, keepdims=True)
+    expected = (2 * (1 - p) * p * np.log(p) - (1 - p) ** 2) * (hot - probabilities) / LABELS.numel()
+    np.testing.assert_allclose(logits.grad.numpy(), expected, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", losses.TERMS)
 def test_ignored_voxels_are_as_if_cut_out(name):
     whole, cut = A.clone().requires_grad_(), A.clone().requires_grad_()

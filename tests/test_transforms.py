@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from mtseg.transforms import CenterCrop, Compose, RandomCrop, RandomNoise, RandomRot90Flip, RandomRotFlip, ToTensor
+from mtseg.transforms import (
+    CenterCrop,
+    Compose,
+    RandomCrop,
+    RandomFlip,
+    RandomNoise,
+    RandomRot90Flip,
+    RandomRotFlip,
+    ToTensor,
+)
 
 
 def sample(shape=(5, 4, 3), channels=None, **extra):
@@ -38,6 +47,54 @@ def test_small_volumes_are_padded_with_zero_in_the_middle(crop, channels):
 
 def test_center_crop_takes_the_middle():
     np.testing.assert_array_equal(CenterCrop((3, 2, 1))(sample())["label"], sample()["label"][1:4, 1:3, 1:2])
+
+
+def of_uamt(label, size, first):
+    """The crop of UA-MT's dataloaders/la_heart.py; `first(room)` gives an axis's first voxel, as its classes do."""
+    if any(side <= wanted for side, wanted in zip(label.shape, size, strict=True)):
+        widths = [max((wanted - side) // 2 + 3, 0) for side, wanted in zip(label.shape, size, strict=True)]
+        label = np.pad(label, [(width, width) for width in widths])
+    starts = [first(side - wanted) for side, wanted in zip(label.shape, size, strict=True)]
+    return label[tuple(slice(start, start + wanted) for start, wanted in zip(starts, size, strict=True))]
+
+
+def test_every_position_is_reached_where_the_familys_random_crop_never_reaches_the_last():
+    rng, crop = np.random.default_rng(0), RandomCrop((3, 3, 2))
+    label = sample()["label"]
+    ours = {crop(sample(rng=rng))["label"].tobytes() for _ in range(500)}
+    theirs = {of_uamt(label, (3, 3, 2), lambda room: rng.integers(0, room)).tobytes() for _ in range(500)}
+    last = {label[w : w + 3, h : h + 3, d : d + 2].tobytes() for w in range(3) for h in range(2) for d in range(2)}
+    last -= {label[w : w + 3, :3, :2].tobytes() for w in range(2)}
+    assert ours - theirs == last
+    assert theirs < ours
+
+
+def test_the_middle_is_the_middle_where_the_familys_center_crop_rounds_half_to_even():
+    for side in range(4, 20):
+        label = np.arange(side**3).reshape(side, side, side)
+        ours = CenterCrop((3, 3, 3))({"image": label, "label": label})["label"]
+        theirs = of_uamt(label, (3, 3, 3), lambda room: round(room / 2))
+        left, right = ours[0, 0, 0] // side**2, side - 1 - ours[-1, 0, 0] // side**2
+        assert right - left in (0, 1)
+        assert (ours == theirs).all() == ((side - 3) % 4 != 3)
+
+
+def test_flips_show_the_volume_as_it_was_where_the_familys_never_do():
+    rng = np.random.default_rng(0)
+    original = sample((3, 3, 2))["label"]
+    for transform, images in (
+        (RandomFlip(), {original[::w, ::h].tobytes() for w in (1, -1) for h in (1, -1)}),
+        (RandomFlip((-1,)), {original[..., ::d].tobytes() for d in (1, -1)}),
+    ):
+        seen = Counter()
+        for _ in range(800):
+            out = transform(sample((3, 3, 2), channels=2, rng=rng))
+            np.testing.assert_array_equal(out["image"][1], out["label"])
+            seen[out["label"].tobytes()] += 1
+        assert set(seen) == images
+        assert min(seen.values()) > 0.75 * 800 / len(images)
+    theirs = {RandomRotFlip()(sample((3, 3, 2), rng=rng))["label"].tobytes() for _ in range(800)}
+    assert original.tobytes() not in theirs
 
 
 def test_rotations_and_flips_are_equally_often_each_of_the_four_mirror_images():
