@@ -3,6 +3,7 @@ import os
 # One thread here and in every process started from here: results are compared bit for bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import dataclasses
 import shlex
 import shutil
 from pathlib import Path
@@ -16,6 +17,44 @@ torch.set_num_threads(1)
 
 COMPILER = shlex.split(os.environ.get("CC") or "cc")[0]
 needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a C compiler: {COMPILER}")
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+only_on_the_cpu = pytest.mark.parametrize("device", ["cpu"], indirect=True)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    """Each device of this machine in turn. In the CPU's turn no script finds the GPU."""
+    if request.param == "cpu":
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    return torch.device(request.param)
+
+
+def on(device, function):
+    """`function` computed on `device`: tensors and networks go there before a call, and come back after it."""
+
+    def moved(value, to):
+        if isinstance(value, (torch.Tensor, torch.nn.Module)):
+            return value.to(to)
+        if isinstance(value, (list, tuple)):
+            return type(value)(moved(entry, to) for entry in value)
+        if isinstance(value, dict):
+            return {key: moved(entry, to) for key, entry in value.items()}
+        if dataclasses.is_dataclass(value):
+            return type(value)(
+                **{field.name: moved(getattr(value, field.name), to) for field in dataclasses.fields(value)}
+            )
+        return value
+
+    def called(*arguments, **keywords):
+        try:
+            return moved(function(*moved(arguments, device), **moved(keywords, device)), "cpu")
+        finally:
+            moved((arguments, keywords), "cpu")  # networks are moved where they are
+
+    return function if device.type == "cpu" else called
 
 
 def write_case(root, case, image, label):

@@ -1,18 +1,36 @@
 import dataclasses
+import sys
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import on, only_on_the_cpu
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
+from torch.overrides import TorchFunctionMode
 
-from mtseg.augment import CONTROL_SPACING, Strengths, gaussian_blur, rotation_matrix, sampling_grid, strong_view
+from mtseg.augment import (
+    CONTROL_SPACING,
+    Strengths,
+    StrongView,
+    gaussian_blur,
+    rotation_matrix,
+    sampling_grid,
+    strong_view,
+)
 
 SIZE = (24, 20, 14)
 MIDDLE = (np.array(SIZE) - 1) / 2
 OFF = Strengths(**{field.name: 0.0 for field in dataclasses.fields(Strengths)})
 GEOMETRY = dataclasses.replace(OFF, rotation=15.0, scaling=0.15, elastic=4.0)
+
+
+@pytest.fixture(autouse=True)
+def on_every_device(device, monkeypatch):
+    for function in (strong_view, gaussian_blur):
+        monkeypatch.setattr(sys.modules[__name__], function.__name__, on(device, function))
+    monkeypatch.setattr(StrongView, "align", on(device, StrongView.align))
 
 
 def only(**strengths):
@@ -249,7 +267,9 @@ def test_cut_boxes_are_not_compared_and_show_the_mean():
     cut = ~view.compared
     assert torch.equal(view.labels == 255, cut[:, 0])
     expected = torch.where(cut, image.mean((2, 3, 4), keepdim=True), image)
-    assert torch.equal(view.image, expected)
+    torch.testing.assert_close(view.image, expected)
+    kept = view.compared.expand_as(image)
+    assert torch.equal(view.image[kept], image[kept])
     assert cut.float().mean().item() == pytest.approx(0.15, abs=0.02)
     assert cut.float().flatten(1).mean(1).max() < 0.3 * 1.3
 
@@ -299,7 +319,30 @@ def test_noise_is_gaussian_with_a_deviation_up_to_its_strength():
     assert (standard**4).mean().item() == pytest.approx(3, abs=0.05)
 
 
+class Drawn(TorchFunctionMode):
+    """Records the devices of all normal numbers drawn for an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.devices = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.randn and result.ndim == 5:
+            self.devices.append(result.device.type)
+        return result
+
+
+def test_noise_is_drawn_on_the_device_of_the_images():
+    """On the device "meta", which every machine has and which computes nothing."""
+    with Drawn() as drawn:
+        view = strong_view(torch.empty(2, 1, *SIZE, device="meta"), only(noise=0.2))
+    assert view.image.device.type == "meta"
+    assert drawn.devices == ["meta"]
+
+
 # ------------------------------------------------------------------------------------------------------------ contract
+@only_on_the_cpu
 def test_all_off_is_the_input_itself_and_draws_nothing():
     image, labels = asymmetric(), torch.zeros(2, *SIZE, dtype=torch.int64)
     state = torch.get_rng_state()

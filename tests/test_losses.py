@@ -1,7 +1,10 @@
+import inspect
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import on, only_on_the_cpu
 from reference import FAMILY, wave_input
 from scipy import special
 
@@ -11,6 +14,15 @@ A, B = wave_input((2, 3, 5, 4, 6), 0.37), 2 * wave_input((2, 3, 5, 4, 6), 0.59)
 TARGET = wave_input((2, 5, 4, 6), 0.91) > 0
 LABELS = torch.randint(0, 3, (2, 5, 4, 6), generator=torch.Generator().manual_seed(0))
 IGNORED = LABELS.masked_fill(TARGET, 255)
+CONSISTENCY = ("softmax_mse_loss", "softmax_kl_loss", "softmax_ce_loss")
+
+
+@pytest.fixture(autouse=True)
+def on_every_device(device, monkeypatch):
+    for name, function in inspect.getmembers(losses, inspect.isfunction):
+        if function.__module__ == losses.__name__ and not name.startswith("_"):
+            monkeypatch.setattr(losses, name, on(device, function))
+    monkeypatch.setattr(losses.SupervisedLoss, "forward", on(device, losses.SupervisedLoss.forward))
 
 
 def test_the_familys_values():
@@ -33,10 +45,10 @@ def test_mse_reductions():
     assert losses.softmax_mse_loss(A, B, reduction="sum").item() == pytest.approx(terms.sum(), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [losses.softmax_mse_loss, losses.softmax_kl_loss, losses.softmax_ce_loss])
-def test_gradients_flow_to_the_first_argument_only(loss):
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_gradients_flow_to_the_first_argument_only(name):
     a, b = A.clone().requires_grad_(), B.clone().requires_grad_()
-    loss(a, b).backward()
+    getattr(losses, name)(a, b).backward()
     assert a.grad.abs().sum() > 0
     assert b.grad is None
 
@@ -82,6 +94,7 @@ def of_recipe(outputs, label):
     )
 
 
+@only_on_the_cpu
 @pytest.mark.parametrize("shape", [(2, 2, 24, 24, 16), (2, 4, 9, 10, 11), (3, 3, 17, 19)])
 def test_the_default_is_the_recipes_loss_bit_for_bit(shape):
     for seed in range(5):
@@ -275,8 +288,9 @@ def test_supervised_losses_stay_finite(case, scale, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("loss", [losses.softmax_mse_loss, losses.softmax_kl_loss, losses.softmax_ce_loss])
-def test_consistency_losses_stay_finite(loss, dtype):
+@pytest.mark.parametrize("name", CONSISTENCY)
+def test_consistency_losses_stay_finite(name, dtype):
+    loss = getattr(losses, name)
     for a, b in ((A, B), (1e4 * A.sign(), 1e4 * B.sign()), (1e4 * A.sign(), -1e4 * A.sign()), (0 * A, 1e4 * B.sign())):
         x, target = a.clone().to(dtype).requires_grad_(), b.to(dtype)
         for mask in (None, torch.zeros_like(TARGET), torch.ones_like(TARGET), TARGET):

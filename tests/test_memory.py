@@ -1,14 +1,21 @@
 """Gradients of batches in parts and of recomputed activations are those of the plain batch."""
 
 import copy
+import sys
 
 import pytest
 import torch
+from conftest import on
 
 from mtseg.losses import dice_ce_loss
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
+
+
+@pytest.fixture(autouse=True)
+def on_every_device(device, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "step", on(device, step))
 
 
 def networks(normalization):

@@ -1,12 +1,14 @@
 import copy
 import math
+import sys
 
 import pytest
 import torch
+from conftest import on, only_on_the_cpu
 from reference import FAMILY
 from torch import nn
 
-from mtseg.ema import update_ema_variables
+from mtseg.ema import relative_distance, update_ema_variables
 from mtseg.ramps import RAMPUPS, cosine_rampdown, cosine_rampup, linear_rampup, rampup, sigmoid_rampup
 
 
@@ -46,12 +48,18 @@ def test_a_ramp_by_its_name():
         rampup("exp", 2, 8)
 
 
+@pytest.fixture
+def on_every_device(device, monkeypatch):
+    for function in (update_ema_variables, relative_distance):
+        monkeypatch.setattr(sys.modules[__name__], function.__name__, on(device, function))
+
+
 def networks():
     student = nn.Sequential(nn.Conv3d(1, 2, 1), nn.BatchNorm3d(2))
     return student, copy.deepcopy(student)
 
 
-def test_first_steps_are_the_true_average_then_alpha_holds():
+def test_first_steps_are_the_true_average_then_alpha_holds(on_every_device):
     student, teacher = networks()
     seen = []
     for step in range(5):
@@ -65,7 +73,7 @@ def test_first_steps_are_the_true_average_then_alpha_holds():
     assert teacher[0].weight[0].item() == pytest.approx(0.25)
 
 
-def test_buffers_stay_the_teachers_own_unless_averaged():
+def test_buffers_stay_the_teachers_own_unless_averaged(on_every_device):
     student, teacher = networks()
     student[1].running_mean.fill_(1.0)
     student[1].num_batches_tracked.fill_(7)
@@ -76,7 +84,8 @@ def test_buffers_stay_the_teachers_own_unless_averaged():
     assert teacher[1].num_batches_tracked.item() == 7
 
 
-def test_the_update_is_that_of_a_loop_over_tensors_bit_for_bit():
+@only_on_the_cpu
+def test_the_update_is_that_of_a_loop_over_tensors_bit_for_bit(on_every_device):
     student, teacher = (nn.Sequential(nn.Conv3d(3, 5, 3), nn.Linear(7, 300)) for _ in range(2))
     expected = copy.deepcopy(teacher)
     for step in range(3):
@@ -88,15 +97,22 @@ def test_the_update_is_that_of_a_loop_over_tensors_bit_for_bit():
     assert all(map(torch.equal, teacher.parameters(), expected.parameters()))
 
 
-def test_networks_that_do_not_match_are_refused():
+def test_networks_that_do_not_match_are_refused(on_every_device):
     student, _ = networks()
     with pytest.raises(ValueError, match="zip"):
         update_ema_variables(student, nn.Conv3d(1, 2, 1), 0.99, 3)
 
 
-def test_the_students_gradients_are_left_alone():
+def test_the_students_gradients_are_left_alone(on_every_device):
     student, teacher = networks()
     student[0](torch.ones(1, 1, 1, 1, 1)).sum().backward()
     before = student[0].weight.grad.clone()
     update_ema_variables(student, teacher.requires_grad_(False), 0.99, 3)
     assert torch.equal(student[0].weight.grad, before)
+
+
+def test_the_distance_of_teacher_and_student_is_relative_to_the_student(on_every_device):
+    student, teacher = nn.Linear(1, 2), nn.Linear(1, 2)
+    for net, weight, bias in ((student, (3.0, 0.0), (0.0, 4.0)), (teacher, (3.0, 2.0), (0.0, 3.0))):
+        net.weight.data[:, 0], net.bias.data[:] = torch.tensor(weight), torch.tensor(bias)
+    assert relative_distance(student, teacher).item() == pytest.approx(math.sqrt(5) / 5)

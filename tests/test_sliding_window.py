@@ -1,12 +1,15 @@
 import ast
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import on
 from reference import FAMILY, assert_digest, fill, wave_input
 from scipy import ndimage, special
 from torch import nn
 
+from mtseg import sliding_window
 from mtseg.metrics import dice
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
@@ -18,6 +21,12 @@ from mtseg.sliding_window import (
     score_cases,
 )
 from mtseg.sliding_window import test_single_case as single_case
+
+
+@pytest.fixture(autouse=True)
+def on_every_device(device, monkeypatch):
+    for name in ("single_case", "score_cases"):
+        monkeypatch.setattr(sys.modules[__name__], name, on(device, getattr(sys.modules[__name__], name)))
 
 
 class ReferenceNet(nn.Module):
@@ -201,4 +210,4 @@ def test_bad_arguments_say_so():
 
 
 def test_it_is_no_test():
-    assert single_case.__test__ is False
+    assert sliding_window.test_single_case.__test__ is False
