@@ -7,13 +7,15 @@ import os
 import pickle
 import re
 import struct
+import zipfile
+import zlib
 from pathlib import Path
 
 import torch
 
 # What torch.load raises on files that are cut short, damaged, or no checkpoints at all.
 UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError, ValueError)
-UNREADABLE += (LookupError, AttributeError, TypeError)
+UNREADABLE += (LookupError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error)
 LARGEST_WEIGHT = 1e12  # its square, times the voxels that are summed over, is still far from float32's largest number
 
 
@@ -61,26 +63,52 @@ def save_checkpoint(state, path):
 def load_checkpoint(path, map_location="cpu"):
     """What `save_checkpoint` or any torch.save wrote to `path`, tensors on `map_location`.
 
-    Always with weights_only=True: a file that would run code when unpickled is refused. Raises CheckpointError.
+    Always with weights_only=True: a file that would run code when unpickled is refused. The checksums in the file are
+    compared with what it holds, which torch.load does not do; files of PyTorch before 1.6 have none. Raises
+    CheckpointError.
     """
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the path of a .pth file")
     try:
+        check_whole(path)
         return torch.load(path, map_location=map_location, weights_only=True)
+    except CheckpointError:
+        raise
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: there is not enough memory to read it; free some") from error
     except UNREADABLE as error:
-        refused = re.search(r"(?:GLOBAL |Unsupported class )([\w]+\.[\w.]+)", str(error))
+        message = str(error).strip()
+        refused = re.search(r"(?:GLOBAL |Unsupported class )([\w]+\.[\w.]+)", message)
         if refused:
             raise CheckpointError(
                 f"{path}: refused, because reading it could run code (it asks for {refused[1]}); save its "
                 f"state_dict() alone"
             ) from error
         # PyTorch's message begins with the advice to turn weights_only off, which nobody should follow.
-        said = str(error).strip() or type(error).__name__
-        reason = re.search(r"WeightsUnpickler error:\s*(.+)", said) or re.match(r"(.+)", said)
+        reason = re.search(r"WeightsUnpickler error:\s*(.+)", message) or re.match(r"(.+)", message)
+        reason = reason[1] if reason and "weights_only" not in reason[1] else type(error).__name__
         raise CheckpointError(
-            f"{path}: not a whole checkpoint ({reason[1]}); copy it again or take an older one"
+            f"{path}: not a whole checkpoint ({reason}); copy it again or take an older one"
         ) from error
+
+
+def check_whole(path):
+    """CheckpointError where a checksum in the checkpoint `path` is not that of what it holds, or it holds a program.
+
+    Only the zip files that torch.save has written since PyTorch 1.6 have checksums; any other file passes.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        if any(name.endswith("/constants.pkl") for name in file.namelist()):
+            raise CheckpointError(f"{path}: is a TorchScript program, not weights; save its state_dict() alone")
+        # torch.serialization.set_crc32_options(False) leaves them all 0.
+        damaged = file.testzip() if any(part.CRC for part in file.infolist()) else None
+    if damaged:
+        raise CheckpointError(
+            f"{path}: is damaged (the checksum of {damaged} is wrong); copy it again or take an older one"
+        )
 
 
 def find_state_dict(checkpoint):
@@ -128,13 +156,13 @@ def load_weights(net, checkpoint, path):
         raise CheckpointError(
             f"{path}: holds no state_dict; save net.state_dict(), or put it under 'state_dict' or 'model_state_dict'"
         )
-    own = net.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in state]
-    problems += [f"{name} is unknown" for name in state if name not in own]
+    wanted = net.state_dict()
+    problems = [f"{name} is missing" for name in wanted if name not in state]
+    problems += [f"{name} is unknown" for name in state if name not in wanted]
     problems += [
-        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
+        f"{name} has shape {tuple(state[name].shape)} instead of {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in state and state[name].shape != wanted[name].shape
     ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
@@ -152,15 +180,15 @@ def load_fitting(net, checkpoint, path):
     Returns a line for each that was left out, in either direction, with name and shapes; CheckpointError where nothing
     fits.
     """
-    state, own = weights_for(net, checkpoint, path), net.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and value.shape == own[name].shape}
+    state, wanted = weights_for(net, checkpoint, path), net.state_dict()
+    fitting = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
     if not fitting:
         raise CheckpointError(f"{path}: no weight in it fits the network by name and shape; give weights of its kind")
-    lines = [f"{name}: not in {path}, left as it was" for name in own if name not in state]
-    lines += [f"{name}: not in the network, left out" for name in state if name not in own]
-    for name in own.keys() & (state.keys() - fitting.keys()):
-        there, here = tuple(state[name].shape), tuple(own[name].shape)
-        lines.append(f"{name}: {there} in {path}, {here} in the network, left as it was")
+    lines = [f"{name}: not in {path}, left as it was" for name in wanted if name not in state]
+    lines += [f"{name}: not in the network, left out" for name in state if name not in wanted]
+    for name in wanted.keys() & (state.keys() - fitting.keys()):
+        shapes = f"{tuple(state[name].shape)} in {path}, {tuple(wanted[name].shape)} in the network"
+        lines.append(f"{name}: {shapes}, left as it was")
     net.load_state_dict(fitting, strict=False)
     return sorted(lines)
 

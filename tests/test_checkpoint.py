@@ -1,5 +1,7 @@
 import os
 import resource
+import struct
+import tarfile
 
 import pytest
 import torch
@@ -73,6 +75,61 @@ def test_truncated_files_of_the_old_format_too(tmp_path, net):
         (tmp_path / "a.pth").write_bytes(content[:size])
         with pytest.raises(CheckpointError, match=r"a\.pth: not a whole checkpoint"):
             load_checkpoint(tmp_path / "a.pth")
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed_or_changes_nothing(tmp_path, net):
+    """At 371cded a flipped bit of a weight was read as another weight."""
+    path = tmp_path / "a.pth"
+    save_checkpoint({"weights": torch.arange(40.0), "iteration": 7}, path)
+    content = path.read_bytes()
+    flips = [position for position in range(len(content)) if content[position] or position % 16 == 0]
+    refused = 0
+    for position in flips:
+        path.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        try:
+            read = load_checkpoint(path)
+        except CheckpointError as error:
+            assert "a.pth: " in str(error)
+            assert "weights_only" not in str(error)
+            refused += 1
+        else:
+            assert read["iteration"] == 7
+            assert torch.equal(read["weights"], torch.arange(40.0))
+    assert refused > len(flips) / 2
+
+
+def test_a_damaged_weight_is_named(tmp_path):
+    path = tmp_path / "a.pth"
+    save_checkpoint({"weights": torch.full((100,), 1.5)}, path)
+    number = struct.pack("<f", 1.5)
+    path.write_bytes(path.read_bytes().replace(8 * number, 7 * number + struct.pack("<f", 2.5), 1))
+    assert torch.load(path, weights_only=True)["weights"].max() == 2.5  # PyTorch itself does not look
+    with pytest.raises(CheckpointError, match=r"a\.pth: is damaged \(the checksum of .*data/0 is wrong\)"):
+        load_checkpoint(path)
+
+
+def test_checkpoints_without_checksums_are_read(tmp_path):
+    if not hasattr(torch.serialization, "set_crc32_options"):
+        pytest.skip("this PyTorch always writes checksums")
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weights": torch.arange(40.0)}, tmp_path / "a.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(load_checkpoint(tmp_path / "a.pth")["weights"], torch.arange(40.0))
+
+
+def test_no_message_gives_pytorchs_advice_to_load_unsafely(tmp_path, net, recwarn):
+    torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2)).save(str(tmp_path / "a.pth"))
+    with pytest.raises(CheckpointError, match=r"a\.pth: is a TorchScript program, not weights"):
+        load_checkpoint(tmp_path / "a.pth")
+    with tarfile.open(tmp_path / "b.pth", "w") as file:  # as PyTorch 0.1 wrote them
+        for name in ("storages", "tensors", "pickle"):
+            file.addfile(tarfile.TarInfo(name))
+    with pytest.raises(CheckpointError, match=r"b\.pth: not a whole checkpoint") as caught:
+        load_checkpoint(tmp_path / "b.pth")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_is_named(tmp_path):
