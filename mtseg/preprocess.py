@@ -136,12 +136,18 @@ def prepare(image, affine, spacing, settings, label=None):
     return Prepared(channels[0] if np.ndim(image) == 3 else channels, label, grid, spacing, rows, cut)
 
 
-def to_classes(label, values):
-    """uint8 class of each voxel: the index of its value in `values` (ascending); PreprocessError for other values."""
+def to_classes(label, values, ignore_index=None):
+    """uint8 class of each voxel: the index of its value in `values` (ascending); `ignore_index` stays what it is.
+
+    PreprocessError for other values.
+    """
+    label = np.asarray(label)
     place = np.searchsorted(values, label).clip(max=len(values) - 1)
-    wrong = np.asarray(label)[np.asarray(values)[place] != label]
+    ignored = np.zeros(label.shape, bool) if ignore_index is None else label == ignore_index
+    wrong = label[(np.asarray(values)[place] != label) & ~ignored]
     if wrong.size:
         raise PreprocessError(f"the label has a voxel of value {wrong[0]}, but labels are {list(values)}; repair it")
+    place[ignored] = ignore_index or 0
     return place.astype(np.uint8)
 
 

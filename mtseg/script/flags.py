@@ -250,6 +250,7 @@ def inference_parser(description):
         "--model_path",
         type=Path,
         nargs="+",
+        action="extend",
         required=True,
         help="weights: iter_<N>.pth, ema_iter_<N>.pth, latest.pth, ...; the probabilities of several are averaged",
     )
@@ -290,7 +291,14 @@ def inference_parser(description):
         help="of distances (default: voxel, as in the papers; with --input mm where all spacings are known)",
     )
     flag("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
+    flag("--ignore_index", type=int, help="label of voxels that no metric counts (default: the run's)")
 
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser):
+    """The settings of a trained network, and of its windows, that its run's config.json knows."""
     flag = parser.add_argument_group("settings, by default the run's").add_argument
     flag("--network", choices=NETWORKS, help="architecture")
     flag("--n_channels", type=positive, help="channels of the image")
@@ -298,9 +306,8 @@ def inference_parser(description):
     flag("--n_filters", type=positive, help="channels on the finest level")
     flag("--normalization", choices=NORMALIZATIONS, help="after each convolution")
     flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
-    flag("--stride_xy", type=positive, help="voxels between windows along W and H")
-    flag("--stride_z", type=positive, help="voxels between windows along D")
-    return parser
+    flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
+    flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
 
 
 def parse_inference(parser, argv, la_folder):
@@ -311,9 +318,8 @@ def parse_inference(parser, argv, la_folder):
     """
     args = parser.parse_args(argv)
     args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
-    for name, default in {"root_path": str(la_folder), **INFERENCE_SETTINGS}.items():
-        if getattr(args, name, None) is None:
-            setattr(args, name, args.configs[0].get(name, default))
+    defaults = {"root_path": str(la_folder), "ignore_index": None, **INFERENCE_SETTINGS}
+    take_over(parser, args, args.configs[0], defaults)
     if args.input is None and (args.labels or args.preprocessing or args.go_on):
         raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")
     if args.input and args.save_result:
@@ -321,6 +327,35 @@ def parse_inference(parser, argv, la_folder):
     if args.uncertainty == "ensemble" and len(args.model_path) < 2:
         raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")
     return args
+
+
+def take_over(parser, args, config, defaults):
+    """Give `args` the settings in `defaults` that no flag gave: those in `config`, a run's config.json, else these.
+
+    FlagError for a value in `config` that the flag would not take. Strides are no larger than the patch, as the
+    windows lie.
+    """
+    path = args.model_path[0].parent / "config.json"
+    for name, default in defaults.items():
+        value = config.get(name)
+        if getattr(args, name, None) is not None:
+            continue
+        if value is not None and f"--{name}" in parser._option_string_actions:
+            words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            with parser.errors_as(lambda message: FlagError(f"{path}: {message}; repair it, or give the flag")):
+                value = getattr(parser.parse_args(["--model_path", "", *words]), name)
+        elif value is not None and not isinstance(value, type(default)):
+            raise FlagError(f"{path}: {name} cannot be {json.dumps(value)}; repair it")
+        setattr(args, name, default if value is None else value)
+    args.stride_xy, args.stride_z = min(args.stride_xy, *args.patch_size[:2]), min(args.stride_z, args.patch_size[2])
+
+
+def listed_in(config, *names):
+    """The cases that `config`, read from a config.json, lists under `names`; FlagError where these are no lists."""
+    lists = [config.get(name) or [] for name in names]
+    if not all(isinstance(cases, list) and all(isinstance(case, str) for case in cases) for cases in lists):
+        raise FlagError(f"a config.json of --model_path: its {' or '.join(names)} are no lists of names; repair it")
+    return [case for cases in lists for case in cases]
 
 
 def parse(parser, argv, la_folder, phantom_folder):

@@ -1,4 +1,4 @@
-"""The cases that inference.py segments: each as the network sees it, and where its prediction goes back to.
+"""The cases that inference.py segments: each as the network sees it, and where its prediction goes.
 
 `args` are always the flags of inference.py.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtseg.checkpoint import write_whole
-from mtseg.datasets import LAHeart
+from mtseg.datasets import LAHeart, find_root
 from mtseg.layouts import find_cases
 from mtseg.phantom import make_phantom
 from mtseg.preprocess import Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
@@ -27,7 +27,7 @@ from mtseg.volumes import (
     volume_bytes,
 )
 
-HERE = Path(__file__).resolve().parent
+PHANTOM = Path(__file__).resolve().parents[2] / "data/Phantom"
 HDF5 = (".h5", ".hdf5")
 PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
 
@@ -53,20 +53,34 @@ class Scan(NamedTuple):
     label_error: str | None = None
 
 
+class Cases(NamedTuple):
+    """`readers`: {case: function that reads its Scan}. `unit`: of distances, 'mm' or 'voxel', for all cases. `files`:
+    {case: paths of its files}. `failures`: {case: why it has no result}, to which more are added. `settings`: the
+    preprocessing, None where there is none."""
+
+    readers: dict
+    unit: str
+    files: dict
+    failures: dict
+    settings: dict | None = None
+
+
 def listed_scans(args):
-    """({case: function that reads its Scan}, unit of distances) of the cases of <root_path>/<split>.list."""
+    """The Cases of the list <split>.list of --root_path."""
     if args.save_result and args.save_format == "nifti":
         need("nibabel", "--save_format nifti")
-    root = Path(args.root_path)
-    if root == HERE / "Phantom":
+    root = find_root(args.root_path)
+    if root == PHANTOM:
         make_phantom(root)
-    dataset = LAHeart(root / "data", split=args.split, num=args.num, num_classes=args.num_classes)
+    checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+    dataset = LAHeart(args.root_path, split=args.split, num=args.num, **checked)
     if dataset.n_channels != args.n_channels:
         raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {dataset.n_channels}")
     for case in dataset.image_list:
         dataset.read(case)  # a broken file is better found now than after an hour of segmenting
     unit = choose_unit(args, map(dataset.path, dataset.image_list))
-    return {case: partial(read_listed, dataset, case, unit) for case in dataset.image_list}, unit
+    readers = {case: partial(read_listed, dataset, case, unit) for case in dataset.image_list}
+    return Cases(readers, unit, {}, {})
 
 
 def read_listed(dataset, case, unit):
@@ -76,16 +90,15 @@ def read_listed(dataset, case, unit):
     return Scan(sample["image"], sample["label"], spacing)
 
 
-def input_scans(args, settings):
-    """What --input holds, to be prepared by `settings`: {case: function that reads its Scan}, the unit of distances,
-    {case: its files, each with size and time of change}, and {case: why its files cannot be a case}."""
-    broken = {}
+def input_scans(args):
+    """The Cases of --input, which are prepared as the training data was."""
+    settings, broken = preprocessing_of(args), {}
     cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels, broken=broken)
     raw = next((case.images[0] for case in cases if ending(case.images[0]) not in HDF5), None)
     if raw and settings is None:
         raise FlagError(
             f"{raw}: how it is to be prepared is recorded neither in {args.model_path[0].parent / 'config.json'} nor "
-            f"in {Path(args.root_path) / 'preprocessing.json'}; give a preprocessing.json by --preprocessing"
+            f"in {find_root(args.root_path) / 'preprocessing.json'}; give a preprocessing.json by --preprocessing"
         )
     for kind in {ending(case.images[0]) for case in cases}:  # said once, not once a case
         if kind in PACKAGES:
@@ -94,13 +107,16 @@ def input_scans(args, settings):
     unit = choose_unit(args, (case.images[0] for case in cases if case.label or ending(case.images[0]) in HDF5))
     readers = {case.name: partial(read_input, case, settings, args) for case in cases}
     files = {case.name: [*case.images, *filter(None, [case.label])] for case in cases}
-    return readers, unit, {case: list(map(as_it_is, paths)) for case, paths in files.items()}, broken
+    return Cases(readers, unit, files, broken, settings)
 
 
-def as_it_is(path):
-    """[path, bytes, time of change] of a file: what --continue tells a file by that was replaced."""
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
+def state_of(paths):
+    """[[path, bytes, time of change], ...]: what --continue tells files by that were replaced; VolumeError."""
+    try:
+        status = {path: path.stat() for path in paths}
+    except OSError as error:
+        raise VolumeError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    return [[str(path.resolve()), entry.st_size, entry.st_mtime_ns] for path, entry in status.items()]
 
 
 def read_input(case, settings, args):
@@ -112,7 +128,7 @@ def read_input(case, settings, args):
         if kind in HDF5:
             if not volume.array.size or not np.isfinite(volume.array).all():
                 raise PreprocessError("the image has no voxels, or holds NaN or infinity; repair it")
-            label = None if volume.label is None else to_classes(volume.label, classes)
+            label = None if volume.label is None else to_classes(volume.label, classes, args.ignore_index)
             scan = Scan(np.float32(volume.array), label, volume.spacing, kind=kind, values=classes)
             grid, affine = grid_from_attributes(volume.header), volume.header.get("original_affine")
             if grid is not None and grid.shape != scan.image.shape[-3:]:
@@ -128,7 +144,7 @@ def read_input(case, settings, args):
         if case.label is not None:
             scan = scan._replace(label=None, spacing=volume.spacing, label_prepared=scan.grid is None)
             try:
-                scan = scan._replace(label=to_classes(read_on_grid(case.label, volume), values))
+                scan = scan._replace(label=to_classes(read_on_grid(case.label, volume), values, args.ignore_index))
             except VolumeError as error:
                 scan = scan._replace(label_error=str(error))
             except PreprocessError as error:
@@ -158,7 +174,7 @@ def preprocessing_of(args):
         found = [config.get("preprocessing") for config in args.configs]
         if any(other != found[0] for other in found):
             raise FlagError("the runs of --model_path prepared their data differently; they cannot be averaged")
-        settings = found[0] or read_config(Path(args.root_path) / "preprocessing.json")
+        settings = found[0] or read_config(find_root(args.root_path) / "preprocessing.json")
     if not settings:
         return None
     check_settings(settings)

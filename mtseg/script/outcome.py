@@ -1,0 +1,128 @@
+"""What inference.py leaves behind: metrics.csv, metrics.json, and what it prints.
+
+`args` are always the flags of inference.py.
+"""
+
+import json
+import math
+
+import torch
+
+from mtseg.averaging import rank_correlation
+from mtseg.checkpoint import write_whole
+from mtseg.layouts import stem
+from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
+from mtseg.script.flags import FlagError, listed_in
+from mtseg.script.runfolder import selection_of
+from mtseg.script.runlog import training_seconds
+from mtseg.script.segment import POSTPROCESSING
+
+NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
+PRINTED = ("case", "class", "dice", "jaccard", "hd95", "asd", "uncertainty")  # of the rows; files have all
+WRITTEN = ("predictions", "probabilities", "uncertainty")  # folders in that of the results
+
+
+def split_of(args):
+    """What was segmented, in a word: the list's name, or that of --input."""
+    return args.split if args.input is None else stem(args.input) or args.input.resolve().name
+
+
+def output_folder(args, sources):
+    """Where the results go; FlagError where they would replace the scans, {case: files} in `sources`, or a run."""
+    first, *others = args.model_path
+    name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
+    folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
+    if (folder / "config.json").exists():
+        raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
+    written = {(folder / part).resolve() for part in WRITTEN}
+    if any(path.resolve().parent in written for files in sources.values() for path in files):
+        raise FlagError(f"--output_dir {folder}: what is written there would replace the input; name another")
+    return folder
+
+
+def protocol_of(args):
+    """What the results depend on beside the weights and the data."""
+    protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy, "stride_z": args.stride_z}
+    if args.weighting != "uniform":
+        protocol["weighting"] = args.weighting
+    if args.tta:
+        protocol["tta"] = "flips"
+    if any(getattr(args, step) for step in POSTPROCESSING):
+        protocol["postprocessing"] = [step for step in POSTPROCESSING if getattr(args, step)]
+    if args.ignore_index is not None:
+        protocol["ignore_index"] = args.ignore_index
+    return protocol
+
+
+def monitored_here(args, cases):
+    """The `cases` by whose Dice a run chose its best weights."""
+    return {case for config in args.configs for case in listed_in(config, "val_cases")} & cases.readers.keys()
+
+
+def result_of(args, trained, cases, entries):
+    """What metrics.json says of the `cases` (scans.Cases), `entries`: {case: what segment.infer_case gave}."""
+    rows = [row for case in cases.readers if case in entries for row in entries[case]["rows"]]
+    rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+    measured = {row["case"] for row in rows}
+    learned = {case for config in args.configs for case in listed_in(config, "train_cases", "unlabeled_cases")}
+    selection = one_or_all(map(selection_of, args.model_path, args.configs, trained.checkpoints))
+    seconds = [training_seconds(folder / "metrics.csv") for folder in {path.parent for path in args.model_path}]
+    result = {
+        "checkpoint": one_or_all(map(str, args.model_path)),
+        "checkpoint_sha256": one_or_all(trained.sha256),
+        "selection": "test set" if monitored_here(args, cases) else selection,
+        "dataset": args.dataset_name,
+        "split": split_of(args),
+        "protocol": protocol_of(args),
+        "unit": cases.unit,
+        "tolerance": args.tolerance,
+        "network": {name: getattr(args, name) for name in NETWORK},
+        "method": one_or_all(config.get("model") for config in args.configs),
+        "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
+        "seed": one_or_all(config.get("seed") for config in args.configs),
+        "trained_on": sorted(measured & learned),
+        "parameters": trained.parameters,
+        "inference_seconds": sum(entry["seconds"] for entry in entries.values()),
+        "training_seconds": None if None in seconds else sum(seconds),
+        "torch": str(torch.__version__),
+        "summary": summarize(rows),
+        "cases": rows,
+    }
+    if args.input:
+        result |= {"input": str(args.input), "preprocessing": cases.settings}
+        result |= {"segmented": len(entries), "failures": cases.failures}
+    if args.uncertainty:
+        unsure, dices = (case_means(rows, metric) for metric in ("uncertainty", "dice"))
+        samples = f", {args.mc_samples} samples" if args.uncertainty == "mc_dropout" else ""
+        result["uncertainty"] = {
+            "method": args.uncertainty + samples,
+            "cases": {case: entry["uncertainty"] for case, entry in entries.items()},
+            "rank_correlation": rank_correlation(unsure.values(), dices.values()),
+            "labelled_cases": len(dices),
+        }
+    return result
+
+
+def write_and_print(args, result, cases, folder):
+    """Write `result` to metrics.json and its rows to metrics.csv, and print what a person wants to know of it."""
+    rows = result["cases"]
+    if rows:
+        write_whole(folder / "metrics.csv", to_csv(rows).encode())
+        shown = [{key: row[key] for key in PRINTED if key in row} for row in rows]
+        print(table(shown, unit=result["unit"]))
+    write_whole(folder / "metrics.json", json.dumps(without_nan(result), indent=1).encode())
+    if args.uncertainty:
+        correlation = result["uncertainty"]["rank_correlation"]
+        print(f"uncertainty ({args.uncertainty}, nats): rank correlation with 1 - Dice {correlation:.3f}")
+    if args.input:
+        labelled = len({row["case"] for row in rows})
+        print(f"{result['segmented']} cases are in {folder / 'predictions'}, {labelled} of them were measured")
+    monitored = " (the cases it was monitored on are tested here)" if monitored_here(args, cases) else ""
+    print(f"checkpoint selected by: {result['selection']}{monitored}")
+    print(f"written to {folder}/{'metrics.csv and ' if rows else ''}metrics.json")
+    if result["trained_on"]:
+        print(f"{len(result['trained_on'])} of the measured cases are cases the network was trained on")
+    if cases.failures:
+        print(f"{len(cases.failures)} of {len(cases.readers.keys() | cases.failures.keys())} cases failed:")
+        for case, why in cases.failures.items():
+            print(f"  {case}: {why}")
