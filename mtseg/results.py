@@ -152,7 +152,7 @@ def table(rows, unit="voxel"):
 
 
 def to_csv(rows):
-    """Rows as CSV text, unscaled (Dice in 0 .. 1), nan where a value is not defined; no cell is a formula (csv_cell)."""
+    """Rows as CSV text: unscaled (Dice in 0 .. 1), nan where a value is not defined, no formulas (csv_cell)."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = metrics_of(rows)

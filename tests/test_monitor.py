@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from mtseg.script.monitor import Monitor, MonitorError, StepClock, check_extras, draw_progress, peak_memory
+from mtseg.script.clock import StepClock, peak_memory
+from mtseg.script.monitor import Monitor, MonitorError, check_extras
+from mtseg.script.progress import draw_progress
+from mtseg.script.runlog import MetricsError, read_metrics, training_seconds
 
 FIELDS = ["iteration", "phase", "lr", "loss", "consistency_weight", "val_dice_student", "val_dice_teacher"]
 
@@ -250,3 +253,80 @@ def test_peak_memory_is_in_bytes():
     kernel = int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
     assert peak_memory(torch.device("cpu")) == pytest.approx(kernel, rel=0.02)
     assert kernel > block.nbytes
+
+
+class Queue:
+    """A GPU that works off a queue: recording an event costs nothing, and is reached when all before it is done."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.free_at, self.waits = 0.0, 0.0, []
+        queue = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                self.reached = queue.free_at = max(queue.free_at, queue.now)
+
+            def synchronize(self):
+                queue.waits.append(max(0.0, self.reached - queue.now))
+                queue.now = max(queue.now, self.reached)
+
+            def elapsed_time(self, other):
+                return 1e3 * (other.reached - self.reached)
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 5_000_000)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def launch(self, seconds):
+        self.free_at = max(self.free_at, self.now) + seconds
+
+
+@pytest.mark.parametrize(("load", "work"), [(0.5, 2.0), (3.0, 2.0)])
+def test_step_seconds_on_a_gpu_hold_the_queued_backward_pass(monkeypatch, load, work):
+    """Queueing takes 0.1 s, the GPU `work`: the clock says the latter, and of the wait for batches what it costs."""
+    queue = Queue(monkeypatch)
+
+    def loader():
+        for _ in range(6):
+            queue.now += load
+            yield "batch"
+
+    clock = StepClock(torch.device("cuda"))
+    rows = []
+    for _ in clock.batches(loader()):
+        queue.launch(work)
+        queue.now += 0.1
+        clock.stepped()
+        rows.append(clock.row())
+    assert [row["step_seconds"] for row in rows] == pytest.approx([work] * 6)
+    # Rows are one iteration late; the first, which waited for the GPU, holds the same iteration as the second.
+    waits = [row["data_seconds"] for row in rows]
+    assert waits == pytest.approx([load, load, load] + [max(0.0, load + 0.1 - work)] * 3)
+    assert rows[-1]["peak_memory_mb"] == 5
+    # But for the first row, the GPU had the next iteration in its queue whenever the clock waited for it.
+    assert queue.waits[0] == pytest.approx(work - 0.1)
+    assert all(wait <= work - 0.1 for wait in queue.waits[1:])
+    assert clock.row() == {} or clock.row()["step_seconds"] == pytest.approx(work)
+
+
+def test_a_damaged_or_foreign_metrics_csv_is_one_sentence(tmp_path):
+    file = tmp_path / "metrics.csv"
+    for content, line in (
+        (b"case,class,dice\na,1,0.5\n", 2),
+        (b"iteration,loss\n1,0.5\n\x00\x00\x00,1\n", 3),
+        (b"iteration,loss\n1,0.5\n2,\xff\xfe\n", 1),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(MetricsError, match=rf"^{file}: line {line} is not of a run's metrics.csv \(.*\); restore"):
+            list(read_metrics(file))
+        with pytest.raises(MetricsError):
+            training_seconds(file)
+    file.write_text("iteration,loss,iterations_per_second\n1,0.5,0\n")
+    with pytest.raises(MetricsError, match="of iteration 1"):
+        training_seconds(file)
+    file.write_text("\ufeffiteration,loss,iterations_per_second\n4,0.5,2\n6,0.5,4\n8,0.4")
+    assert training_seconds(file) == 2.5

@@ -281,7 +281,7 @@ def _faults(row):
     if count := len(row.trained_on):
         faults.append(f"tested on {count} case{'s' if count > 1 else ''} that it was trained on")
     if any(result.replaced for result in row.results):
-        faults.append("where the tested weights lay are others now")
+        faults.append("the tested weights have been replaced since")
     return faults
 
 

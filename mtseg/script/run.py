@@ -32,7 +32,8 @@ from mtseg.losses import TERMS
 from mtseg.metrics import dice
 from mtseg.samplers import IterationSampler, ShardedSampler
 from mtseg.script import flags, runfolder
-from mtseg.script.monitor import Monitor, StepClock, check_extras
+from mtseg.script.clock import StepClock
+from mtseg.script.monitor import Monitor, check_extras
 from mtseg.script.runlog import RunLog, StopSignals, leave_signals_to_main, until_stopped
 from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration, set_deterministic

@@ -15,6 +15,10 @@ class LogError(OSError):
     """A log that cannot be written; the message is one sentence with the file and the remedy."""
 
 
+class MetricsError(ValueError):
+    """A metrics.csv that cannot be read; the message is one sentence with the file and the remedy."""
+
+
 class RunLog:
     """`<folder>/log.txt`, a line for everything said, and `<folder>/metrics.csv`, a row per logged iteration.
 
@@ -67,22 +71,43 @@ class RunLog:
 
 
 def read_metrics(path):
-    """The complete rows of a metrics.csv as dicts of strings; [] where there is no file."""
+    """Yield the complete rows of a metrics.csv as dicts of strings; none where there is no file.
+
+    A last line that a crash cut short is no row. Raises MetricsError for a file that is damaged or of another kind.
+    """
     path = Path(path)
     if not path.is_file():
-        return []
-    text = path.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    return [row for row in csv.DictReader(io.StringIO(whole)) if None not in row.values() and None not in row]
+        return
+    number = 1
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(line for line in file if line.endswith("\n"))
+            for row in reader:
+                number = reader.line_num
+                if None not in row.values() and None not in row:
+                    int(row["iteration"])
+                    yield row
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise _damaged(path, number, error) from error
+
+
+def _damaged(path, number, error):
+    why = "it has no column iteration" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return MetricsError(f"{path}: line {number} is not of a run's metrics.csv ({why}); restore it or move it away")
 
 
 def training_seconds(path):
-    """The time of all iterations in a metrics.csv, validation and saving between them included; None without rows."""
-    seconds, before, rows = 0.0, 0, read_metrics(path)
-    for row in rows:
-        seconds += (int(row["iteration"]) - before) / float(row["iterations_per_second"])
+    """The time of all iterations in a metrics.csv, each from asking for its batch to the updated weights; None without
+    rows. Validation, logging, saving and starting are not in it. Raises MetricsError."""
+    seconds = before = 0
+    for row in read_metrics(path):
+        try:
+            seconds += (int(row["iteration"]) - before) / float(row["iterations_per_second"])
+        except (ValueError, KeyError, ZeroDivisionError) as error:
+            why = ValueError("it has no usable iterations_per_second")
+            raise _damaged(path, f"of iteration {row['iteration']}", why) from error
         before = int(row["iteration"])
-    return seconds if rows else None
+    return seconds if before else None
 
 
 class StopSignals:
