@@ -3,20 +3,25 @@
     python train_mean_teacher.py --labelnum 25                          # LA in data/LA, or the built-in Phantom data
     python train_mean_teacher.py --labelnum 16 --root_path /data/LA     # train.list, test.list and data/ lie there
     python train_mean_teacher.py --labelnum 16 --root_path /data/LA --resume      # go on after an interruption
-    torchrun --standalone --nproc_per_node=2 train_mean_teacher.py --labelnum 16 --root_path /data/LA
     python inference.py --model_path model/LA_vnet_25_labeled/MT/iter_6000.pth    # the table of test metrics
 
 Tarvainen and Valpola, NeurIPS 2017 (arXiv:1703.01780); on volumes as in UA-MT (Yu et al., MICCAI 2019,
 arXiv:1907.07034), without its uncertainty mask. The last iteration is the result; no checkpoint is selected.
 """
 
-import copy
-from dataclasses import astuple
-
 from mtseg.script import flags
 
-PARSER = flags.teacher_parser(__doc__, model="MT")
+PARSER = flags.training_parser(__doc__, model="MT", unlabeled=True, teacher=True, strong_views=True)
+flag, rare = PARSER.group("mean teacher")
+flag("--ema_decay", type=flags.fraction, default=0.99, help="share of the teacher that an update keeps")
+flag("--consistency", type=flags.rate, default=0.1, help="weight of the consistency loss after its ramp")
+flag("--consistency_rampup", type=flags.rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
+flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
+rare("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
+rare("--consistency_threshold", type=flags.fraction, default=0, help="compare where the teacher is at least so sure")
 flags.answer_help(PARSER, __name__)
+
+import copy
 
 import torch
 
@@ -28,7 +33,6 @@ from mtseg.script import build
 from mtseg.script.run import script_main
 
 DISTANCES = {"mse": losses.softmax_mse_loss, "kl": losses.softmax_kl_loss, "ce": losses.softmax_ce_loss}
-COLUMNS = ["supervised_loss", "consistency_weight", "consistency_dist", "phase", "teacher_distance"]
 
 
 def train(args, run):
@@ -40,50 +44,42 @@ def train(args, run):
     ema_start = build.load_teacher_checkpoint(args, run, model, ema_model)
     student, teacher = build.make_forward(args, run, model), build.make_forward(args, run, ema_model)
     updater = build.make_updater(args, run, model.parameters())
-
-    # -------------------------------------------------------------------------------------------------------- losses
-    strengths, distance = build.make_strengths(args), DISTANCES[args.consistency_type]
-    masked = any(astuple(strengths)) or args.consistency_threshold > 0
-    labeled_bs, own_labeled, ignored = data.labeled_bs, data.own_labeled, data.ignore_index
-    compare_all = args.consistency_on == "all"
-    first = 0 if compare_all else own_labeled  # the patches from here on are compared
-    supervised = build.make_supervised(args, run, ignored if masked and compare_all else args.ignore_index)
+    strengths = build.make_strengths(args)
+    masked = bool(strengths) or args.consistency_threshold > 0
+    first = 0 if args.consistency_on == "all" else data.labeled_bs  # the patches from here on are compared
+    supervised = build.make_supervised(args, run, unknown=masked and first == 0)
+    distance = DISTANCES[args.consistency_type]
+    ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
 
     # ---------------------------------------------------------------------------------------------------- training
-    with run.started(data, {"student": model, "teacher": ema_model}, updater, COLUMNS):
-        for iteration, volume, label in run.batches(data):
+    with run.started(data, {"student": model, "teacher": ema_model}, updater):
+        for iteration, volume, label in run.batches(data):  # labelled patches first; the others' labels are hidden
             compared = volume[first:]
             noise = torch.clamp(torch.randn_like(compared) * 0.1, -0.2, 0.2)
-            pasted = volume[:own_labeled] if strengths.mixin else None
-            view = strong_view(compared, strengths, label[first:], pasted, ignore_index=ignored)
+            view = strong_view(compared, strengths, label[first:], volume[: data.labeled_bs], ignore_index=data.unknown)
             with run.autocast:
                 outputs = student(torch.cat([volume[:first], view.image]))
                 with torch.no_grad():
                     target = teacher(compared + noise)[0]
 
-            # With torchrun, what follows is computed on the joint batch of all processes, labelled patches first.
-            label = run.joint(torch.cat([label[:first], view.labels])[:own_labeled])
-            outputs = run.joint(outputs, own_labeled)
-            target, seen = run.joint(view.align(target), own_labeled - first)
-
-            supervised_loss, parts = supervised([output[:labeled_bs] for output in outputs], label)
-            compared_outputs = outputs[0] if compare_all else outputs[0][labeled_bs:]
+            # Losses are those of the joint batch of all processes, where torchrun started several.
+            label = run.joint(torch.cat([label[:first], view.labels])[: data.labeled_bs])
+            supervised_loss, parts = supervised(run.joint([level[: data.labeled_bs] for level in outputs]), label)
+            (target, seen), output = run.joint(view.align(target)), run.joint(outputs[0][first:])
             if masked:
-                sure = losses.confidence_mask(target, args.consistency_threshold).unsqueeze(1)
-                distances = distance(compared_outputs, target, reduction="none")
-                consistency_dist = losses.masked_mean(distances, seen & sure)
+                seen = seen & losses.confidence_mask(target, args.consistency_threshold).unsqueeze(1)
+                consistency_dist = losses.masked_mean(distance(output, target, reduction="none"), seen)
             else:
-                consistency_dist = distance(compared_outputs, target)
-            ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
+                consistency_dist = distance(output, target)
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = supervised_loss + weight * consistency_dist
 
-            run.check_loss(loss)
             updater.step(loss)
             alpha = args.ema_decay * sigmoid_rampup(iteration - 1, args.ema_rampup)
             update_ema_variables(model, ema_model, alpha, ema_start + iteration - 1, args.ema_buffers)
-            row = {"loss": loss, "supervised_loss": supervised_loss, **parts, "phase": phase}
+            row = {"phase": phase, "loss": loss, **parts, "supervised_loss": supervised_loss}
             row |= {"consistency_weight": weight, "consistency_dist": consistency_dist}
+            row |= {"compared_share": seen.float().mean()} if masked else {}
             run.end_iteration(**row, teacher_distance=relative_distance(model, ema_model))
 
 

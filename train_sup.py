@@ -9,11 +9,9 @@ V-Net (Milletari et al., 3DV 2016, arXiv:1606.04797) with the loss and settings 
 arXiv:1907.07034). The last iteration is the result; no checkpoint is selected.
 """
 
-from dataclasses import astuple
-
 from mtseg.script import flags
 
-PARSER = flags.training_parser(__doc__, model="supervised")
+PARSER = flags.training_parser(__doc__, model="supervised", strong_views=True)
 flags.answer_help(PARSER, __name__)
 
 from mtseg.augment import strong_view
@@ -22,21 +20,20 @@ from mtseg.script.run import script_main
 
 
 def train(args, run):
-    data = build.read_data(args, run, unlabeled=False)
+    data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)
     student = build.make_forward(args, run, model)
     updater = build.make_updater(args, run, model.parameters())
-    strengths, ignored = build.make_strengths(args), data.ignore_index
-    supervised = build.make_supervised(args, run, ignored if any(astuple(strengths)) else args.ignore_index)
+    strengths = build.make_strengths(args)
+    supervised = build.make_supervised(args, run, unknown=bool(strengths))
 
     with run.started(data, {"student": model}, updater):
         for _, volume, label in run.batches(data):
-            pasted = (volume, label) if strengths.mixin else ()
-            view = strong_view(volume, strengths, label, *pasted, ignore_index=ignored)
+            view = strong_view(volume, strengths, label, volume, label, ignore_index=data.unknown)
             with run.autocast:
                 outputs = student(view.image)
+            # The loss is that of the joint batch of all processes, where torchrun started several.
             loss, parts = supervised(run.joint(outputs), run.joint(view.labels))
-            run.check_loss(loss)
             updater.step(loss)
             run.end_iteration(loss=loss, **parts)
 

@@ -66,6 +66,10 @@ class Strengths:
                 until = f"between 0 and {limit:.4g}" if limit < math.inf else "a finite number of at least 0"
                 raise ValueError(f"strength {field.name}={value} is not {until}" + " (excluded)" * (limit == value))
 
+    def __bool__(self):
+        """Whether any component is on."""
+        return any(astuple(self))
+
 
 @dataclass
 class StrongView:
@@ -117,7 +121,7 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
     _check(images, strengths, labels, mix_images, mix_labels, spacing)
     number, size, device = images.shape[0], images.shape[2:], images.device
     compared = torch.ones((number, 1, *size), dtype=torch.bool, device=device)
-    if not any(astuple(strengths)):
+    if not strengths:
         return StrongView(images, labels, compared, None)
 
     cpu = {"device": "cpu", "dtype": torch.float64}

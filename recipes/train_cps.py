@@ -4,49 +4,52 @@
     python inference.py --model_path model/LA_vnet_16_labeled/CPS/iter_6000.pth
 
 Chen et al., "Semi-Supervised Semantic Segmentation with Cross Pseudo Supervision", CVPR 2021 (arXiv:2106.01226),
-equations 1 to 4, on volumes as in SSL4MIS. The first network is the result; the two differ in their initial weights.
+equations 1 to 4, on volumes as in SSL4MIS: the cross-entropy of one network with the other's argmax, on unlabelled
+patches. The two differ in their initial weights alone; the first network is the result, second_iter_<N>.pth the other.
 """
 
 from mtseg.script import flags
 
-PARSER = flags.unlabeled_parser(__doc__, model="CPS")
+PARSER = flags.training_parser(__doc__, model="CPS", unlabeled=True)
+flag, rare = PARSER.group("cross pseudo supervision")
+flag("--consistency", type=flags.rate, default=0.1, help="weight of the cross pseudo supervision after its ramp")
+flag("--consistency_rampup", type=flags.rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
 flags.answer_help(PARSER, __name__)
+
+from itertools import chain
 
 from mtseg.losses import cross_entropy_loss
 from mtseg.ramps import consistency_weight
 from mtseg.script import build
 from mtseg.script.run import script_main
 
-COLUMNS = ["supervised_loss", "cross_loss", "consistency_weight", "phase"]
-
 
 def train(args, run):
-    # ------------------------------------------------------------------------------- data, two networks, one optimizer
+    # ------------------------------------------------------------------------------ data, two networks, one optimizer
     data = build.read_data(args, run)
-    models = [build.make_network(args, run, data.n_channels) for _ in range(2)]
-    first, second = (build.make_forward(args, run, model) for model in models)
-    updater = build.make_updater(args, run, [p for model in models for p in model.parameters()])
-    supervised = build.make_supervised(args, run, args.ignore_index)
-    labeled_bs, own_labeled = data.labeled_bs, data.own_labeled
+    model_one, model_two = (build.make_network(args, run, data.n_channels) for _ in range(2))
+    first, second = build.make_forward(args, run, model_one), build.make_forward(args, run, model_two)
+    updater = build.make_updater(args, run, chain(model_one.parameters(), model_two.parameters()))
+    supervised = build.make_supervised(args, run)
+    labeled_bs = data.labeled_bs
+    ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
 
     # ---------------------------------------------------------------------------------------------------- training
-    with run.started(data, dict(zip(("student", "second"), models, strict=True)), updater, COLUMNS):
-        for iteration, volume, label in run.batches(data):
+    with run.started(data, {"student": model_one, "second": model_two}, updater):
+        for iteration, volume, label in run.batches(data):  # labelled patches first; the others' labels are hidden
             with run.autocast:
-                both = first(volume), second(volume)
-            label = run.joint(label[:own_labeled])
-            (one, two) = (run.joint(outputs, own_labeled) for outputs in both)
+                outputs_one, outputs_two = first(volume), second(volume)
 
-            (loss_one, parts), (loss_two, _) = (supervised([o[:labeled_bs] for o in net], label) for net in (one, two))
-            one, two = one[0][labeled_bs:], two[0][labeled_bs:]
+            label = run.joint(label[:labeled_bs])
+            loss_one, parts = supervised(run.joint([level[:labeled_bs] for level in outputs_one]), label)
+            loss_two, _ = supervised(run.joint([level[:labeled_bs] for level in outputs_two]), label)
+            one, two = run.joint(outputs_one[0][labeled_bs:]), run.joint(outputs_two[0][labeled_bs:])
             cross_loss = cross_entropy_loss(one, two.argmax(1)) + cross_entropy_loss(two, one.argmax(1))
-            ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = loss_one + loss_two + weight * cross_loss
 
-            run.check_loss(loss)
             updater.step(loss)
-            row = {"loss": loss, "supervised_loss": loss_one + loss_two, **parts, "phase": phase}
+            row = {"phase": phase, "loss": loss, **parts, "supervised_loss": loss_one + loss_two}
             run.end_iteration(**row, consistency_weight=weight, cross_loss=cross_loss)
 
 

@@ -8,17 +8,20 @@ and the teacher of Tarvainen and Valpola (arXiv:1703.01780). It differs from tra
 unlabelled patches alone: the supervised loss on pseudo-labels stands for the distance of outputs, with the same ramp.
 """
 
-import copy
-
 from mtseg.script import flags
 
-PARSER = flags.teacher_parser(__doc__, model="PL", compare=False)
-flag = PARSER.add_argument_group("pseudo-labels").add_argument
+PARSER = flags.training_parser(__doc__, model="PL", unlabeled=True, teacher=True, strong_views=True)
+flag, rare = PARSER.group("pseudo-labels")
+flag("--ema_decay", type=flags.fraction, default=0.99, help="share of the teacher that an update keeps")
+flag("--consistency", type=flags.rate, default=0.1, help="weight of the loss on pseudo-labels after its ramp")
+flag("--consistency_rampup", type=flags.rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
 flag("--pseudo_threshold", type=flags.fraction, default=0.8, help="the teacher's probability that makes a label")
 flag("--pseudo_entropy", type=flags.fraction, help="largest entropy of a voxel, as a share of log(classes)")
-within = "patches whose share of pseudo-foreground lies outside are not used"
-flag("--pseudo_foreground", type=flags.fraction, nargs=2, metavar=("MIN", "MAX"), help=within)
+outside = "patches whose share of pseudo-foreground lies outside are not used"
+flag("--pseudo_foreground", type=flags.fraction, nargs=2, metavar=("MIN", "MAX"), help=outside)
 flags.answer_help(PARSER, __name__)
+
+import copy
 
 import torch
 
@@ -29,9 +32,6 @@ from mtseg.pseudo import pseudo_label_statistics, pseudo_labels
 from mtseg.ramps import consistency_weight, sigmoid_rampup
 from mtseg.script import build
 from mtseg.script.run import script_main
-
-COLUMNS = ["supervised_loss", "consistency_weight", "pseudo_loss", "phase", "teacher_distance", "pseudo_voxels_used"]
-COLUMNS += ["pseudo_volumes_used", "pseudo_accuracy_monitoring_only"]
 
 
 def train(args, run):
@@ -45,41 +45,39 @@ def train(args, run):
     student, teacher = build.make_forward(args, run, model), build.make_forward(args, run, ema_model)
     updater = build.make_updater(args, run, model.parameters())
     strengths = build.make_strengths(args)
-    labeled_bs, own_labeled, ignored = data.labeled_bs, data.own_labeled, data.ignore_index
-    supervised = build.make_supervised(args, run, args.ignore_index)
-    pseudo_supervised = build.make_supervised(args, run, ignored)
+    supervised, pseudo_supervised = (build.make_supervised(args, run, unknown) for unknown in (False, True))
+    labeled_bs, unknown = data.labeled_bs, data.unknown
+    limits = (args.pseudo_threshold, args.pseudo_entropy, args.pseudo_foreground, unknown)
+    ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
 
     # ---------------------------------------------------------------------------------------------------- training
-    with run.started(data, {"student": model, "teacher": ema_model}, updater, COLUMNS):
-        for iteration, volume, label, hidden in run.batches_with_hidden_labels(data):
-            labeled, unlabeled = volume[:own_labeled], volume[own_labeled:]
+    with run.started(data, {"student": model, "teacher": ema_model}, updater):
+        for iteration, volume, label, hidden in run.batches_with_hidden_labels(data):  # labelled patches first
+            labeled, unlabeled = volume[:labeled_bs], volume[labeled_bs:]
             noise = torch.clamp(torch.randn_like(unlabeled) * 0.1, -0.2, 0.2)
-            pasted = labeled if strengths.mixin else None
-            view = strong_view(unlabeled, strengths, hidden[own_labeled:], pasted, ignore_index=ignored)
+            view = strong_view(unlabeled, strengths, hidden[labeled_bs:], labeled, ignore_index=unknown)
             with run.autocast:
                 outputs = student(torch.cat([labeled, view.image]))
                 with torch.no_grad():
                     target = teacher(unlabeled + noise)[0]
-            target, seen = run.joint(view.align(target))
-            outputs, label = run.joint(outputs, own_labeled), run.joint(label[:own_labeled])
 
-            supervised_loss, parts = supervised([output[:labeled_bs] for output in outputs], label)
-            limits = (args.pseudo_threshold, args.pseudo_entropy, args.pseudo_foreground, ignored)
-            known = pseudo_labels(target, *limits).masked_fill(~seen[:, 0], ignored)
-            pseudo_loss, _ = pseudo_supervised([output[labeled_bs:] for output in outputs], known)
-            ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
+            # Losses are those of the joint batch of all processes, where torchrun started several.
+            labeled_outputs = run.joint([level[:labeled_bs] for level in outputs])
+            supervised_loss, parts = supervised(labeled_outputs, run.joint(label[:labeled_bs]))
+            target, seen = run.joint(view.align(target))
+            known = pseudo_labels(target, *limits).masked_fill(~seen[:, 0], unknown)
+            pseudo_loss, _ = pseudo_supervised(run.joint([level[labeled_bs:] for level in outputs]), known)
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = supervised_loss + weight * pseudo_loss
             # The hidden labels serve to watch the pseudo-labels, nothing else: where there are none, they are UNKNOWN.
-            hidden = run.joint(view.labels.masked_fill(view.labels == UNKNOWN, ignored))
-            statistics = pseudo_label_statistics(known, hidden, ignored)
+            hidden = run.joint(view.labels.masked_fill(view.labels == UNKNOWN, unknown))
 
-            run.check_loss(loss)
             updater.step(loss)
             alpha = args.ema_decay * sigmoid_rampup(iteration - 1, args.ema_rampup)
             update_ema_variables(model, ema_model, alpha, ema_start + iteration - 1, args.ema_buffers)
-            row = {"loss": loss, "supervised_loss": supervised_loss, **parts, "phase": phase, **statistics}
+            row = {"phase": phase, "loss": loss, **parts, "supervised_loss": supervised_loss}
             row |= {"consistency_weight": weight, "pseudo_loss": pseudo_loss}
+            row |= pseudo_label_statistics(known, hidden, unknown)
             run.end_iteration(**row, teacher_distance=relative_distance(model, ema_model))
 
 

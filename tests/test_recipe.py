@@ -33,7 +33,15 @@ SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup, "PL": train_pseudo
 def run(model, data, out, *more, labelnum=3, **changes):
     """Train for a few iterations; returns the run's folder."""
     given = {"root_path": data, "output_dir": out, "labelnum": labelnum, "max_iterations": 4, "n_filters": 2}
-    given |= {"num_workers": 0, "patch_size": "16 16 16", "stride_xy": 8, "stride_z": 8, "progress": 0, **changes}
+    given |= {
+        "num_workers": 0,
+        "patch_size": "16 16 16",
+        "stride_xy": 8,
+        "stride_z": 8,
+        "progress": 0,
+        "dataset_name": "LA",
+    }
+    given |= changes
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
     return SCRIPTS[model].main([*words, *more])
 

@@ -25,6 +25,7 @@ from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.phantom import make_phantom
 from mtseg.samplers import ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
+from mtseg.script.runfolder import how_selected
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
 from mtseg.winograd import winograd_convolutions
 
@@ -33,68 +34,84 @@ from mtseg.winograd import winograd_convolutions
 class Data:
     """What the flags say of the data.
 
-    `train`: the data set, labelled cases first; `batches`: its batches, lists of indices, `labeled_bs` labelled ones
-    first; `own_labeled`: how many of these are this process's. `ignore_index`: what stands for a label that is not
-    known. `cases`: {'train_cases', 'val_cases', ...: names}; `said`: the same in a few words.
+    `train`: the data set, labelled cases first. `val`: the cases of --val_list. `sampler`: of the joint batches of all
+    processes, labelled patches first. `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of
+    this process's share. `unknown`: stands for the label of a voxel that has none. `n_channels`: of the images.
+    `cases`: {'train_cases', 'val_cases', ...: names}. `selection`: how the reported checkpoint is chosen.
+    `preprocessing`: the data set's, or None. `description`, `notes`: for the log.
     """
 
     train: Any
     val: LAHeart
-    batches: Any
+    sampler: Any
+    joint_labeled_bs: int
     labeled_bs: int
-    own_labeled: int
-    ignore_index: int
+    unknown: int
+    n_channels: int
     cases: dict
-    said: str
+    selection: str
+    preprocessing: dict | None
+    description: str
+    notes: list
 
-    @property
-    def n_channels(self):
-        return self.train.n_channels
 
-
-def read_data(args, run, unlabeled=True):
-    """The Data of a semi-supervised script, or with `unlabeled=False` of one that sees labelled cases alone."""
+def read_data(args, run):
+    """The Data of a training script; of labelled cases alone where its flags have no --labeled_bs."""
     root = find_root(args.root_path)
-    if root == run.home / "data/Phantom":
+    if root == flags.HOME / "data/Phantom":
         print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
         with run.ranks.main_first():
             make_phantom(root)
+    unlabeled = hasattr(args, "labeled_bs")
     val = read_list(args.val_list) if args.val_list else []
     train = training_cases(root, val, args.max_samples)
     more_root = unlabeled and (args.unlabeled_root or (args.root_path if (root / "unlabeled.list").exists() else None))
     more = unlabeled_cases(find_root(more_root)) if more_root else []
     labeled_bs = args.labeled_bs if unlabeled else args.batch_size
-    others_bs = args.batch_size - labeled_bs
+    unlabeled_bs = args.batch_size - labeled_bs
     if unlabeled:
         flags.check_two_streams(args, len(train), len(more))
     else:
         flags.check_one_stream(args, len(train))
         train = train[: args.labelnum]
-    run.ranks.check_shares(args.labelnum, labeled_bs, others_bs)
-    flags.check_normalization(args, (others_bs or labeled_bs) // run.ranks.world_size)
+    run.ranks.check_shares(args.labelnum, labeled_bs, unlabeled_bs)
+    flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
 
     rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
     reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
     augmented = {"transform": Compose([*rotflip, RandomCrop(args.patch_size), ToTensor("uint8")]), **reading}
-    keep = CachedDataset if args.cache else lambda dataset: dataset
-    db_train = keep(LAHeart(args.root_path, cases=train, labelnum=args.labelnum, **augmented))
+    cached = CachedDataset if args.cache else lambda dataset: dataset
+    db_train = cached(LAHeart(args.root_path, cases=train, labelnum=args.labelnum, **augmented))
     if more:
-        db_more = keep(LAHeart(more_root, cases=more, labelnum=0, **augmented))
+        db_more = cached(LAHeart(more_root, cases=more, labelnum=0, **augmented))
         db_train = JoinedCases([db_train, db_more])
     db_val = LAHeart(args.root_path, cases=val, **reading)
     if val and db_val.n_channels != db_train.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
-    labeled, rest = range(args.labelnum), range(args.labelnum, len(db_train))
+    labeled_indices, unlabeled_indices = range(args.labelnum), range(args.labelnum, len(db_train))
     if unlabeled:
-        batches = TwoStreamBatchSampler(labeled, rest, args.batch_size, others_bs, seed=args.seed)
+        sampler = TwoStreamBatchSampler(
+            labeled_indices, unlabeled_indices, args.batch_size, unlabeled_bs, seed=args.seed
+        )
+        description = f"{len(labeled_indices)} labelled and {len(unlabeled_indices)} unlabelled cases"
     else:
-        batches = ShuffledBatchSampler(labeled, args.batch_size, seed=args.seed)
-    cases = {"train_cases": train, "val_cases": val} | ({"unlabeled_cases": more} if unlabeled else {})
-    said = f"{len(labeled)} labelled" + f" and {len(rest)} unlabelled" * unlabeled + " cases"
-    ignore_index = UNKNOWN if args.ignore_index is None else args.ignore_index
-    run.selected(val, test_cases(root))
-    own_labeled = labeled_bs // run.ranks.world_size
-    return Data(db_train, db_val, batches, labeled_bs, own_labeled, ignore_index, cases, said)
+        sampler = ShuffledBatchSampler(labeled_indices, args.batch_size, seed=args.seed)
+        description = f"{len(labeled_indices)} labelled cases"
+    selection, notes = how_selected(val, test_cases(root))
+    return Data(
+        train=db_train,
+        val=db_val,
+        sampler=sampler,
+        joint_labeled_bs=labeled_bs,
+        labeled_bs=labeled_bs // run.ranks.world_size,
+        unknown=UNKNOWN if args.ignore_index is None else args.ignore_index,
+        n_channels=db_train.n_channels,
+        cases={"train_cases": train, "val_cases": val} | ({"unlabeled_cases": more} if unlabeled else {}),
+        selection=selection,
+        preprocessing=flags.read_config(root / "preprocessing.json") or None,
+        description=description,
+        notes=notes,
+    )
 
 
 def make_network(args, run, n_channels):
@@ -133,8 +150,10 @@ def make_forward(args, run, net):
     return lambda batch: levels(forward(batch))
 
 
-def make_supervised(args, run, ignore_index):
-    """The supervised loss of the flags; voxels with the label `ignore_index` take no part (None: there are none)."""
+def make_supervised(args, run, unknown=False):
+    """The supervised loss of the flags, losses.SupervisedLoss. Voxels with the label --ignore_index take no part, nor,
+    with `unknown`, those with the label `Data.unknown`: give it where labels are pseudo-labels or of strong views."""
+    ignore_index = UNKNOWN if unknown and args.ignore_index is None else args.ignore_index
     return SupervisedLoss(args.loss, args.class_weights, ignore_index, args.deep_supervision_weights).to(run.device)
 
 
@@ -143,8 +162,8 @@ def make_updater(args, run, parameters):
     optimizer = make_optimizer(
         args.optimizer, parameters, args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
-    course = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations)
-    schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *course)
+    settings = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations)
+    schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *settings)
     return Updater(optimizer, schedule, gradient_scaler(run.device, args.amp), args.gradient_clipping)
 
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,11 +16,14 @@ from mtseg.script.checks import (  # noqa: F401
     check_two_streams,
 )
 from mtseg.script.endings import answer_help, one_sentence  # noqa: F401
-from mtseg.script.values import below_one, classes, fraction, natural, patch_side, positive, rate, within
+from mtseg.script.values import below_one, classes, even, fraction, natural, patch_side, positive, rate, within
+
+# Where scripts and data/ lie: the repository, or, where mtseg was installed without it, the current folder.
+HOME = Path(__file__).resolve().parents[2]
+HOME = HOME if (HOME / "inference.py").is_file() else Path.cwd()
 
 # What the built-in data is trained with where a flag does not say otherwise: small volumes, minutes on a CPU.
 PHANTOM_SETTINGS = {
-    "dataset_name": "Phantom",
     "patch_size": [32, 32, 32],
     "max_iterations": 300,
     "base_lr": 0.03,
@@ -61,18 +65,66 @@ ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror im
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help with the default behind each flag that has one."""
+    """Help with values and default behind each flag; without `everything`, only the flags that people often set."""
+
+    def __init__(self, prog, everything=True):
+        super().__init__(prog, max_help_position=28, width=min(shutil.get_terminal_size((120, 24)).columns, 120))
+        self.everything = everything
+
+    def add_argument(self, action):
+        if self.everything or not getattr(action, "rare", False):
+            super().add_argument(action)
+
+    def _get_default_metavar_for_optional(self, action):
+        return "N" if action.type in (int, positive, natural, classes, patch_side, even) else "X"
+
+    def _metavar_formatter(self, action, default_metavar):
+        metavar = action.metavar or ("X" if action.choices else default_metavar)
+        return lambda size: metavar if isinstance(metavar, tuple) else (metavar,) * size
 
     def _get_help_string(self, action):
-        has_default = action.default not in (None, False, argparse.SUPPRESS)
-        return f"{action.help} (default: %(default)s)" if has_default else action.help
+        text = action.help + (": " + ", ".join(map(str, action.choices)) if action.choices else "")
+        if action.default in (None, False, argparse.SUPPRESS):
+            return text
+        default = action.default if isinstance(action.default, (list, tuple)) else [action.default]
+        return f"{text} (default: {' '.join(map(str, default))})".replace("%", "%%")
+
+
+class Help(argparse.Action):
+    """--help shows the flags that people often set, --help all every one."""
+
+    def __call__(self, parser, namespace, value, option_string=None):
+        parser.everything = value == "all" or not parser.has_rare
+        print(parser.format_help(), end="")
+        raise SystemExit(0)
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose help shows defaults, and whose errors are one line without the usage in front."""
+    """An ArgumentParser with a page of help, `--help all` for the rest, and errors of one line.
+
+    `group(title)` gives two functions that add a flag: for those that people often set, and for those they rarely do.
+    """
 
     def __init__(self, **kwargs):
-        super().__init__(formatter_class=Formatter, allow_abbrev=False, **kwargs)
+        super().__init__(formatter_class=Formatter, allow_abbrev=False, add_help=False, **kwargs)
+        self.everything = True
+        self.has_rare = False
+        self.method_first = False  # whether a new group stands before the others in the help
+        what = "this page; `--help all` shows every flag"
+        self.add_argument("-h", "--help", nargs="?", metavar="all", action=Help, default=argparse.SUPPRESS, help=what)
+
+    def group(self, title):
+        add = self.add_argument_group(title).add_argument
+        if self.method_first:
+            self._action_groups.insert(2, self._action_groups.pop())
+
+        def rare(*names, **settings):
+            add(*names, **settings).rare = self.has_rare = True
+
+        return add, rare
+
+    def _get_formatter(self):
+        return self.formatter_class(prog=self.prog, everything=self.everything)
 
     @contextlib.contextmanager
     def errors_as(self, make):
@@ -110,135 +162,123 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def training_parser(description, model="supervised", batch_size=2):
-    """The parser of a training script, with LASeg's flags and defaults; `model` names the method."""
-    parser = Parser(description=description)
+def training_parser(description, model, unlabeled=False, teacher=False, strong_views=False):
+    """The parser of a training script: the flags that all have, with LASeg's names and defaults.
+
+    `model`: the method's name. `unlabeled`: the script learns from unlabelled patches, with a weight that ramps up.
+    `teacher`: it averages a teacher. `strong_views`: its student sees strongly augmented patches. A method adds its
+    own flags in its script: `flag, rare = parser.group(title)`.
+    """
+    parser = Parser(description=description, usage="%(prog)s [flags]")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these flags; the command line wins")
 
-    flag = parser.add_argument_group("data").add_argument
+    flag, rare = parser.group("data")
     flag("--root_path", help="folder with train.list, test.list and data/ (default: data/LA, else the Phantom data)")
-    flag("--dataset_name", default="LA", help="name of the data, for the run's folder; 'Phantom' is built in")
+    rare("--dataset_name", help="name of the data, for the run's folder (default: its folder's); Phantom is built in")
     flag("--labelnum", type=positive, default=25, help="labelled cases: the first ones of train.list")
-    flag("--max_samples", type=positive, help="use only the first cases of train.list (default: all listed)")
+    rare("--max_samples", type=positive, help="use only the first cases of train.list (default: all listed)")
     flag("--num_classes", type=classes, default=2, help="classes, background included")
     flag("--patch_size", type=patch_side, nargs=3, default=[112, 112, 80], metavar=("W", "H", "D"), help="voxels")
-    flag("--rotflip", choices=("mirror", "all", "none"), default="mirror", help=ROTFLIP)
-    flag("--cache", action=switch, default=True, help="read all volumes once, into a temporary file that workers share")
+    rare("--rotflip", choices=("mirror", "all", "none"), default="mirror", help=ROTFLIP)
+    rare("--cache", action=switch, default=True, help="read all volumes once, into a temporary file that workers share")
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
+    if unlabeled:
+        flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
+        where = "folder with more unlabelled cases (default: root_path, if unlabeled.list lies there)"
+        rare("--unlabeled_root", metavar="DIR", help=where)
 
-    flag = parser.add_argument_group("network").add_argument
+    flag, rare = parser.group("network")
     flag("--network", choices=NETWORKS, default="vnet", help="architecture")
     flag("--n_filters", type=positive, default=16, help="channels on the finest level")
     flag("--normalization", choices=NORMALIZATIONS, default="batchnorm", help="normalization after each convolution")
-    flag("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
-    flag("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
-    flag("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
+    rare("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
+    rare("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
+    rare("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
     flag("--pretrained", metavar="FILE", help="weights to start from: what fits is loaded, what does not is listed")
 
-    flag = parser.add_argument_group("optimizer").add_argument
-    flag("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="which one")
+    flag, rare = parser.group("optimizer")
+    rare("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="which one")
     flag("--base_lr", type=rate, default=0.01, help="learning rate at the start, after the warm-up")
-    flag("--momentum", type=fraction, default=0.9, help="of sgd")
-    flag("--nesterov", action=switch, default=False, help="sgd: Nesterov's momentum")
-    flag("--betas", type=below_one, nargs=2, default=[0.9, 0.999], metavar=("B1", "B2"), help="of adam and adamw")
-    flag("--weight_decay", type=rate, default=1e-4, help="of every optimizer")
-    flag("--lr_schedule", choices=SCHEDULES, default="step", help="course of the learning rate")
-    flag("--lr_step", type=positive, default=2500, help="iterations: of step, exponential, cosine_restarts")
-    flag("--lr_gamma", type=fraction, default=0.1, help="factor of step, exponential (per --lr_step) and plateau")
-    flag("--lr_power", type=rate, default=0.9, help="exponent of poly")
-    flag("--lr_patience", type=natural, default=5, help="validations without a better Dice before plateau lowers it")
-    flag("--warmup_iterations", type=natural, default=0, help="iterations over which the rate rises to --base_lr")
+    rare("--momentum", type=fraction, default=0.9, help="of sgd")
+    rare("--nesterov", action=switch, default=False, help="sgd: Nesterov's momentum")
+    rare("--betas", type=below_one, nargs=2, default=[0.9, 0.999], metavar=("B1", "B2"), help="of adam and adamw")
+    rare("--weight_decay", type=rate, default=1e-4, help="of every optimizer")
+    flag("--lr_schedule", choices=SCHEDULES, default="step", help="how the learning rate falls")
+    rare("--lr_step", type=positive, default=2500, help="iterations: of step, exponential, cosine_restarts")
+    rare("--lr_gamma", type=fraction, default=0.1, help="factor of step, exponential (per --lr_step) and plateau")
+    rare("--lr_power", type=rate, default=0.9, help="exponent of poly")
+    rare("--lr_patience", type=natural, default=5, help="validations without a better Dice before plateau lowers it")
+    rare("--warmup_iterations", type=natural, default=0, help="iterations over which the rate rises to --base_lr")
 
-    flag = parser.add_argument_group("supervised loss").add_argument
+    flag, rare = parser.group("supervised loss")
     flag("--loss", default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, focal and tversky")
-    flag("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
-    flag("--deep_supervision_weights", type=rate, nargs=4, metavar="WEIGHT", help=DEEP_SUPERVISION)
+    rare("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
+    rare("--deep_supervision_weights", type=rate, nargs=4, metavar="WEIGHT", help=DEEP_SUPERVISION)
     flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
 
-    flag = parser.add_argument_group("strong views").add_argument
-    flag("--strong_rotation", type=within(180), default=0, help="degrees: rotation by up to this about any axis")
-    flag("--strong_scaling", type=within(0.99), default=0, help="magnification between 1 - this and 1 + this")
-    flag(
-        "--strong_elastic", type=within(6.4), default=0, help="voxels: largest move of a smooth deformation, up to 6.4"
-    )
-    flag("--strong_gamma", type=rate, default=0, help="gamma between 1 / (1 + this) and 1 + this")
-    flag("--strong_noise", type=rate, default=0, help="largest deviation of Gaussian noise, in the image's unit")
-    flag("--strong_blur", type=rate, default=0, help="voxels: largest deviation of a Gaussian blur")
-    flag("--strong_cutout", type=fraction, default=0, help="largest share of a patch that three boxes cut out")
-    flag("--strong_mixin", type=fraction, default=0, help="largest share of a box pasted from a labelled patch")
+    if strong_views:
+        flag, rare = parser.group("strong views of the patches on which student and teacher are compared")
+        flag("--strong_rotation", type=within(180), default=0, help="degrees: rotation by up to this about any axis")
+        rare("--strong_scaling", type=within(0.99), default=0, help="magnification between 1 - this and 1 + this")
+        moved = "voxels: largest move of a smooth deformation, up to 6.4"
+        rare("--strong_elastic", type=within(6.4), default=0, help=moved)
+        rare("--strong_gamma", type=rate, default=0, help="gamma between 1 / (1 + this) and 1 + this")
+        flag("--strong_noise", type=rate, default=0, help="largest deviation of Gaussian noise, in the image's unit")
+        rare("--strong_blur", type=rate, default=0, help="voxels: largest deviation of a Gaussian blur")
+        rare("--strong_cutout", type=fraction, default=0, help="largest share of a patch that three boxes cut out")
+        rare("--strong_mixin", type=fraction, default=0, help="largest share of a box pasted from a labelled patch")
 
-    flag = parser.add_argument_group("training").add_argument
+    flag, rare = parser.group("training")
     flag("--max_iterations", type=positive, default=6000, help="iterations to train")
-    flag("--batch_size", type=positive, default=batch_size, help="patches an iteration")
-    flag("--deterministic", type=int, choices=(0, 1), default=1, help="1: the same seed gives the same weights")
+    flag("--batch_size", type=positive, default=4 if unlabeled else 2, help="patches an iteration")
+    rare("--deterministic", type=int, choices=(0, 1), default=1, help="1: the same seed gives the same weights")
     flag("--seed", type=natural, default=1337, help="seed of weights, batches, crops, noise and dropout")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
     flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward passes")
-    flag("--compile", action=switch, default=False, help="torch.compile the networks; dropout draws other masks")
-    flag("--channels_last", action=switch, default=False, help="memory format of the networks; changes the last bits")
-    flag("--winograd", action=switch, default=False, help=WINOGRAD)
-    flag("--keep_memory", action=switch, default=True, help=KEEP_MEMORY)
-    flag("--accumulation_steps", type=positive, default=1, help="parts of a batch that pass one after the other")
-    flag("--gradient_checkpointing", action=switch, default=False, help="recompute instead of storing activations")
-    flag("--gradient_clipping", type=rate, default=0, help="largest norm of the gradient; 0 does not clip")
+    rare("--compile", action=switch, default=False, help="torch.compile the networks; dropout draws other masks")
+    rare("--channels_last", action=switch, default=False, help="memory format of the networks; changes the last bits")
+    rare("--winograd", action=switch, default=False, help=WINOGRAD)
+    rare("--keep_memory", action=switch, default=True, help=KEEP_MEMORY)
+    rare("--accumulation_steps", type=positive, default=1, help="parts of a batch that pass one after the other")
+    rare("--gradient_checkpointing", action=switch, default=False, help="recompute instead of storing activations")
+    rare("--gradient_clipping", type=rate, default=0, help="largest norm of the gradient; 0 does not clip")
 
-    flag = parser.add_argument_group("run").add_argument
+    if unlabeled:
+        flag, rare = parser.group("weight of the loss on unlabelled patches")
+        rare("--consistency_ramp", choices=RAMPUPS, default="sigmoid", help="shape of its ramp")
+        rare("--consistency_warmup", type=natural, default=0, help="iterations of supervised training before the ramp")
+    if teacher:
+        flag, rare = parser.group("teacher")
+        rare("--ema_rampup", type=natural, default=0, help="iterations over which --ema_decay rises, along a sigmoid")
+        rare("--ema_buffers", action=switch, default=False, help="average batch norm's statistics too")
+        rare("--teacher_checkpoint", metavar="FILE", help="weights to start from, such as those of a supervised run")
+        who = ("teacher", "student", "both")
+        rare("--teacher_checkpoint_for", choices=who, default="both", help="who starts from --teacher_checkpoint")
+
+    flag, rare = parser.group("run")
     flag("--exp", default="vnet", help="name of the experiment, for the run's folder")
-    flag("--model", default=model, help="name of the method, for the run's folder")
+    rare("--model", default=model, help="name of the method, for the run's folder")
     flag("--output_dir", default=".", help="runs go to OUTPUT_DIR/model/<dataset>_<exp>_<labelnum>_labeled/<model>/")
     flag("--resume", nargs="?", const="latest", metavar="FILE", help="go on from FILE, or from the run's latest.pth")
     flag("--overwrite", action="store_true", help="start anew where a run of this name already lies")
-    flag("--save_freq", type=positive, default=500, help="iterations between two writings of latest.pth")
-    flag("--keep_last", type=natural, default=0, help="also keep the weights of so many of the last writings")
-    flag("--test_only", action="store_true", help="no training: test the weights of this run's last iteration")
+    rare("--save_freq", type=positive, default=500, help="iterations between two writings of latest.pth")
+    rare("--keep_last", type=natural, default=0, help="also keep the weights of so many of the last writings")
+    rare("--test_only", action="store_true", help="no training: test the weights of this run's last iteration")
 
-    flag = parser.add_argument_group("validation").add_argument
-    flag("--val_list", help="file with the names of cases to monitor, kept out of training")
+    flag, rare = parser.group("validation")
+    flag("--val_list", metavar="FILE", help="file with the names of cases to monitor, kept out of training")
     flag("--val_freq", type=positive, default=500, help="iterations between two validations")
-    flag("--patience", type=positive, help="stop after so many validations without a better Dice (default: never)")
-    flag("--stride_xy", type=positive, default=18, help="voxels between windows along W and H in validation")
-    flag("--stride_z", type=positive, default=4, help="voxels between windows along D in validation")
+    rare("--patience", type=positive, help="stop after so many validations without a better Dice (default: never)")
+    rare("--stride_xy", type=positive, default=18, help="voxels between windows along W and H in validation")
+    rare("--stride_z", type=positive, default=4, help="voxels between windows along D in validation")
 
-    flag = parser.add_argument_group("monitoring").add_argument
-    flag("--log_freq", type=positive, default=1, help="iterations between two rows of metrics.csv")
+    flag, rare = parser.group("monitoring")
+    rare("--log_freq", type=positive, default=1, help="iterations between two rows of metrics.csv")
     flag("--tensorboard", action=switch, default=False, help="event files in the run's folder; needs tensorboard")
-    flag("--wandb", choices=("offline", "online"), help="Weights & Biases; needs wandb (default: no)")
-    flag("--progress", type=natural, default=60, help="seconds between two drawings of progress.png; 0 draws none")
-    return parser
-
-
-def unlabeled_parser(description, model):
-    """The parser of a training script with unlabelled data and a weight that ramps up."""
-    parser = training_parser(description, model, batch_size=4)
-    flag = parser.add_argument_group("unlabelled data").add_argument
-    flag("--labeled_bs", type=int, default=2, help="labelled patches of a batch; the rest is unlabelled")
-    flag(
-        "--unlabeled_root", help="folder with more unlabelled cases (default: root_path, if unlabeled.list lies there)"
-    )
-    flag("--consistency", type=rate, default=0.1, help="weight of the loss on unlabelled patches after its ramp")
-    flag("--consistency_ramp", choices=RAMPUPS, default="sigmoid", help="shape of the ramp")
-    flag("--consistency_rampup", type=rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
-    flag("--consistency_warmup", type=natural, default=0, help="iterations of supervised training before the ramp")
-    return parser
-
-
-def teacher_parser(description, model="MT", compare=True):
-    """The parser of a training script with a teacher and unlabelled data; `compare`: their outputs are compared."""
-    parser = unlabeled_parser(description, model)
-    switch = argparse.BooleanOptionalAction
-    flag = parser.add_argument_group("mean teacher").add_argument
-    flag("--ema_decay", type=fraction, default=0.99, help="share of the teacher that an update keeps")
-    flag("--ema_rampup", type=natural, default=0, help="iterations over which that share rises, along a sigmoid")
-    flag("--ema_buffers", action=switch, default=False, help="average batch norm's statistics too")
-    flag("--teacher_checkpoint", metavar="FILE", help="weights to start from, such as those of a supervised run")
-    flag("--teacher_checkpoint_for", choices=("teacher", "student", "both"), default="both", help="who starts from it")
-
-    if compare:
-        flag = parser.add_argument_group("consistency").add_argument
-        flag("--consistency_type", choices=("mse", "kl", "ce"), default="mse", help="distance of student and teacher")
-        flag("--consistency_on", choices=("unlabeled", "all"), default="unlabeled", help="patches that are compared")
-        flag("--consistency_threshold", type=fraction, default=0, help="compare where the teacher is at least so sure")
+    rare("--wandb", choices=("offline", "online"), help="Weights & Biases; needs wandb (default: no)")
+    rare("--progress", type=natural, default=60, help="seconds between two drawings of progress.png; 0 draws none")
+    parser.method_first = True
     return parser
 
 
@@ -358,24 +398,27 @@ def listed_in(config, *names):
     return [case for cases in lists for case in cases]
 
 
-def parse(parser, argv, la_folder, phantom_folder):
+def parse(parser, argv):
     """The flags in `argv`, those of its --config that it does not give, and defaults for the rest.
 
-    Without --root_path: `la_folder` where it has a train.list, else the Phantom data's folder and PHANTOM_SETTINGS as
-    defaults; --dataset_name says which by name.
+    Without --root_path: data/LA where it has a train.list, else the Phantom data with PHANTOM_SETTINGS as defaults;
+    --dataset_name says which of the two by name. Without --dataset_name: the name of the data's folder.
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     given = given_flags(parser, argv)
     config = config_settings(parser, Path(given["config"])) if given.get("config") else {}
-    chosen = {**config, **given}
-    settings = {}
+    chosen, settings = {**config, **given}, {}
     if chosen.get("root_path") is None:
-        name = chosen.get("dataset_name")
-        if name == "Phantom" or (name is None and not (la_folder / "train.list").is_file()):
-            settings = {**PHANTOM_SETTINGS, "root_path": str(phantom_folder)}
-        else:
-            settings = {"root_path": str(la_folder), "dataset_name": "LA"}
-    args = parser.parse_args(argv, argparse.Namespace(**{**settings, **config}))
+        la, name = HOME / "data/LA", chosen.get("dataset_name")
+        settings = {"root_path": str(la)}
+        if name == "Phantom" or (name is None and not (la / "train.list").is_file()):
+            settings = {**PHANTOM_SETTINGS, "root_path": str(HOME / "data/Phantom")}
+    known = {action.dest for action in parser._actions}
+    settings = {name: value for name, value in {**settings, **config}.items() if name in known}
+    args = parser.parse_args(argv, argparse.Namespace(**settings))
+    if args.dataset_name is None:
+        folder = Path(args.root_path).resolve()
+        args.dataset_name = (folder.parent if folder.name == "data" else folder).name or "data"
     check_flags(args, given)
     return args
 
@@ -453,11 +496,3 @@ def read_config(path):
     if not isinstance(config, dict):
         raise FlagError(f"{path}: not a JSON object; repair it or move it away")
     return config
-
-
-if __name__ == "__main__":
-    readme, end = Path("README.md"), "<!-- end of flags -->"
-    begin = "<!-- flags: python -m mtseg.script.flags writes this table -->"
-    before, _, rest = readme.read_text().partition(begin)
-    table = markdown_table(teacher_parser(""))
-    readme.write_text(f"{before}{begin}\n\n{table}\n\n{end}{rest.partition(end)[2]}")

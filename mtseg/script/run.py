@@ -1,11 +1,10 @@
 """A run of a training script, from its flags to its last weights: folder, device, seeds, resuming, logs, validation.
 
     def train(args, run):
-        ...                                                # data, networks, updater: script/build.py
-        with run.started(data, networks, updater, COLUMNS):
+        ...                                                # data, networks, updater: mtseg/script/build.py
+        with run.started(data, networks, updater):
             for iteration, volume, label in run.batches(data):
                 ...                                        # the method
-                run.check_loss(loss)
                 updater.step(loss)
                 run.end_iteration(loss=loss, ...)
 
@@ -16,8 +15,8 @@ The loop, the networks and the losses are the script's: nothing here calls it ba
 
 import contextlib
 import shlex
+import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -26,9 +25,7 @@ from tqdm import tqdm
 from mtseg.allocator import keep_freed_memory
 from mtseg.checkpoint import load_checkpoint
 from mtseg.collate import collate
-from mtseg.datasets import find_root
 from mtseg.distributed import Silent, joined_ranks
-from mtseg.losses import TERMS
 from mtseg.metrics import dice
 from mtseg.samplers import IterationSampler, ShardedSampler
 from mtseg.script import flags, runfolder
@@ -40,20 +37,24 @@ from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import score_cases
 
 PREFIXES = {"student": "", "teacher": "ema_"}  # of the files with a network's weights; any other: its name
-FIRST = ["iteration", "lr", "loss", *(f"loss_{name}" for name in TERMS)]
-LAST = ["skipped_steps", "iterations_per_second", "data_seconds", "step_seconds", "peak_memory_mb"]
 
 
 def script_main(train, parser, file):
-    """The main(argv=None) of a training script: train(args, run) with its flags, and mistakes in one sentence."""
+    """The main(argv=None) of the training script `file`: it calls train(args, run) with the script's flags.
+
+    Mistakes end in one sentence and exit code 2. main returns the run's folder.
+    """
 
     def main(argv=None):
-        home = next(folder for folder in Path(file).resolve().parents if (folder / "data").is_dir())
         with flags.one_sentence():
-            args = flags.parse(parser, argv, home / "data/LA", home / "data/Phantom")
+            args = flags.parse(parser, argv)
+            if args.test_only:
+                newest = runfolder.newest_weights(runfolder.run_folder(args))
+                words = [sys.executable, str(flags.HOME / "inference.py"), "--model_path", str(newest)]
+                raise SystemExit(subprocess.call(words))
             with joined_ranks() as ranks:
-                words = sys.argv[1:] if argv is None else [str(word) for word in argv]
-                run = Run(args, ranks, [*ranks.launcher(), file, *words], home)
+                words = sys.argv[1:] if argv is None else map(str, argv)
+                run = Run(args, ranks, [*ranks.launcher(), file, *words])
                 train(args, run)
                 return run.folder
 
@@ -61,14 +62,14 @@ def script_main(train, parser, file):
 
 
 class Run:
-    """Where and with what a script trains; nothing is written before `started`.
+    """Where and on what a script trains. Nothing is written before `started`.
 
-    `folder`: the run's. `device`, `autocast`: of the forward passes. `resume_from`: the checkpoint it goes on from, or
+    `folder`: the run's. `device`, `autocast`: of the forward passes. `resume_from`: the checkpoint to go on from, or
     None. `ranks`: distributed.Ranks. `notes`: sentences for the log.
     """
 
-    def __init__(self, args, ranks, command, home):
-        self.args, self.ranks, self.command, self.home = args, ranks, command, home
+    def __init__(self, args, ranks, command):
+        self.args, self.ranks, self.command = args, ranks, command
         check_extras(args.tensorboard, args.wandb)
         self.folder = runfolder.run_folder(args)
         self.resume_from = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
@@ -82,84 +83,101 @@ class Run:
         seed_iteration(args.seed, -1)  # for the initial weights
         args.has_dropout = True
 
-    def selected(self, val_cases, test_cases):
-        self.selection, said = runfolder.how_selected(val_cases, test_cases)
-        self.notes += said
+    def joint(self, batch):
+        """The joint batch of all processes that torchrun started: their `batch`es, (N, ...), one after the other.
 
-    def joint(self, own, labeled=0):
-        """The joint batch of all processes of this one's `own`, of which the first `labeled` are labelled."""
-        return self.ranks.gather(own, labeled)
+        Without torchrun it is `batch` itself. A list or tuple of tensors gives one of joint batches.
+        """
+        return self.ranks.gather(batch)
 
     @contextlib.contextmanager
-    def started(self, data, networks, updater, columns=()):
-        """The context of the training loop: the run goes on from its checkpoint, the folder is locked, logs are open.
+    def started(self, data, networks, updater):
+        """The context of the training loop. It resumes the run, locks its folder and opens its logs; at the end it
+        writes the weights or, after Ctrl-C, what resuming needs.
 
-        `networks`: {name: network}; all are saved and validated, the first one's Dice decides on patience and plateau.
-        `columns`: what the script logs beside the losses. At the end the weights are written, or, after Ctrl-C, what
-        resuming needs.
+        `data`: of build.read_data. `networks`: {name: network}; all are saved and validated, and the Dice of the first
+        one decides on patience and plateau. `updater`: an optim.Updater.
         """
-        args, ranks = self.args, self.ranks
-        prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
-        parts = {f"{prefixes[name]}model": net for name, net in networks.items()} | updater.parts()
-        config = {**vars(args), **data.cases, "n_channels": data.n_channels, "selection": self.selection}
-        config |= {"ranks": ranks.world_size, **runfolder.versions(self.device)}
-        config["preprocessing"] = flags.read_config(find_root(args.root_path) / "preprocessing.json") or None
-        weights = {prefix: f"{prefix}model" for prefix in prefixes.values()}
-        self.networks, self.prefixes, self.updater, self.val = networks, prefixes, updater, data.val
+        self.networks, self.updater, self.val = networks, updater, data.val
+        self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
-        self.keeper = RunState(self.folder, parts, weights, config, ranks.is_main)
-        self.start, self.progress = 0, {**dict.fromkeys(networks, -1.0), "waited": 0, "skipped": 0}
+        with self._opened(data) as self.log:
+            self.iteration, self.last, self.phase, self.waiting = self.start, False, None, None
+            self.clock = StepClock(self.device)
+            total = {"total": self.args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
+            with StopSignals() as self.stop, tqdm(**total, disable=not self.ranks.is_main) as self.bar:
+                yield
+            self._settle()
+            self.monitor.close()
+            if self.stop.received and not self.last:
+                self._save()
+                again = shlex.join([*(word for word in self.command if word != "--overwrite"), "--resume"])
+                self.log.say(f"stopped after iteration {self.iteration}; all is saved, and this goes on:\n{again}")
+                raise SystemExit(128 + self.stop.received)
+            self.state.save_weights(self.iteration)
+            if self.iteration < self.args.max_iterations:
+                self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
+            weights = self.folder / f"iter_{self.iteration}.pth"
+            self.log.say(f"done; test it with:\npython inference.py --model_path {weights}")
+
+    @contextlib.contextmanager
+    def _opened(self, data):
+        """A context in which the run's folder is this process's. It gives the log, in which the run has begun."""
+        args, ranks = self.args, self.ranks
+        parts = {f"{prefix}model": self.networks[name] for name, prefix in self.prefixes.items()}
+        weights = {prefix: f"{prefix}model" for prefix in self.prefixes.values()}
+        config = {**vars(args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
+        config |= {"preprocessing": data.preprocessing, "ranks": ranks.world_size, **runfolder.versions(self.device)}
+        parts |= self.updater.parts()
+        self.state = RunState(self.folder, parts, weights, config, ranks.is_main)
+        self.start, self.progress = 0, {**dict.fromkeys(self.networks, -1.0), "waited": 0, "skipped": 0}
+        notes = [*self.notes, *data.notes]
         if self.resume_from is not None:
-            state = load_checkpoint(self.resume_from, self.device)
-            self.notes += runfolder.check_same_run(config, state, self.resume_from, parts)
-            self.start, self.progress = self.keeper.load(state, self.resume_from)
-            del state  # a second copy of all weights otherwise
-            updater.skipped = self.progress["skipped"]
-            self.notes.append(f"resuming at iteration {self.start} from {self.resume_from}")
+            checkpoint = load_checkpoint(self.resume_from, self.device)
+            notes += runfolder.check_same_run(config, checkpoint, self.resume_from, parts)
+            self.start, self.progress = self.state.load(checkpoint, self.resume_from)
+            del checkpoint  # it holds all weights a second time
+            self.updater.skipped = self.progress["skipped"]
+            notes.append(f"resuming at iteration {self.start} from {self.resume_from}")
         elif args.resume:
-            self.notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
+            notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
 
         ranks.wait()  # until all have looked at what lies there
-        self.log = self.monitor = Silent()
-        if ranks.is_main:
-            lock = runfolder.lock_folder(self.folder)
+        if not ranks.is_main:
+            self.monitor = Silent()
+            yield Silent()
+            return
+        with runfolder.lock_folder(self.folder):
             if args.overwrite and self.resume_from is None:
                 runfolder.remove_old_weights(self.folder)
-            self.keeper.save_config()
-            self.log = RunLog(self.folder, [*FIRST, *columns, *self.val_columns.values(), *LAST], self.start)
-        self.log.say(shlex.join(self.command))
-        self.log.say(f"{self.folder}: {data.said} on {config['device']}")
-        for note in self.notes:
-            self.log.say(note)
-        if ranks.is_main:
+            self.state.save_config()
+            log = RunLog(self.folder, self.start)
+            log.say(shlex.join(self.command))
+            log.say(f"{self.folder}: {data.description} on {config['device']}")
+            for note in notes:
+                log.say(note)
             views = (args.tensorboard, args.wandb, config, args.progress or None)
-            self.monitor = Monitor(self.folder, self.start, self.log.say, *views)
-
-        self.iteration, self.last, self.phase, self.clock = self.start, False, None, StepClock(self.device)
-        total = {"total": args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
-        with StopSignals() as self.stop, tqdm(**total, disable=not ranks.is_main) as self.bar:
-            yield
-        self._end()
-        if ranks.is_main:
-            lock.close()
+            self.monitor = Monitor(self.folder, self.start, log.say, *views)
+            yield log
 
     def batches(self, data):
-        """Yield (iteration, volume, label) on the device until the run is over: this process's share, labelled first.
+        """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.
 
-        The labels of unlabelled patches are `data.ignore_index`, whatever the files hold. Every number that is drawn
-        until the next iteration, on any device, is a function of seed, iteration and process.
+        `volume` (N, C, W, H, D), float; `label` (N, W, H, D), integer. The labelled patches are the first
+        `data.labeled_bs`; the labels of the others are `data.unknown`, whatever the files hold. All that is drawn
+        until the next iteration is a function of seed, iteration and process.
         """
         for iteration, volume, label, _ in self.batches_with_hidden_labels(data):
             yield iteration, volume, label
 
     def batches_with_hidden_labels(self, data):
-        """As `batches`, and fourth the labels as the files hold them: to watch a method, never to train on."""
+        """As `batches`, with the labels as the files hold them as a fourth: to watch a method, never to train on."""
         args, ranks = self.args, self.ranks
         stop_at = self.start if self.progress["waited"] == args.patience else args.max_iterations
-        sampler = IterationSampler(data.batches, args.seed, self.start, stop_at)
+        sampler = IterationSampler(data.sampler, args.seed, self.start, stop_at)
         loader = DataLoader(
             data.train,
-            batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, data.labeled_bs),
+            batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, data.joint_labeled_bs),
             num_workers=args.num_workers,
             collate_fn=collate,
             worker_init_fn=leave_signals_to_main,
@@ -175,76 +193,99 @@ class Run:
             volume = batch["image"].to(self.device, non_blocking=True)
             hidden = batch["label"].to(self.device, non_blocking=True).long()
             label = hidden.clone()
-            label[data.own_labeled :] = data.ignore_index
+            label[data.labeled_bs :] = data.unknown
             yield iteration, volume, label, hidden
             if self.last:
                 return
 
-    def check_loss(self, loss):
-        """NotFiniteError where the loss is no number."""
-        self.keeper.check_loss(loss.item(), self.iteration)
-
     def end_iteration(self, **row):
-        """What follows an iteration, where it is due: validation, a row of the log, saving.
+        """What follows an iteration, where it is due: a row of the log, validation, saving.
 
-        `row`: numbers or scalar tensors to log by their column, 'loss' among them; 'phase', a word, is said when it
-        changes.
+        `row`: {column: a number, a scalar tensor or a word}, 'loss' among them. NotFiniteError where the loss is no
+        number: on a CPU at once; on a GPU, where no iteration waits for the one before, an iteration later. A new word
+        under 'phase' is said in the log.
         """
         args, now = self.args, self.iteration
         self.clock.stepped()
         self.bar.update()
         self.ranks.average_buffers(*self.networks.values())
-        if row.get("phase") != self.phase:
+        if row.get("phase", self.phase) != self.phase:
             self.phase = row["phase"]
-            self.log.say(f"iteration {now}: {self.phase}, consistency weight {row['consistency_weight']:.3g}")
+            weight = f", consistency weight {row['consistency_weight']:.3g}" if "consistency_weight" in row else ""
+            self.log.say(f"iteration {now}: {self.phase}{weight}")
+        self._settle()  # the iteration before, whose numbers have arrived by now
+        validation = dict.fromkeys(self.val_columns.values(), "")
+        self.waiting = NumbersOnTheirWay({"iteration": now, "lr": self.updater.lr, **row, **validation})
         self.last = now == args.max_iterations
-        if self.keeper.config["val_cases"] and (self.last or now % args.val_freq == 0):
+        validate = bool(self.val.image_list) and (self.last or now % args.val_freq == 0)
+        save = self.last or now % args.save_freq == 0
+        if self.device.type == "cpu" or validate or save:
+            self._settle(validate)
+        if self.last or save:
+            self._save()
+            if args.keep_last:
+                self.state.save_weights(now, args.keep_last)
+
+    def _settle(self, validate=False):
+        """Take the numbers that are on their way: check the loss, validate where that is asked for, log the row."""
+        if self.waiting is None:
+            return
+        row, self.waiting = self.waiting.read(), None
+        self.state.check_loss(row["loss"], row["iteration"])
+        if validate:
             row |= self._validate()
-            self.last = self.last or self.progress["waited"] == args.patience
-        if self.last or now % args.log_freq == 0:
-            row = {name: value.item() if isinstance(value, torch.Tensor) else value for name, value in row.items()}
-            row |= {"iteration": now, "lr": self.updater.lr, "skipped_steps": self.updater.skipped, **self.clock.row()}
+            self.last = self.last or self.progress["waited"] == self.args.patience
+        if self.last or row["iteration"] % self.args.log_freq == 0:
+            row |= {"skipped_steps": self.updater.skipped, **self.clock.row()}
             self.log.row(row)
             self.monitor.row(row)
             self.bar.set_postfix(loss=f"{row['loss']:.4f}")
-        if self.last or now % args.save_freq == 0:
-            self._save()
-            if args.keep_last:
-                self.keeper.save_weights(now, args.keep_last)
 
     def _validate(self):
         """{column: Dice} of every network on the validation cases; the best weights of each are kept."""
-        args, dataset, found = self.args, self.val, {}
-        self.keeper.check_finite(self.iteration)
+        args, scores = self.args, {}
+        self.state.check_finite(self.iteration)
         self.progress["waited"] += 1
         windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
         for number, (name, net) in enumerate(self.networks.items()):
-            samples = map(dataset.read, self.ranks.share(dataset.image_list))
-            scores = self.ranks.join(score_cases(net, samples, dice, *windows))
-            score = found[self.val_columns[name]] = sum(scores) / len(scores)
-            self.log.say(f"iteration {self.iteration}: validation Dice of the {name} {score:.4f}")
-            if score > self.progress[name]:
+            cases = self.ranks.share(self.val.image_list)
+            of_cases = self.ranks.join(score_cases(net, map(self.val.read, cases), dice, *windows))
+            score = scores[self.val_columns[name]] = sum(of_cases) / len(of_cases)
+            best = score > self.progress[name]
+            so_far = ", the best so far" if best else ""
+            self.log.say(f"iteration {self.iteration}: validation Dice of the {name} {score:.4f}{so_far}")
+            if best:
                 self.progress[name] = score
-                self.keeper.save_best(self.prefixes[name], args.model)
+                self.state.save_best(self.prefixes[name], args.model)
                 if number == 0:
                     self.progress["waited"] = 0
             if number == 0:
                 self.updater.schedule.validated(score)
-        return found
+        return scores
 
     def _save(self):
         self.progress["skipped"] = self.updater.skipped
-        self.keeper.save(self.iteration, self.progress)
+        self.state.save(self.iteration, self.progress)
 
-    def _end(self):
-        self.monitor.close()
-        if self.stop.received and not self.last:
-            self._save()
-            again = shlex.join([*(word for word in self.command if word != "--overwrite"), "--resume"])
-            self.log.say(f"stopped after iteration {self.iteration}; all is saved, and this goes on:\n{again}")
-            raise SystemExit(128 + self.stop.received)
-        self.keeper.save_weights(self.iteration)
-        if self.iteration < self.args.max_iterations:
-            self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
-        weights = self.folder / f"iter_{self.iteration}.pth"
-        self.log.say(f"done; test it with:\npython inference.py --model_path {weights}")
+
+class NumbersOnTheirWay:
+    """A row of the log whose scalar tensors are copied to the CPU while the device goes on computing.
+
+    `read()` gives the row as numbers. It waits, where it must, for that copy alone.
+    """
+
+    def __init__(self, row):
+        self.row, self.arrived = row, None
+        self.names = [name for name, value in row.items() if isinstance(value, torch.Tensor)]
+        # In double precision, which holds every float32. The script's 'loss' is a tensor: there is always one.
+        self.numbers = torch.stack([row[name].detach().double() for name in self.names])
+        if self.numbers.is_cuda:
+            numbers = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
+            self.numbers = numbers.copy_(self.numbers, non_blocking=True)
+            self.arrived = torch.cuda.Event()
+            self.arrived.record()
+
+    def read(self):
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.row | dict(zip(self.names, self.numbers.tolist(), strict=True))

@@ -22,29 +22,23 @@ class MetricsError(ValueError):
 class RunLog:
     """`<folder>/log.txt`, a line for everything said, and `<folder>/metrics.csv`, a row per logged iteration.
 
-    `fields`: the columns of metrics.csv, 'iteration' first. `start`: the iteration training starts from; rows of later
+    The columns are those of the first row that is logged. `start`: the iteration training starts from; rows of later
     iterations, and a last line cut short by a crash, are dropped, so that after a resume every iteration stands there
     once. With `start=0` both files begin anew.
     """
 
-    def __init__(self, folder, fields, start=0):
+    def __init__(self, folder, start=0):
         self.folder = Path(folder)
-        self.fields = fields
-        metrics = self.folder / "metrics.csv"
-        rows = [row for row in read_metrics(metrics) if int(row["iteration"]) <= start] if start else []
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fields, lineterminator="\n", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
-        temporary = metrics.with_name(".metrics.csv.tmp")
+        self.columns = None
+        self.earlier = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["iteration"]) <= start]
+        self.earlier = self.earlier if start else []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(text.getvalue())
-            os.replace(temporary, metrics)
             if not start:
+                (self.folder / "metrics.csv").unlink(missing_ok=True)
                 (self.folder / "log.txt").write_text("")
         except OSError as error:
-            raise self._failure(metrics, error) from error
+            raise self._failure(self.folder / "log.txt", error) from error
 
     def say(self, text):
         """Print `text` above the progress bar and append it to log.txt with the time."""
@@ -53,8 +47,25 @@ class RunLog:
 
     def row(self, values):
         """Append a row to metrics.csv; floats keep nine significant digits, enough for any float32."""
-        cells = (values.get(field, "") for field in self.fields)
+        if self.columns is None:
+            self._begin(list(values))
+        cells = (values.get(column, "") for column in self.columns)
         self._append("metrics.csv", ",".join(f"{v:.9g}" if isinstance(v, float) else str(v) for v in cells) + "\n")
+
+    def _begin(self, columns):
+        """Write the header and the rows of before the resume, whole or not at all."""
+        self.columns = columns
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(self.earlier)
+        self.earlier = []
+        temporary = self.folder / ".metrics.csv.tmp"
+        try:
+            temporary.write_text(text.getvalue())
+            os.replace(temporary, self.folder / "metrics.csv")
+        except OSError as error:
+            raise self._failure(self.folder / "metrics.csv", error) from error
 
     def _append(self, name, text):
         # Opened anew each time: what was said is in the file at once, whatever happens to the process next.

@@ -17,6 +17,13 @@ def natural(text):
     return number
 
 
+def even(text):
+    number = positive(text)
+    if number % 2:
+        raise argparse.ArgumentTypeError(f"{text} is not even")
+    return number
+
+
 def classes(text):
     number = int(text)
     if not 2 <= number <= 256:
