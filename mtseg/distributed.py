@@ -12,7 +12,7 @@ loss of the joint batch in every process: little for tens of processes, where th
 times as much; for hundreds it would be too much.
 
 What differs from one process: batch norm normalises each share by itself (group and instance norm and none do not
-depend on the batch), and dropout draws other masks. Machines share the file system on which data and runs lie.
+depend on the batch); dropout and noise draw other numbers. Machines share the file system of data and runs.
 """
 
 import atexit
@@ -155,11 +155,10 @@ class Ranks:
         """
         return model if self.alone else DistributedDataParallel(model)
 
-    def gather(self, batch, primary=0):
-        """The joint batch of this process's share `batch`, (N, ...), in the order it has in one process.
+    def gather(self, batch):
+        """The joint batch: the `batch`es (N, ...) of all processes, of the same shape, one after the other.
 
-        The shares have the same shape in all processes; `primary`: how many samples at their beginning are labelled,
-        which come first in the joint batch too. A list or tuple of tensors gives one of joint batches.
+        A list or tuple of tensors gives one of joint batches.
 
         Gradients: those that the joint batch gets flow to this process's own share alone, times `world_size`, which
         the mean over processes in DistributedDataParallel takes back.
@@ -167,21 +166,14 @@ class Ranks:
         if self.alone:
             return batch
         if isinstance(batch, (list, tuple)):
-            return type(batch)(self.gather(part, primary) for part in batch)
-        own = batch.contiguous()
-        shares = [torch.empty_like(own) for _ in range(self.world_size)]
-        dist.all_gather(shares, own.detach())
-        if own.requires_grad:
-            shares[self.rank] = own = own.view_as(own)
-            own.register_hook(lambda gradient: gradient * self.world_size)
-        return torch.cat([*(share[:primary] for share in shares), *(share[primary:] for share in shares)])
-
-    def randn_like(self, share):
-        """This process's share of the normal noise for a joint batch, as one process draws it; `share` is (N, ...)."""
-        if self.alone:
-            return torch.randn_like(share)
-        joint = torch.randn(self.world_size * len(share), *share.shape[1:], dtype=share.dtype, device=share.device)
-        return joint[self.rank * len(share) : (self.rank + 1) * len(share)]
+            return type(batch)(map(self.gather, batch))
+        share = batch.contiguous()
+        shares = [torch.empty_like(share) for _ in range(self.world_size)]
+        dist.all_gather(shares, share.detach())
+        if share.requires_grad:
+            shares[self.rank] = share = share.view_as(share)
+            share.register_hook(lambda gradient: gradient * self.world_size)
+        return torch.cat(shares)
 
     def reseed(self):
         """From here on PyTorch draws other numbers in each process (dropout), a function of rank and last seed."""

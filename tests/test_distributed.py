@@ -57,13 +57,14 @@ def step(ranks):
     volumes, labels = torch.from_numpy(np.stack(volumes)), torch.from_numpy(np.stack(labels))
 
     net = ranks.wrap(model)
-    own_labeled = LABELED_BS // ranks.world_size
-    torch.manual_seed(1)
-    noise = ranks.randn_like(volumes[own_labeled:])
-    outputs = ranks.gather(net(volumes), own_labeled)
+    labeled_bs = LABELED_BS // ranks.world_size
+    outputs = net(volumes)
     with torch.no_grad():
-        ema_outputs = ranks.gather(ema_model(volumes[own_labeled:] + 0.1 * noise))
-    loss = loss_of(outputs, ema_outputs, ranks.gather(labels[:own_labeled]))
+        # The same noise for every patch: what a process draws is not what is compared here.
+        noise = torch.randn(volumes.shape[1:], generator=torch.Generator().manual_seed(1))
+        ema_outputs = ranks.gather(ema_model(volumes[labeled_bs:] + 0.1 * noise))
+    outputs = torch.cat([ranks.gather(outputs[:labeled_bs]), ranks.gather(outputs[labeled_bs:])])
+    loss = loss_of(outputs, ema_outputs, ranks.gather(labels[:labeled_bs]))
     loss.backward()
     return {
         "loss": loss.detach(),
@@ -201,7 +202,7 @@ def test_alone_it_does_nothing(monkeypatch):
     with joined_ranks() as ranks:
         assert ranks.is_main and not torch.distributed.is_initialized()
         assert ranks.wrap(model) is model
-        assert ranks.gather(batch, 1) is batch
+        assert ranks.gather(batch) is batch
         assert ranks.gpu("3") == "3"
         assert ranks.launcher() == ["python"]
         assert ranks.join(ranks.share([1, 2, 3])) == [1, 2, 3]
@@ -209,7 +210,7 @@ def test_alone_it_does_nothing(monkeypatch):
         ranks.reseed()
         ranks.wait()
         with ranks.main_first():
-            drawn = ranks.randn_like(batch)
+            drawn = torch.randn_like(batch)
         torch.manual_seed(0)
         assert torch.equal(drawn, torch.randn_like(batch))
         assert list(ranks.in_step(range(3), SimpleNamespace(received=2))) == [0, 1, 2]

@@ -22,6 +22,7 @@ import train_sup
 from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.script import run as run_module
 from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
@@ -388,11 +389,14 @@ def test_several_channels_and_classes(tmp_path):
     assert weights(folder)["out_conv.weight"].shape[0] == 4
 
 
-def test_test_only_tests_the_newest_weights(data, tmp_path, capsys):
-    run("supervised", data, tmp_path / "runs", max_iterations=2)
-    capsys.readouterr()
-    run("supervised", data, tmp_path / "runs", "--test_only", max_iterations=2)
-    assert "mean (std)" in capsys.readouterr().out
+def test_test_only_tests_the_newest_weights(data, tmp_path, capfd):
+    folder = run("supervised", data, tmp_path / "runs", max_iterations=2)
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run("supervised", data, tmp_path / "runs", "--test_only", max_iterations=2)
+    assert stopped.value.code == 0
+    assert "mean (std)" in capfd.readouterr().out
+    assert (folder / "iter_2_test/metrics.json").is_file()
 
 
 def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):
@@ -408,7 +412,8 @@ def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):
 
 
 def test_two_processes_train_and_one_goes_on(data, tmp_path):
-    words = f"--root_path {data} --output_dir {tmp_path} --labelnum 3 --n_filters 2 --num_workers 0 --progress 0"
+    words = f"--root_path {data} --dataset_name LA --output_dir {tmp_path} --labelnum 3 --n_filters 2"
+    words += " --num_workers 0 --progress 0"
     words += f" --patch_size 16 16 16 --stride_xy 8 --stride_z 8 --val_freq 2 --val_list {tmp_path / 'val.list'}"
     words += " --accumulation_steps 1 --normalization groupnorm --strong_rotation 15"
     (tmp_path / "val.list").write_text("case_5\n")
@@ -429,7 +434,7 @@ def test_more_processes_than_labelled_cases_are_refused(data, tmp_path, monkeypa
     def four():
         yield Ranks(0, 4, 0)
 
-    monkeypatch.setattr(train_sup, "joined_ranks", four)
+    monkeypatch.setattr(run_module, "joined_ranks", four)
     with pytest.raises(SystemExit) as stopped:
         run("supervised", data, tmp_path / "runs", labelnum=3, batch_size=3)
     assert stopped.value.code == 2

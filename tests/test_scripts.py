@@ -26,6 +26,7 @@ import train_sup
 from mtseg.datasets import LAHeart
 from mtseg.losses import softmax_mse_loss
 from mtseg.metrics import calculate_metric_percase
+from mtseg.script import build
 from mtseg.script import flags as script_flags
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,15 +123,16 @@ def test_learning_rate_falls_to_a_tenth_every_lr_step(tmp_path, data):
     assert lrs == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
 
-def test_the_consistency_weight_changes_every_150_iterations(monkeypatch, tmp_path, data):
-    seen = []
-    monkeypatch.setattr(train_mean_teacher, "rampup", lambda _, now, length: seen.append((now, length)) or 1.0)
-    train_mean_teacher.main(flags(data, tmp_path, max_iterations=2, consistency_rampup=3))
+def test_the_consistency_weight_changes_every_150_iterations(tmp_path, data):
+    train_mean_teacher.main(flags(data, tmp_path, max_iterations=2, consistency_rampup=3, consistency=2))
     folder = folder_of(tmp_path, "MT")
     state = torch.load(folder / "latest.pth", weights_only=True)
     torch.save({**state, "iteration": 149}, folder / "latest.pth")
-    train_mean_teacher.main([*flags(data, tmp_path, max_iterations=151, consistency_rampup=3), "--resume"])
-    assert seen == [(0, 3.0), (0, 3.0), (0, 3.0), (1, 3.0)]
+    resumed = flags(data, tmp_path, max_iterations=151, consistency_rampup=3, consistency=2)
+    train_mean_teacher.main([*resumed, "--resume"])
+    weights = [float(row["consistency_weight"]) for row in rows(folder)]
+    first, second = 2 * math.exp(-5), 2 * math.exp(-5 * (2 / 3) ** 2)
+    assert weights == pytest.approx([first, first, first, second])
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -226,7 +228,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, number):
     state = torch.load(folder_of(tmp_path, "MT") / "latest.pth", weights_only=True)
     assert state["iteration"] == len(rows(folder_of(tmp_path, "MT")))
     stop = state["iteration"] + 1
-    done = subprocess.run([sys.executable, *command[1:], "--max_iterations", str(stop)], capture_output=True, text=True)
+    command[command.index("--max_iterations") + 1] = str(stop)
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (folder_of(tmp_path, "MT") / f"iter_{stop}.pth").exists()
 
@@ -315,7 +318,7 @@ def test_a_loss_that_is_not_a_number_stops_the_run(capsys, monkeypatch, data, tm
         calls.append(1)
         return softmax_mse_loss(a, b) * (math.nan if len(calls) == 4 else 1)
 
-    monkeypatch.setitem(train_mean_teacher.CONSISTENCY, "mse", diverging)
+    monkeypatch.setitem(train_mean_teacher.DISTANCES, "mse", diverging)
     said = sentence(capsys, train_mean_teacher.main, flags(data, tmp_path))
     assert "nan at iteration 4" in said
     assert "latest.pth" in said
@@ -513,8 +516,8 @@ def test_help_says_what_every_flag_is_and_its_default(script, capsys):
 
 def test_without_data_the_phantom_is_built_and_named(monkeypatch, tmp_path, capsys):
     built = []
-    monkeypatch.setattr(train_sup, "HERE", tmp_path)
-    monkeypatch.setattr(train_sup, "make_phantom", lambda root: built.append(make_data(root)))
+    monkeypatch.setattr(script_flags, "HOME", tmp_path)
+    monkeypatch.setattr(build, "make_phantom", lambda root: built.append(make_data(root)))
     arguments = ["--labelnum", "4", "--max_iterations", "1", "--num_workers", "0", "--n_filters", "2"]
     folder = train_sup.main([*arguments, "--output_dir", str(tmp_path)])
     assert built == [tmp_path / "data/Phantom"]

@@ -147,7 +147,7 @@ class Parser(argparse.ArgumentParser):
             if action in seen:
                 both = option if option == seen[action] else f"{seen[action]} and {option}"
                 self.error(f"{both}: this flag is given twice; give it once")
-            if action is not None:
+            if action is not None and not isinstance(action, argparse._ExtendAction):
                 seen[action] = option
         return super().parse_known_args(words, namespace)
 
