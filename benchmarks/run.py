@@ -286,8 +286,8 @@ def loader_row(root, patch_size, words, quick):
     def familys(index, seed):
         return family.sample(plain.path(plain.image_list[index]), patch_size, np.random.default_rng(seed))
 
-    wide = copy.copy(cached)
-    wide.transform = chain(patch_size, np.int64)
+    wide, wide.dataset = copy.copy(cached), copy.copy(plain)
+    wide.dataset.transform = chain(patch_size, np.int64)
     ways = {
         "mtseg": lambda index, seed: cached[(index, seed)],
         "mtseg, int64 labels": lambda index, seed: wide[(index, seed)],

@@ -21,12 +21,7 @@ CHUNK = 2**14  # pairs of voxels
 
 
 class CacheError(OSError):
-    """A cache that cannot be written, or a case that cannot be augmented; the message is one sentence, with the remedy
-    where there is one."""
-
-    def __init__(self, message):
-        # A DataLoader hands on a worker's error as a whole traceback in the message: the sentence is its last line.
-        super().__init__(message.strip().splitlines()[-1].split("CacheError: ")[-1])
+    """A cache that cannot be written; the message is one sentence with the folder and the remedy."""
 
 
 def encode(image):
@@ -119,9 +114,9 @@ def _read(value):
 class CachedDataset(Dataset):
     """The samples of `dataset` (an LAHeart), read from its files once, here, with all its checks.
 
-    `dataset` has `image_list`, `read(case)` giving {'image': float32 (W, H, D) or (C, W, H, D), 'label': uint8
-    (W, H, D)}, and `transform` (or None). Indices, seeds and 'rng' are as in LAHeart. A transform finds LazyArrays in
-    the sample; what it gives is the same, bit for bit.
+    `dataset` has `image_list`, `n_channels`, `transform` (or None), `read(case)`, which gives {'image': float32
+    (W, H, D) or (C, W, H, D), 'label': uint8 (W, H, D)}, and `transformed(case, sample, seed)`. Indices and seeds are
+    as in LAHeart. A transform finds LazyArrays in the sample; what it gives is the same, bit for bit.
 
     The volumes lie uncompressed in a file without a name in `cache_dir` (default: where Python puts temporary files),
     as uint8 where `encode` can, else as float32. It is mapped into memory, read-only: all workers, forked or spawned,
@@ -134,7 +129,6 @@ class CachedDataset(Dataset):
         self.dataset = dataset
         self.image_list = dataset.image_list
         self.n_channels = dataset.n_channels
-        self.transform = dataset.transform
         self._cache_dir = cache_dir
         self._parts = {case: {} for case in self.image_list}  # case -> key -> (offset, dtype, shape, levels)
         cache_dir = cache_dir or tempfile.gettempdir()
@@ -183,22 +177,16 @@ class CachedDataset(Dataset):
     def __getitem__(self, index):
         index, seed = index if isinstance(index, tuple) else (index, None)
         case = self.image_list[index]
-        if self.transform is None:
-            return self.read(case)
-        sample = {key: LazyArray(*self.stored(case, key)) for key in self._parts[case]}
-        if seed is not None:
-            sample["rng"] = np.random.default_rng(seed)
-        try:
-            sample = self.transform(sample)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise CacheError(f"case {case} cannot be augmented ({reason}); look at it, or unlist the case") from error
-        sample.pop("rng", None)
-        return sample
+        sample = self.read(case) if self.dataset.transform is None else self.views(case)
+        return self.dataset.transformed(case, sample, seed)
 
     def read(self, case):
         """The whole case as {'image': float32, 'label': uint8}, without transform; new arrays."""
-        return {key: np.asarray(LazyArray(*self.stored(case, key))) for key in self._parts[case]}
+        return {key: np.asarray(view) for key, view in self.views(case).items()}
+
+    def views(self, case):
+        """The case as LazyArrays, {'image': ..., 'label': ...}, without transform."""
+        return {key: LazyArray(*self.stored(case, key)) for key in self._parts[case]}
 
     def stored(self, case, key):
         """(array, levels): 'image' or 'label' of a case as it lies in the cache, read-only, and what its codes mean."""

@@ -4,6 +4,7 @@
 <root>/data/<case>/mri_norm2.h5         'image' float (W, H, D) or (C, W, H, D), normalised; 'label' int (W, H, D)
 """
 
+import math
 from pathlib import Path
 
 import h5py
@@ -57,17 +58,19 @@ def read_hdf5(file, name):
 def read_list(path):
     """The case names of a list file, one a line, in order; blank lines are passed over.
 
-    Raises DataError where the file is missing or empty, or a name is a path (it would reach outside the data folder)
-    or stands there twice.
+    Raises DataError where the file is missing or empty, where a name is a path (it would reach outside the data
+    folder), and where a name is in it twice.
     """
     path = Path(path)
     if not path.is_file():
         missing = "list" if path.parent.is_dir() else "folder"
         raise DataError(
-            f"{path}: no such {missing}; the data's folder must hold train.list, test.list and data/<case>/mri_norm2.h5"
+            f"{path}: no such {missing}; a list is a text file with one case name a line, and a folder of data holds "
+            f"train.list, test.list and data/<case>/mri_norm2.h5"
         )
     try:
-        cases = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # "utf-8-sig" passes over the mark that editors on Windows put in front of a text.
+        cases = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: not a text file of case names ({error}); write one name a line") from error
     if not cases:
@@ -75,9 +78,9 @@ def read_list(path):
     seen = set()
     for case in cases:
         if case in (".", "..") or "/" in case or "\\" in case:
-            raise DataError(f"{path}: case {case!r} is a path; write the name of a folder in data/ alone")
+            raise DataError(f"{path}: case {case!r} is a path; write only the name of its folder in data/")
         if case in seen:
-            raise DataError(f"{path}: case {case!r} stands there twice; remove one of the lines")
+            raise DataError(f"{path}: case {case!r} is listed twice; remove one of the lines")
         seen.add(case)
     return cases
 
@@ -103,15 +106,75 @@ def test_cases(root):
     return read_list(path) if path.exists() else []
 
 
-def unlabeled_cases(root):
-    """The cases of a folder of unlabelled data: of `<root>/unlabeled.list`, else train.list, else all in data/."""
-    for name in ("unlabeled.list", "train.list"):
-        if (Path(root) / name).exists():
-            return read_list(Path(root) / name)
-    cases = sorted(path.parent.name for path in Path(root).glob("data/*/mri_norm2.h5"))
-    if not cases:
+def unlabeled_cases(root, train_cases=(), val_cases=(), test_cases=()):
+    """(case names of a folder of unlabelled data, list of sentences on what is remarkable about them).
+
+    The names are those of `<root>/unlabeled.list`, else of train.list, else of all folders in data/. A case is known by
+    its name, wherever its file lies. Those of `train_cases` are left out, since each is trained on already, with its
+    label or without. Those of `test_cases` are not, but a sentence names them: a network that has learned from the
+    images of test cases knows more of them than of others. DataError where one is in `val_cases`.
+    """
+    root = Path(root)
+    path = next((root / name for name in ("unlabeled.list", "train.list") if (root / name).exists()), root / "data")
+    folders = sorted(file.parent.name for file in path.glob("*/mri_norm2.h5"))
+    listed = read_list(path) if path.suffix == ".list" else folders
+    if not listed:
         raise DataError(f"{root}: holds no unlabeled.list, train.list or data/<case>/mri_norm2.h5; name another folder")
-    return cases
+
+    def shared(cases):
+        return [case for case in listed if case in set(cases)]
+
+    if shared(val_cases):
+        raise DataError(
+            f"{path}: case {shared(val_cases)[0]} is in --val_list too ({len(shared(val_cases))} in all), and what is "
+            f"validated on must not be trained on; remove it from one"
+        )
+    notes = []
+    if dropped := shared(train_cases):
+        notes.append(f"{path}: lists {some(dropped)} of train.list too; each is used once, as train.list says")
+    if tested := shared(test_cases):
+        notes.append(
+            f"{path}: lists {some(tested)} of test.list too: their images are TRAINED ON, without labels, and every "
+            f"table of results will say so; for a test on unseen cases remove them from one of the lists"
+        )
+    return [case for case in listed if case not in set(train_cases)], notes
+
+
+def some(cases):
+    """'3 cases (a, b, ...)' and the like, for a sentence."""
+    names = ", ".join(cases[:2]) + (", ..." if len(cases) > 2 else "")
+    return f"{len(cases)} {'case' if len(cases) == 1 else 'cases'} ({names})"
+
+
+def intensity_notes(images):
+    """A list of sentences on images that are constant, or whose values are far from mean 0 and standard deviation 1.
+
+    `images`: pairs of a case's name and its image, (W, H, D) or (C, W, H, D), an array or a cache.LazyArray; of large
+    ones every fourth voxel along each axis is looked at. Channels count one by one.
+    """
+    constant, unnormalised = {}, {}  # case -> what is wrong; a dict, since a case may have several channels
+    for case, image in images:
+        step = 4 if math.prod(image.shape[-3:]) > 2**18 else 1
+        voxels = np.asarray(image[..., ::step, ::step, ::step], dtype=np.float64)
+        for channel in voxels.reshape(-1, math.prod(voxels.shape[-3:])):
+            mean, deviation = channel.mean(), channel.std()
+            if channel.min() == channel.max():
+                constant[case] = f"{mean:.3g}"
+            elif not (abs(mean) <= 2 and 0.25 <= deviation <= 4):
+                unnormalised[case] = f"mean {mean:.3g}, standard deviation {deviation:.3g}"
+    notes = []
+    if constant:
+        first, value = next(iter(constant.items()))
+        notes.append(
+            f"constant images ({first}: {value} everywhere) in {some([*constant])}: nothing can be learned there"
+        )
+    if unnormalised:
+        first, values = next(iter(unnormalised.items()))
+        notes.append(
+            f"images that are not normalised ({first}: {values}) in {some([*unnormalised])}: noise, padding and strong "
+            f"views are made for mean 0 and standard deviation 1"
+        )
+    return notes
 
 
 test_cases.__test__ = False  # not a test, whatever pytest thinks of the name
@@ -173,17 +236,21 @@ class LAHeart(Dataset):
     def __getitem__(self, index):
         index, seed = index if isinstance(index, tuple) else (index, None)
         case = self.image_list[index]
-        sample = self.read(case)
+        return self.transformed(case, self.read(case), seed)
+
+    def transformed(self, case, sample, seed=None):
+        """What the transform makes of `sample`, which is that of `case`; it draws from default_rng(seed)."""
+        if self.transform is None:
+            return sample
         if seed is not None:
             sample["rng"] = np.random.default_rng(seed)
-        if self.transform is not None:
-            try:
-                sample = self.transform(sample)
-            except Exception as error:
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise DataError(
-                    f"{self.path(case)}: case {case} cannot be augmented ({reason}); look at it, or unlist the case"
-                ) from error
+        try:
+            sample = self.transform(sample)
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise DataError(
+                f"{self.path(case)}: case {case} cannot be augmented ({reason}); look at it, or remove it from its list"
+            ) from error
         sample.pop("rng", None)
         return sample
 
@@ -197,7 +264,9 @@ class LAHeart(Dataset):
             case, lambda image, label: (image[...].astype(np.float32), None if label is None else label[...])
         )
         if not np.isfinite(image).all():
-            raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or unlist the case")
+            raise DataError(
+                f"{path}: the image of case {case} holds NaN or infinity; repair it or remove the case from its list"
+            )
         if label is None:
             return {"image": image, "label": np.full(image.shape[-3:], UNKNOWN, np.uint8)}
         classes = 256 if self.num_classes is None else self.num_classes
@@ -216,7 +285,9 @@ class LAHeart(Dataset):
         path = self.path(case)
         try:
             if not path.is_file():
-                raise DataError(f"{path}: no such file, but case {case} is listed; add the file or unlist the case")
+                raise DataError(
+                    f"{path}: no such file, but case {case} is listed; add the file or remove the case from its list"
+                )
             with h5py.File(path, "r") as file:
                 image, label = (read_hdf5(file, key) for key in ("image", "label"))
                 for key, dataset in (("image", image), ("label", label)):
@@ -231,7 +302,7 @@ class LAHeart(Dataset):
                 if 0 in image.shape:
                     raise DataError(
                         f"{path}: case {case} has no voxels, its image is of shape {image.shape}; prepare it again, or "
-                        f"unlist the case"
+                        f"remove the case from its list"
                     )
                 return take(image, label)
         except DataError:

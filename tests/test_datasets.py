@@ -4,7 +4,7 @@ import pytest
 from conftest import write_case
 from torch.utils.data import DataLoader
 
-from mtseg.datasets import DataError, LAHeart, find_root, read_list, training_cases
+from mtseg.datasets import DataError, LAHeart, find_root, intensity_notes, read_list, training_cases, unlabeled_cases
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
 
@@ -218,3 +218,36 @@ def test_no_case_is_trained_and_tested_on(data):
     (data / "test.list").write_text("case_7\ncase_2\n")
     with pytest.raises(DataError, match=r"case_2 is in test\.list too"):
         training_cases(data)
+
+
+def test_a_list_may_begin_with_the_mark_of_windows_editors(data):
+    (data / "train.list").write_bytes(b"\xef\xbb\xbfcase_0\r\ncase_1\r\n")
+    assert LAHeart(data)[0]["image"].shape == (24, 20, 14)
+    assert read_list(data / "train.list") == ["case_0", "case_1"]
+
+
+def test_unlabelled_cases_are_looked_for_in_lists_and_then_in_folders(data, tmp_path):
+    (data / "unlabeled.list").write_text("case_9\n")
+    assert unlabeled_cases(data) == (["case_9"], [])
+    (data / "unlabeled.list").unlink()
+    assert unlabeled_cases(data)[0] == [f"case_{number}" for number in range(6)]
+    (data / "train.list").unlink()
+    names = [f"case_{number}" for number in range(8)]
+    cases, notes = unlabeled_cases(data, names[:2], (), names[6:])
+    assert cases == names[2:]
+    assert [note.split(":")[0] for note in notes] == [str(data / "data")] * 2
+    with pytest.raises(DataError, match=r"data: case case_7 is in --val_list too \(1 in all\)"):
+        unlabeled_cases(data, val_cases=["case_7", "case_8"])
+    with pytest.raises(DataError, match="name another folder"):
+        unlabeled_cases(tmp_path)
+
+
+def test_notes_on_intensities():
+    rng = np.random.default_rng(0)
+    good = rng.standard_normal((70, 70, 70)).astype(np.float32)
+    assert intensity_notes([("a", good), ("b", good[:20] / 2 + 1), ("c", np.stack([good, -good]))]) == []
+    (note,) = intensity_notes([("a", good), ("b", np.stack([good, 0 * good + 3])), ("c", 0 * good)])
+    assert note.startswith("constant images (b: 3 everywhere) in 2 cases (b, c)")
+    (note,) = intensity_notes([("a", np.stack([good, 255 * (good > 0)])), ("b", good), ("c", good / 10)])
+    assert note.startswith("images that are not normalised (a: mean 12") and "in 2 cases (a, c)" in note
+    assert intensity_notes([]) == []

@@ -13,6 +13,7 @@ from mtseg.datasets import (
     JoinedCases,
     LAHeart,
     find_root,
+    intensity_notes,
     read_list,
     test_cases,
     training_cases,
@@ -26,13 +27,16 @@ from mtseg.phantom import make_phantom
 from mtseg.samplers import ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
 from mtseg.script.runfolder import how_selected
-from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, RandomRotFlip, ToTensor
+from mtseg.transforms import Compose, RandomCrop, RandomFlip, RandomRot90Flip, RandomRotFlip, ToTensor
 from mtseg.winograd import winograd_convolutions
+
+FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
+TURNS = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "flips": [RandomFlip()], "none": []}  # --rotflip
 
 
 @dataclass
 class Data:
-    """What the flags say of the data.
+    """The data of a run.
 
     `train`: the data set, labelled cases first. `val`: the cases of --val_list. `sampler`: of the joint batches of all
     processes, labelled patches first. `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of
@@ -57,61 +61,82 @@ class Data:
 
 def read_data(args, run):
     """The Data of a training script; of labelled cases alone where its flags have no --labeled_bs."""
-    root = find_root(args.root_path)
+    root, unlabeled = find_root(args.root_path), hasattr(args, "labeled_bs")
     if root == flags.HOME / "data/Phantom":
         print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
         with run.ranks.main_first():
             make_phantom(root)
-    unlabeled = hasattr(args, "labeled_bs")
-    val = read_list(args.val_list) if args.val_list else []
-    train = training_cases(root, val, args.max_samples)
-    more_root = unlabeled and (args.unlabeled_root or (args.root_path if (root / "unlabeled.list").exists() else None))
-    more = unlabeled_cases(find_root(more_root)) if more_root else []
+    cases, unlabeled_root, notes = choose_cases(args, root, unlabeled)
     labeled_bs = args.labeled_bs if unlabeled else args.batch_size
     unlabeled_bs = args.batch_size - labeled_bs
-    if unlabeled:
-        flags.check_two_streams(args, len(train), len(more))
-    else:
-        flags.check_one_stream(args, len(train))
-        train = train[: args.labelnum]
     run.ranks.check_shares(args.labelnum, labeled_bs, unlabeled_bs)
     flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
 
-    rotflip = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "none": []}[args.rotflip]
-    reading = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
-    augmented = {"transform": Compose([*rotflip, RandomCrop(args.patch_size), ToTensor("uint8")]), **reading}
-    cached = CachedDataset if args.cache else lambda dataset: dataset
-    db_train = cached(LAHeart(args.root_path, cases=train, labelnum=args.labelnum, **augmented))
-    if more:
-        db_more = cached(LAHeart(more_root, cases=more, labelnum=0, **augmented))
-        db_train = JoinedCases([db_train, db_more])
-    db_val = LAHeart(args.root_path, cases=val, **reading)
-    if val and db_val.n_channels != db_train.n_channels:
+    train, odd = training_set(args, args.root_path, cases["train_cases"], args.labelnum)
+    notes += odd
+    if cases.get("unlabeled_cases"):
+        more, odd = training_set(args, unlabeled_root, cases["unlabeled_cases"], labelnum=0)
+        train, notes = JoinedCases([train, more]), notes + odd
+    val = LAHeart(args.root_path, cases=cases["val_cases"], **labels_of(args))
+    if len(val) and val.n_channels != train.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
-    labeled_indices, unlabeled_indices = range(args.labelnum), range(args.labelnum, len(db_train))
+
+    labeled, rest = range(args.labelnum), range(args.labelnum, len(train))
     if unlabeled:
-        sampler = TwoStreamBatchSampler(
-            labeled_indices, unlabeled_indices, args.batch_size, unlabeled_bs, seed=args.seed
-        )
-        description = f"{len(labeled_indices)} labelled and {len(unlabeled_indices)} unlabelled cases"
+        sampler = TwoStreamBatchSampler(labeled, rest, args.batch_size, unlabeled_bs, seed=args.seed)
+        description = f"{len(labeled)} labelled and {len(rest)} unlabelled cases"
     else:
-        sampler = ShuffledBatchSampler(labeled_indices, args.batch_size, seed=args.seed)
-        description = f"{len(labeled_indices)} labelled cases"
-    selection, notes = how_selected(val, test_cases(root))
+        sampler = ShuffledBatchSampler(labeled, args.batch_size, seed=args.seed)
+        description = f"{len(labeled)} labelled cases"
+    selection, how = how_selected(cases["val_cases"], test_cases(root))
     return Data(
-        train=db_train,
-        val=db_val,
+        train=train,
+        val=val,
         sampler=sampler,
         joint_labeled_bs=labeled_bs,
         labeled_bs=labeled_bs // run.ranks.world_size,
         unknown=UNKNOWN if args.ignore_index is None else args.ignore_index,
-        n_channels=db_train.n_channels,
-        cases={"train_cases": train, "val_cases": val} | ({"unlabeled_cases": more} if unlabeled else {}),
+        n_channels=train.n_channels,
+        cases=cases,
         selection=selection,
         preprocessing=flags.read_config(root / "preprocessing.json") or None,
         description=description,
-        notes=notes,
+        notes=how + notes,
     )
+
+
+def choose_cases(args, root, unlabeled):
+    """({'train_cases': names, 'val_cases': names, ...}, folder of the 'unlabeled_cases' or None, notes).
+
+    FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
+    """
+    val = read_list(args.val_list) if args.val_list else []
+    train = training_cases(root, val, args.max_samples)
+    if not unlabeled:
+        flags.check_one_stream(args, len(train))
+        return {"train_cases": train[: args.labelnum], "val_cases": val}, None, []
+    folder, more, notes = args.unlabeled_root, [], []
+    if folder is None and (root / "unlabeled.list").exists():
+        folder = args.root_path
+    if folder is not None:
+        more, notes = unlabeled_cases(find_root(folder), train, val, test_cases(root))
+    flags.check_two_streams(args, len(train), len(more))
+    return {"train_cases": train, "val_cases": val, "unlabeled_cases": more}, folder, notes
+
+
+def training_set(args, root, cases, labelnum):
+    """(the augmented `cases` in `root`, of which the first `labelnum` must have labels, notes on their intensities)."""
+    transform = Compose([*TURNS[args.rotflip], RandomCrop(args.patch_size), ToTensor("uint8")])
+    dataset = LAHeart(root, cases=cases, labelnum=labelnum, transform=transform, **labels_of(args))
+    if not args.cache:  # reading them all would take as long as caching them
+        return dataset, intensity_notes((case, dataset.read(case)["image"]) for case in cases[:FIRST_CASES])
+    dataset = CachedDataset(dataset)
+    return dataset, intensity_notes((case, dataset.views(case)["image"]) for case in cases)
+
+
+def labels_of(args):
+    """Which labels the flags allow, as LAHeart takes it."""
+    return {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
 
 
 def make_network(args, run, n_channels):

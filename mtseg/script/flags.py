@@ -42,7 +42,6 @@ RECORDED |= {"selection", "unlabeled_cases", "preprocessing", "ranks"}
 
 # What a checkpoint without a config.json is tested with where a flag does not say otherwise: the UA-MT protocol.
 INFERENCE_SETTINGS = {
-    "dataset_name": "LA",
     "network": "vnet",
     "n_channels": 1,
     "num_classes": 2,
@@ -61,7 +60,10 @@ RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
 KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
 WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... channels; changes the last digits"
-ROTFLIP = "quarter turns and flips in the W-H plane: the family's four mirror images, all eight, or none"
+ROTFLIP = (
+    "in the W-H plane: mirror, as the family does, one of the four mirror images, never the volume as it is; all, one "
+    "of these or of the four rotations; flips, mirrored along W and along H with probability one half each; none"
+)
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
@@ -180,7 +182,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--max_samples", type=positive, help="use only the first cases of train.list (default: all listed)")
     flag("--num_classes", type=classes, default=2, help="classes, background included")
     flag("--patch_size", type=patch_side, nargs=3, default=[112, 112, 80], metavar=("W", "H", "D"), help="voxels")
-    rare("--rotflip", choices=("mirror", "all", "none"), default="mirror", help=ROTFLIP)
+    rare("--rotflip", choices=("mirror", "all", "flips", "none"), default="mirror", help=ROTFLIP)
     rare("--cache", action=switch, default=True, help="read all volumes once, into a temporary file that workers share")
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
     if unlabeled:
@@ -358,8 +360,11 @@ def parse_inference(parser, argv, la_folder):
     """
     args = parser.parse_args(argv)
     args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
+    given, trained_on = args.root_path, str(args.configs[0].get("root_path"))
     defaults = {"root_path": str(la_folder), "ignore_index": None, **INFERENCE_SETTINGS}
-    take_over(parser, args, args.configs[0], defaults)
+    take_over(parser, args, args.configs[0], {**defaults, "dataset_name": folder_name(given or la_folder)})
+    if given and Path(given).resolve() != Path(trained_on).resolve():
+        args.dataset_name = folder_name(given)  # the run's is that of other data
     if args.input is None and (args.labels or args.preprocessing or args.go_on):
         raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")
     if args.input and args.save_result:
@@ -417,10 +422,16 @@ def parse(parser, argv):
     settings = {name: value for name, value in {**settings, **config}.items() if name in known}
     args = parser.parse_args(argv, argparse.Namespace(**settings))
     if args.dataset_name is None:
-        folder = Path(args.root_path).resolve()
-        args.dataset_name = (folder.parent if folder.name == "data" else folder).name or "data"
+        args.dataset_name = folder_name(args.root_path)
     check_flags(args, given)
     return args
+
+
+def folder_name(root_path):
+    """The name of the data in `root_path`: of the folder that holds the lists."""
+    from mtseg.datasets import find_root  # not above: it loads PyTorch, and --help is answered before
+
+    return find_root(root_path).resolve().name
 
 
 def given_flags(parser, argv):

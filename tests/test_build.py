@@ -1,0 +1,135 @@
+"""Which cases a run trains on, what it says of them, and where it lies."""
+
+import json
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from conftest import make_data, write_case
+
+import inference
+import train_mean_teacher
+import train_sup
+from mtseg.script import build
+
+
+def train(script, data, out, *more, labelnum=3):
+    """The folder of a short run, and its log."""
+    words = ["--root_path", data, "--output_dir", out, "--labelnum", labelnum, "--max_iterations", 2, "--n_filters", 2]
+    words += ["--patch_size", 16, 16, 16, "--num_workers", 0, "--progress", 0, *more]
+    folder = script.main(words)
+    return folder, (folder / "log.txt").read_text()
+
+
+def config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def refused(capsys, *arguments):
+    """The sentence with which a run ends that was not to begin."""
+    with pytest.raises(SystemExit) as stopped:
+        train(*arguments)
+    assert stopped.value.code == 2
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    return line
+
+
+# -------------------------------------------------------------------------------------- who learns from which case
+def test_test_cases_among_the_unlabelled_are_said_and_count_as_trained_on(data, tmp_path, capsys):
+    (data / "unlabeled.list").write_text("case_6\n")
+    folder, log = train(train_mean_teacher, data, tmp_path / "runs")
+    assert "1 case (case_6) of test.list too: their images are TRAINED ON" in log
+    assert config(folder)["unlabeled_cases"] == ["case_6"]
+    result = inference.main(["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16", "--stride_z", "16"])
+    assert result["trained_on"] == ["case_6"]
+    assert "1 of the measured cases" in capsys.readouterr().out
+    written = json.loads((folder / "iter_2_test" / "metrics.json").read_text())
+    assert written["trained_on"] == ["case_6"]
+    _, log = train(train_sup, data, tmp_path / "runs")  # learns from labelled cases alone
+    assert "TRAINED ON" not in log
+
+
+def test_test_cases_of_an_unlabeled_root_are_said(data, tmp_path):
+    other = make_data(tmp_path / "other", train=8, test=1)
+    (other / "train.list").write_text("case_6\ncase_7\n")
+    folder, log = train(train_mean_teacher, data, tmp_path / "runs", "--unlabeled_root", other)
+    assert "2 cases (case_6, case_7) of test.list too" in log
+    assert config(folder)["unlabeled_cases"] == ["case_6", "case_7"]
+
+
+def test_validation_cases_among_the_unlabelled_are_refused(data, tmp_path, capsys):
+    (data / "unlabeled.list").write_text("case_4\ncase_5\n")
+    (data / "val.list").write_text("case_5\n")
+    line = refused(capsys, train_mean_teacher, data, tmp_path / "runs", "--val_list", data / "val.list")
+    assert str(data / "unlabeled.list") in line and "case_5 is in --val_list too" in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_labelled_case_is_not_also_unlabelled(data, tmp_path):
+    make_data(tmp_path / "more", train=10, test=1)
+    for case in ("case_8", "case_9"):
+        (tmp_path / "more" / "data" / case).rename(data / "data" / case)
+    (data / "unlabeled.list").write_text("case_0\ncase_8\ncase_4\ncase_9\n")
+    folder, log = train(train_mean_teacher, data, tmp_path / "runs")
+    assert config(folder)["unlabeled_cases"] == ["case_8", "case_9"]
+    assert "2 cases (case_0, case_4) of train.list too" in log
+    assert "3 labelled and 5 unlabelled cases" in log
+
+
+def test_a_labelled_case_alone_is_no_unlabelled_data(data, tmp_path, capsys):
+    (data / "unlabeled.list").write_text("case_0\n")
+    assert "leaves nothing unlabelled" in refused(
+        capsys, train_mean_teacher, data, tmp_path / "runs", "--max_samples", 3
+    )
+
+
+# ------------------------------------------------------------------------------------------------- what is said of it
+@pytest.mark.parametrize("cache", ["--cache", "--no-cache"])
+def test_images_that_are_constant_or_not_normalised_are_said_at_the_start(data, tmp_path, cache):
+    for case, change in ((1, lambda image: 0 * image + 7), (2, lambda image: 100 * image + 500)):
+        with h5py.File(data / "data" / f"case_{case}" / "mri_norm2.h5", "r+") as file:
+            file["image"][...] = change(file["image"][...])
+    _, log = train(train_sup, data, tmp_path / "runs", cache)
+    assert "constant images (case_1: 7 everywhere) in 1 case" in log
+    assert "not normalised (case_2: mean 5" in log
+    _, log = train(train_sup, make_data(tmp_path / "good"), tmp_path / "runs", cache)
+    assert "constant images" not in log and "not normalised" not in log
+
+
+@pytest.mark.parametrize("given", ["pancreas", "pancreas/data", "pancreas/../pancreas"])
+def test_the_data_is_called_as_its_folder(tmp_path, given):
+    make_data(tmp_path / "pancreas")
+    folder, _ = train(train_sup, tmp_path / given, tmp_path / "runs")
+    assert folder == tmp_path / "runs" / "model" / "pancreas_vnet_3_labeled" / "supervised"
+    assert config(folder)["dataset_name"] == "pancreas"
+    weights = ["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16", "--stride_z", "16"]
+    assert inference.main(weights)["dataset"] == "pancreas"
+    other = make_data(tmp_path / "liver")
+    assert inference.main([*weights, "--root_path", str(other)])["dataset"] == "liver"
+    (folder / "config.json").unlink()
+    settings = ["--n_filters", "2", "--patch_size", "16", "16", "16", "--root_path", str(other)]
+    assert inference.main([*weights, *settings])["dataset"] == "liver"
+
+
+def test_the_data_is_called_as_the_flag_says(data, tmp_path):
+    folder, _ = train(train_sup, data, tmp_path / "runs", "--dataset_name", "Hearts")
+    assert folder.parent.name == "Hearts_vnet_3_labeled"
+    weights = ["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16", "--stride_z", "16"]
+    assert inference.main([*weights, "--root_path", str(data)])["dataset"] == "Hearts"
+
+
+def test_flips_mirror_without_rotation_and_show_the_volume_as_it_is(data):
+    """The values of these volumes grow along W: a quarter turn would make them grow along H."""
+    ramp = np.broadcast_to(np.linspace(-1, 1, 24)[:, None, None], (24, 20, 14))
+    write_case(data, "case_0", ramp, np.zeros(ramp.shape, np.uint8))
+
+    def directions(rotflip):
+        args = SimpleNamespace(rotflip=rotflip, patch_size=(16, 16, 16), num_classes=2, ignore_index=None, cache=True)
+        dataset, _ = build.training_set(args, data, ["case_0"], labelnum=1)
+        patches = [dataset[(0, (1, draw))]["image"][0, 2:14, 2:14, 7] for draw in range(40)]
+        return {tuple(p.diff(dim=axis).mean().sign().item() for axis in (0, 1)) for p in patches}
+
+    assert directions("none") == {(1, 0)}
+    assert directions("flips") == {(1, 0), (-1, 0)}
+    assert directions("mirror") == directions("all") == {(1, 0), (-1, 0), (0, 1), (0, -1)}
