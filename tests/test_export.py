@@ -1,6 +1,7 @@
 """Exported networks against PyTorch, run by ONNX Runtime, TorchScript and torch.export."""
 
 import io
+import json
 import sys
 
 import numpy as np
@@ -17,10 +18,10 @@ pytest.importorskip("onnx", reason="ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs ONNX Runtime")
 
 
-def trained(cls=VNet, normalization="batchnorm", n_channels=1, n_classes=2):
+def trained(cls=VNet, normalization="batchnorm", n_channels=1, n_classes=2, **more):
     """A small network with batch-norm statistics that are not those of its initialisation."""
     torch.manual_seed(0)
-    net = cls(n_channels, n_classes, n_filters=2, normalization=normalization, has_dropout=True)
+    net = cls(n_channels, n_classes, n_filters=2, normalization=normalization, has_dropout=True, **more)
     for _ in range(3):
         net(1 + 2 * torch.randn(2, n_channels, 32, 32, 32))
     return net.eval()
@@ -88,8 +89,8 @@ def checkpoint(tmp_path):
     return tmp_path / "iter_6.pth"
 
 
-def flags(checkpoint, data, *more):
-    words = ["--model_path", checkpoint, "--network", "unet", "--n_filters", 2, "--normalization", "none"]
+def flags(checkpoint, data, *more, n_filters=2):
+    words = ["--model_path", checkpoint, "--network", "unet", "--n_filters", n_filters, "--normalization", "none"]
     words += ["--root_path", data, "--patch_size", 16, 16, 16, "--stride_xy", 16, "--stride_z", 16]
     return [str(word) for word in [*words, *more]]
 
@@ -109,6 +110,23 @@ def test_the_command_writes_every_format_and_says_what_it_costs(checkpoint, tmp_
     assert not list(tmp_path.glob(".*.tmp"))
 
 
+def test_runs_with_deep_supervision_and_residual_blocks_are_exported(tmp_path, capsys):
+    """The settings are the run's, as config.json and the weights tell them; one of a wrong type is a sentence."""
+    net = trained(UNet, "none", deep_supervision=True, residual=True)
+    torch.save(net.state_dict(), tmp_path / "iter_6.pth")
+    config = {"network": "unet", "n_filters": 2, "normalization": "none", "deep_supervision": True, "residual": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    main(["--model_path", str(tmp_path / "iter_6.pth"), "--torchscript", str(tmp_path / "net.ts")])
+    x = torch.randn(2, 1, 16, 32, 48)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.load(tmp_path / "net.ts")(x), net(x), rtol=0, atol=1e-5)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "patch_size": "large"}))
+    with pytest.raises(SystemExit) as stopped:
+        main(["--model_path", str(tmp_path / "iter_6.pth"), "--torchscript", str(tmp_path / "net.ts")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and "config.json: patch_size cannot be" in error
+
+
 def test_mistakes_end_in_a_sentence(checkpoint, tmp_path, capsys, monkeypatch):
     data = make_data(tmp_path / "tiny", channels=2)
     out = ["--onnx", tmp_path / "net.onnx"]
@@ -121,7 +139,7 @@ def test_mistakes_end_in_a_sentence(checkpoint, tmp_path, capsys, monkeypatch):
     for words, said in [
         (flags(checkpoint, data), "nothing to write"),
         (flags(checkpoint, data, "--torchscript", tmp_path / "a.ts", "--quantize", "static"), "--onnx"),
-        (flags(checkpoint, data, *out, "--n_filters", "4"), "another network"),
+        (flags(checkpoint, data, *out, n_filters=4), "another network"),
         (flags(checkpoint, tmp_path / "none", *out, "--quantize", "dynamic"), "no such folder"),
         (flags(checkpoint, data, *out, "--quantize", "dynamic"), "2"),
     ]:

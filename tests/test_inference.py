@@ -4,6 +4,7 @@ Where a test says "seen", the network is replaced by one that knows the answer f
 out is then the label itself if, and only if, everything that was done to the scan was undone.
 """
 
+import csv
 import gc
 import json
 import math
@@ -16,6 +17,7 @@ import prepare_nifti
 import pytest
 import torch
 from conftest import needs_compiler
+from reference import fill
 from scipy import stats
 from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, scan, words
 
@@ -23,6 +25,7 @@ import inference
 import train_mean_teacher
 import train_sup
 from mtseg.metrics import all_metrics
+from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
 from mtseg.script import scans, segment
 from mtseg.sliding_window import test_single_case as single_case
@@ -535,6 +538,169 @@ def test_labels_of_another_grid_or_value_cost_the_measurement_alone(tmp_path, mo
     assert "mm from its image" in written["failures"]["c0"] and "a voxel of value 3" in written["failures"]["c1"]
     assert {row["case"] for row in written["cases"]} == {"c2"}
     assert len(list((tmp_path / "out/predictions").iterdir())) == written["segmented"] == 3
+
+
+def refused(capsys, *arguments):
+    """The one sentence with which inference.py ends."""
+    with pytest.raises(SystemExit) as stopped:
+        inference.main(list(map(str, arguments)))
+    progress, _, sentence = capsys.readouterr().err.rpartition("error: ")
+    assert stopped.value.code == 2 and sentence.count("\n") == 1 and "Traceback" not in progress, sentence
+    return sentence
+
+
+@pytest.mark.parametrize("damage", [math.nan, 1e31])
+def test_weights_that_are_not_finite_or_absurd_never_reach_a_table(data, tmp_path, capsys, damage):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    state = torch.load(weights)
+    state["block_three.conv.0.weight"].view(-1)[5] = damage
+    torch.save(state, weights)
+    assert f"block_three.conv.0.weight holds {damage:.3g}" in refused(capsys, "--model_path", weights)
+    assert not list((tmp_path / "run").glob("*_test"))
+
+
+def test_outputs_that_are_no_numbers_never_reach_a_table(data, tmp_path, capsys):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    state = torch.load(weights)
+    for name in state:
+        if name.endswith("conv.0.weight"):
+            state[name] *= 1e11
+    torch.save(state, weights)
+    assert "the network gives NaN or infinity" in refused(capsys, "--model_path", weights)
+    assert not list((tmp_path / "run").glob("*_test/metrics*"))
+
+
+def test_several_model_paths_may_be_given_by_several_flags(data, tmp_path):
+    weights = make_run(tmp_path / "run", seeds=(0, 1), num_classes=2, root_path=str(data))
+    both = inference.main(words("--model_path", *weights, output_dir=tmp_path / "both"))
+    each = inference.main([*words("--model_path", weights[0]), *words("--model_path", weights[1])])
+    assert each["checkpoint_sha256"] == both["checkpoint_sha256"] and each["cases"] == both["cases"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"patch_size": "big"},
+        {"patch_size": 16},
+        {"n_filters": [2, 2]},
+        {"num_classes": True},
+        {"has_dropout": "yes"},
+        {"dataset_name": 3},
+        {"network": {"a": 1}},
+        {"train_cases": 3},
+        {"val_cases": [1]},
+    ],
+    ids=json.dumps,
+)
+def test_a_config_of_wrong_types_is_a_sentence_that_names_the_setting(data, tmp_path, capsys, changes):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "run/config.json").write_text(json.dumps(config | changes))
+    assert next(iter(changes)) in refused(capsys, "--model_path", weights)
+
+
+def test_the_folder_of_a_run_is_no_output_dir(data, tmp_path, capsys):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    (tmp_path / "run/metrics.csv").write_text("iteration,loss\n")
+    said = refused(capsys, "--model_path", weights, "--output_dir", tmp_path / "run")
+    assert "a run lies there" in said
+    assert (tmp_path / "run/metrics.csv").read_text() == "iteration,loss\n"
+
+
+# ------------------------------------------------------------------------------------------ settings of runs and data
+
+
+def test_default_strides_cover_every_voxel_of_small_patches(data, tmp_path):
+    """Of 18 voxels, between windows of 16: two would lie in none."""
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data), stride_xy=None, stride_z=None)
+    result = inference.main(words("--model_path", weights, "--save_probabilities", output_dir=tmp_path / "out"))
+    assert result["protocol"]["stride_xy"] == 16 and result["protocol"]["stride_z"] == 4
+    for path in (tmp_path / "out/probabilities").iterdir():
+        with h5py.File(path) as file:
+            np.testing.assert_allclose(file["probabilities"][...].astype(float).sum(axis=0), 1, atol=2e-3)
+
+
+@pytest.mark.parametrize("settings", [["--deep_supervision"], ["--residual"], ["--deep_supervision", "--residual"]])
+def test_runs_with_deep_supervision_and_residual_blocks_are_tested(data, tmp_path, settings):
+    flags = {"root_path": data, "output_dir": tmp_path, "labelnum": 2, "max_iterations": 1, "n_filters": 2}
+    flags |= {"num_workers": 0, "patch_size": "16 16 16", "stride_xy": 16, "stride_z": 16, "network": "unet"}
+    folder = train_sup.main([*words(**flags), *settings])
+    result = inference.main(words("--model_path", folder / "iter_1.pth"))
+    net = UNet(1, 2, 2, "batchnorm", **{name[2:]: True for name in settings})
+    assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
+    assert {row["case"] for row in result["cases"]} == {"case_6", "case_7"}
+
+
+@pytest.mark.parametrize("kind", ["LASeg", "MC-Net"])
+def test_published_weights_are_tested_without_a_config(data, tmp_path, kind):
+    strides = (2, 2, 2, (2, 2, 1)) if kind == "LASeg" else (2, 2, 2, 2)
+    net = fill(VNet(1, 2, 2, "batchnorm", strides=strides)).eval()
+    state = net.state_dict()
+    if kind == "MC-Net":
+        below = ("block_one", "block_two", "block_three", "block_four", "block_five.")
+        state = {f"{'encoder' if name.startswith(below) else 'decoder1'}.{name}": state[name] for name in state}
+    torch.save(state, tmp_path / "theirs.pth")
+    flags = {"root_path": data / "data", "n_filters": 2, "patch_size": "16 16 16", "output_dir": tmp_path / "out"}
+    result = inference.main(words("--model_path", tmp_path / "theirs.pth", "--save_probabilities", **flags))
+    with (
+        h5py.File(data / "data/case_6/mri_norm2.h5") as case,
+        h5py.File(tmp_path / "out/probabilities/case_6.h5") as out,
+    ):
+        _, expected = single_case(net, case["image"][...], 16, 4, (16, 16, 16))
+        np.testing.assert_allclose(out["probabilities"][...], expected, atol=1e-3)
+    assert len(result["cases"]) == 2
+
+
+def ignore_a_part(data, case):
+    """Give a third of a case's voxels the label 255; returns which they are."""
+    with h5py.File(data / f"data/{case}/mri_norm2.h5", "a") as file:
+        label = file["label"][...]
+        ignored = np.random.default_rng(0).random(label.shape) < 0.3
+        file["label"][...] = np.where(ignored, 255, label)
+    return ignored
+
+
+def test_ignored_voxels_are_in_no_metric(data, tmp_path):
+    ignored = {case: ignore_a_part(data, case) for case in ("case_5", "case_6", "case_7")}
+    (data / "val.list").write_text("case_5\n")
+    flags = {"root_path": data, "output_dir": tmp_path, "labelnum": 2, "max_iterations": 2, "n_filters": 2}
+    flags |= {"num_workers": 0, "patch_size": "16 16 16", "stride_xy": 16, "stride_z": 16, "ignore_index": 255}
+    flags |= {"val_list": data / "val.list", "val_freq": 1}
+    folder = train_sup.main(words(**flags))
+    result = inference.main(words("--model_path", folder / "iter_2.pth", save_result=tmp_path / "saved"))
+    assert result["protocol"]["ignore_index"] == 255 and len(result["cases"]) == 2
+    for row in result["cases"]:
+        with h5py.File(tmp_path / f"saved/{row['case']}.h5") as file:
+            counted = ~ignored[row["case"]]
+            prediction, label = file["prediction"][...][counted], file["label"][...][counted]
+        total = (prediction == 1).sum() + (label == 1).sum()
+        assert row["dice"] == pytest.approx(2 * ((prediction == 1) & (label == 1)).sum() / total)
+    assert 0 <= float(read_rows(folder / "metrics.csv")[-1]["val_dice"]) <= 1
+
+
+def read_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_ignored_voxels_of_scans_are_in_no_metric(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment, "test_single_case", seen)
+    source = make_scans(tmp_path)
+    label = read(tmp_path / "labels/c0.nii.gz").copy()
+    label[3:5] = 255
+    save(tmp_path / "labels/c0.nii.gz", label)
+    (weights,) = make_run(tmp_path / "run", ignore_index=255)
+    result = infer(weights, source, labels=tmp_path / "labels", output_dir=tmp_path / "out")
+    assert [row["dice"] for row in result["cases"]] == [1] * 4
+
+
+def test_the_folder_of_the_cases_is_a_root_path_as_in_laseg(data, tmp_path):
+    flags = {"root_path": data / "data", "output_dir": tmp_path, "labelnum": 2, "max_iterations": 1, "n_filters": 2}
+    flags |= {"num_workers": 0, "patch_size": "16 16 16", "stride_xy": 16, "stride_z": 16}
+    for script in (train_mean_teacher, train_sup):
+        folder = script.main(words(**flags))
+        result = inference.main(words("--model_path", folder / "iter_1.pth"))
+        assert {row["case"] for row in result["cases"]} == {"case_6", "case_7"}
 
 
 # ------------------------------------------------------------------------------------------------------ the whole way

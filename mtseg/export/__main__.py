@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtseg.checkpoint import CheckpointError, load_checkpoint, load_weights, write_whole
-from mtseg.datasets import DataError, LAHeart, training_cases
+from mtseg.checkpoint import write_whole
+from mtseg.datasets import LAHeart, find_root, training_cases
 from mtseg.export.convert import (
     DIVISOR,
     SHAPES,
@@ -35,19 +35,20 @@ from mtseg.export.convert import (
     to_torchscript,
 )
 from mtseg.metrics import dice
-from mtseg.networks import NETWORKS
 from mtseg.script.flags import (
+    INFERENCE_SETTINGS,
     FlagError,
     Parser,
-    classes,
-    network_settings,
+    add_settings,
     one_sentence,
-    patch_side,
     positive,
     read_config,
+    take_over,
 )
-from mtseg.sliding_window import test_single_case
+from mtseg.script.segment import load_network
+from mtseg.sliding_window import score_cases, test_single_case
 
+LA = Path(__file__).resolve().parents[2] / "data/LA"
 TOLERANCE = 1e-4
 
 
@@ -66,33 +67,21 @@ def parse_flags(argv):
     )
     flag("--split", default="test", help="Dice is measured on cases of <root_path>/<split>.list")
     flag("--num", type=positive, default=4, help="on so many of them, the first ones")
-    flag = parser.add_argument_group("settings, by default the run's").add_argument
-    flag("--network", choices=tuple(NETWORKS), help="architecture")
-    flag("--n_channels", type=positive, help="channels of the image")
-    flag("--num_classes", type=classes, help="classes, background included")
-    flag("--n_filters", type=positive, help="channels on the finest level")
-    flag("--normalization", choices=("none", "batchnorm", "groupnorm", "instancenorm"), help="after each convolution")
-    flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
-    flag("--stride_xy", type=positive, help="voxels between windows along W and H")
-    flag("--stride_z", type=positive, help="voxels between windows along D")
+    add_settings(parser)
     args = parser.parse_args(argv)
     if not (args.onnx or args.torchscript or args.torch_export):
         raise FlagError("nothing to write; name a file by --onnx, --torchscript or --torch_export")
     if args.quantize and not args.onnx:
         raise FlagError("--quantize makes a second file beside that of --onnx; name one")
-    defaults = {"root_path": "data/LA", "network": "vnet", "n_channels": 1, "num_classes": 2, "n_filters": 16}
-    defaults |= {"normalization": "batchnorm", "patch_size": [112, 112, 80], "stride_xy": 18, "stride_z": 4}
-    config = read_config(args.model_path.parent / "config.json")
-    for name, default in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, config.get(name, default))
+    args.model_path = [args.model_path]
+    config = read_config(args.model_path[0].parent / "config.json")
+    take_over(parser, args, config, {"root_path": str(LA), **INFERENCE_SETTINGS})
     args.has_dropout = False  # has no weights, and inference drops nothing
     return args
 
 
 def export(args):
-    net = NETWORKS[args.network](**network_settings(args, args.n_channels))
-    net = load_weights(net, load_checkpoint(args.model_path), args.model_path).eval()
+    net, _ = load_network(args, args.model_path[0])
     cases = measured_cases(args) if args.quantize else None  # a mistake here leaves no file behind
     formats = {
         "onnx": (to_onnx, OnnxNet),
@@ -107,15 +96,15 @@ def export(args):
                 difference = largest_difference(net, read(content), args.n_channels)
             if not difference <= TOLERANCE:
                 raise ExportError(
-                    f"{args.model_path}: the {name} network differs from PyTorch's by {difference:.1e}, more than "
+                    f"{args.model_path[0]}: the {name} network differs from PyTorch's by {difference:.1e}, more than "
                     f"{TOLERANCE:.0e}, and was not written; export it in another format"
                 )
             write_whole(getattr(args, name), content)
             shapes = " and ".join("x".join(map(str, (shape[0], args.n_channels, *shape[1:]))) for shape in SHAPES)
+            sides = f"multiples of {DIVISOR} from 32 on" if name == "torch_export" else f"multiples of {DIVISOR}"
             print(
-                f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides multiples of {DIVISOR}"
-                f"{' from 32 on' * (name == 'torch_export')}, "
-                f"differs from PyTorch by at most {difference:.1e} (on {shapes})"
+                f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides {sides}, differs from PyTorch "
+                f"by at most {difference:.1e} (on {shapes})"
             )
     print("not in it: training mode (dropout, deep supervision), the sliding window, the image's normalisation")
     if args.quantize:
@@ -127,19 +116,21 @@ def export(args):
 
 def measured_cases(args):
     """The cases on which the quantized network is compared."""
-    root = Path(args.root_path)
-    cases = LAHeart(root / "data", split=args.split, num=args.num, num_classes=args.num_classes)
+    checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+    cases = LAHeart(args.root_path, split=args.split, num=args.num, **checked)
     if cases.n_channels != args.n_channels:
-        raise ExportError(f"the network takes {args.n_channels} channels, the cases in {root} have {cases.n_channels}")
+        raise ExportError(
+            f"the network takes {args.n_channels} channels, the cases in {args.root_path} have {cases.n_channels}; "
+            f"name other data by --root_path"
+        )
     return cases
 
 
 def quantize_and_measure(content, cases, args):
     """The quantized file as bytes, after a table of what it costs on `cases` was printed."""
-    root = Path(args.root_path)
     recorder = Recorder(args.num_classes)
     if args.quantize == "static":
-        calibration = LAHeart(root / "data", cases=training_cases(root, num=args.num_calibration))
+        calibration = LAHeart(args.root_path, cases=training_cases(find_root(args.root_path), num=args.num_calibration))
         for case in calibration.image_list:
             image = calibration.read(case)["image"]
             test_single_case(recorder, image, args.patch_size[0], args.patch_size[2], args.patch_size, args.num_classes)
@@ -150,13 +141,9 @@ def quantize_and_measure(content, cases, args):
     means = []
     for name, file in (("float32", content), (args.quantize, smaller)):
         net = OnnxNet(file)
-        scores = []
-        for sample in map(cases.read, cases.image_list):
-            prediction, _ = test_single_case(
-                net, sample["image"], args.stride_xy, args.stride_z, args.patch_size, args.num_classes
-            )
-            scores += [dice(prediction == c, sample["label"] == c) for c in range(1, args.num_classes)]
-        means.append(100 * float(np.mean(scores)))
+        samples = map(cases.read, cases.image_list)
+        windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
+        means.append(100 * float(np.mean(score_cases(net, samples, dice, *windows))))
         milliseconds = 1000 * seconds_a_window(net, args.n_channels, args.patch_size)
         print(f"{name:10}{len(file) / 1e6:8.1f}{milliseconds:14.0f}{means[-1]:10.2f}")
     print(f"change in Dice: {means[1] - means[0]:+.2f}; transposed convolutions stay float32")
@@ -164,7 +151,7 @@ def quantize_and_measure(content, cases, args):
 
 
 def main(argv=None):
-    with one_sentence(ExportError, CheckpointError, DataError, FlagError):
+    with one_sentence():
         export(parse_flags(argv))
 
 

@@ -48,6 +48,7 @@ INFERENCE_SETTINGS = {
     "n_filters": 16,
     "normalization": "batchnorm",
     "has_dropout": True,
+    "ignore_index": None,
     "patch_size": [112, 112, 80],
     "stride_xy": 18,
     "stride_z": 4,
@@ -333,7 +334,6 @@ def inference_parser(description):
         help="of distances (default: voxel, as in the papers; with --input mm where all spacings are known)",
     )
     flag("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
-    flag("--ignore_index", type=int, help="label of voxels that no metric counts (default: the run's)")
 
     add_settings(parser)
     return parser
@@ -350,6 +350,7 @@ def add_settings(parser):
     flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
     flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
     flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
+    flag("--ignore_index", type=int, help="label of voxels that no metric counts")
 
 
 def parse_inference(parser, argv, la_folder):
@@ -360,8 +361,13 @@ def parse_inference(parser, argv, la_folder):
     """
     args = parser.parse_args(argv)
     args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
+    for path, config in zip(args.model_path, args.configs, strict=True):
+        for name in ("train_cases", "unlabeled_cases", "val_cases"):
+            cases = config.get(name) or []
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+                raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
     given, trained_on = args.root_path, str(args.configs[0].get("root_path"))
-    defaults = {"root_path": str(la_folder), "ignore_index": None, **INFERENCE_SETTINGS}
+    defaults = {"root_path": str(la_folder), **INFERENCE_SETTINGS}
     take_over(parser, args, args.configs[0], {**defaults, "dataset_name": folder_name(given or la_folder)})
     if given and Path(given).resolve() != Path(trained_on).resolve():
         args.dataset_name = folder_name(given)  # the run's is that of other data
@@ -385,22 +391,20 @@ def take_over(parser, args, config, defaults):
         value = config.get(name)
         if getattr(args, name, None) is not None:
             continue
+        wrong = f"{path}: {name} cannot be {json.dumps(value)}; repair it"
         if value is not None and f"--{name}" in parser._option_string_actions:
             words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-            with parser.errors_as(lambda message: FlagError(f"{path}: {message}; repair it, or give the flag")):
+            with parser.errors_as(lambda _, wrong=wrong, name=name: FlagError(f"{wrong}, or give --{name}")):
                 value = getattr(parser.parse_args(["--model_path", "", *words]), name)
         elif value is not None and not isinstance(value, type(default)):
-            raise FlagError(f"{path}: {name} cannot be {json.dumps(value)}; repair it")
+            raise FlagError(wrong)
         setattr(args, name, default if value is None else value)
     args.stride_xy, args.stride_z = min(args.stride_xy, *args.patch_size[:2]), min(args.stride_z, args.patch_size[2])
 
 
-def listed_in(config, *names):
-    """The cases that `config`, read from a config.json, lists under `names`; FlagError where these are no lists."""
-    lists = [config.get(name) or [] for name in names]
-    if not all(isinstance(cases, list) and all(isinstance(case, str) for case in cases) for cases in lists):
-        raise FlagError(f"a config.json of --model_path: its {' or '.join(names)} are no lists of names; repair it")
-    return [case for cases in lists for case in cases]
+def listed_in(configs, *names):
+    """The set of cases that any of `configs` lists under any of `names`."""
+    return {case for config in configs for name in names for case in config.get(name) or []}
 
 
 def parse(parser, argv):

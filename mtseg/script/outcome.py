@@ -56,15 +56,14 @@ def protocol_of(args):
 
 def monitored_here(args, cases):
     """The `cases` by whose Dice a run chose its best weights."""
-    return {case for config in args.configs for case in listed_in(config, "val_cases")} & cases.readers.keys()
+    return listed_in(args.configs, "val_cases") & cases.readers.keys()
 
 
 def result_of(args, trained, cases, entries):
     """What metrics.json says of the `cases` (scans.Cases), `entries`: {case: what segment.infer_case gave}."""
     rows = [row for case in cases.readers if case in entries for row in entries[case]["rows"]]
     rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
-    measured = {row["case"] for row in rows}
-    learned = {case for config in args.configs for case in listed_in(config, "train_cases", "unlabeled_cases")}
+    learned = listed_in(args.configs, "train_cases", "unlabeled_cases")
     selection = one_or_all(map(selection_of, args.model_path, args.configs, trained.checkpoints))
     seconds = [training_seconds(folder / "metrics.csv") for folder in {path.parent for path in args.model_path}]
     result = {
@@ -80,7 +79,7 @@ def result_of(args, trained, cases, entries):
         "method": one_or_all(config.get("model") for config in args.configs),
         "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
         "seed": one_or_all(config.get("seed") for config in args.configs),
-        "trained_on": sorted(measured & learned),
+        "trained_on": sorted(learned & {row["case"] for row in rows}),
         "parameters": trained.parameters,
         "inference_seconds": sum(entry["seconds"] for entry in entries.values()),
         "training_seconds": None if None in seconds else sum(seconds),
