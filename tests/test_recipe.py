@@ -14,21 +14,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import train_pseudo_label
 from conftest import make_data, needs_compiler, write_case
 
 import train_mean_teacher
-import train_sup
 from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.script import methods
 from mtseg.script import run as run_module
 from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup, "PL": train_pseudo_label}
+# A recipe that lies in the repository is here by itself.
+SCRIPTS = {methods.method_of(path): methods.load_script(path) for path in methods.training_scripts()}
+SEMI_SUPERVISED = [name for name, script in SCRIPTS.items() if script.PARSER.get_default("labeled_bs")]
 
 
 def run(model, data, out, *more, labelnum=3, **changes):
@@ -169,10 +170,11 @@ SWITCHES = ["--channels_last", "--gradient_checkpointing"]
 @pytest.mark.parametrize("model", SCRIPTS)
 def test_resuming_with_every_option_on_repeats_an_uninterrupted_run(data, tmp_path, monkeypatch, model):
     (tmp_path / "val.list").write_text("case_5\n")
-    own = {"MT": TEACHER, "PL": {"consistency": 1, "pseudo_threshold": 0.5, "pseudo_entropy": 0.99}, "supervised": {}}
-    settings = {**EVERYTHING, **own[model], "max_iterations": 6, "labelnum": 2}
+    known = {action.dest for action in SCRIPTS[model].PARSER._actions}
+    settings = {**EVERYTHING, **TEACHER, "pseudo_threshold": 0.5, "pseudo_entropy": 0.99, "uncertainty_passes": 2}
+    settings = {name: value for name, value in settings.items() if name in known} | {"max_iterations": 6, "labelnum": 2}
     settings |= {"save_freq": 3, "val_freq": 2, "keep_last": 2, "val_list": tmp_path / "val.list"}
-    switches = [*SWITCHES, *(["--ema_buffers"] if model != "supervised" else [])]
+    switches = [*SWITCHES, *(["--ema_buffers"] if "ema_buffers" in known else [])]
     whole = run(model, data, tmp_path / "whole", *switches, **settings)
     assert {p.name for p in whole.glob("iter_*.pth")} == {"iter_3.pth", "iter_6.pth"}
 
@@ -189,7 +191,7 @@ def test_resuming_with_every_option_on_repeats_an_uninterrupted_run(data, tmp_pa
     resumed = run(model, data, tmp_path / "cut", *switches, "--resume", **settings)
     assert "resuming at iteration 3" in (resumed / "log.txt").read_text()
     assert same(weights(resumed, "iter_6.pth"), weights(whole, "iter_6.pth"))
-    for name in ("loss", "lr", "val_dice" if model == "supervised" else "val_dice_teacher"):
+    for name in ("loss", "lr", "val_dice" if model == "supervised" else "val_dice_student"):
         assert column(resumed, name) == column(whole, name)
 
 
@@ -306,11 +308,12 @@ def test_consistency_warms_up_ramps_and_stays(data, tmp_path):
     assert all(value >= 0 for value in column(folder, "teacher_distance"))
 
 
-@pytest.mark.parametrize("model", ["MT", "PL"])
+@pytest.mark.parametrize("model", SEMI_SUPERVISED)
 def test_hidden_labels_never_change_what_is_learned(data, tmp_path, model):
     """Labels of unlabelled cases may be wrong or missing: the weights are the same to the bit, whatever the flags."""
-    settings = {"strong_rotation": 15, "strong_mixin": 0.3, "consistency": 50}
-    settings |= {"consistency_on": "all"} if model == "MT" else {"pseudo_threshold": 0.5}
+    known = {action.dest for action in SCRIPTS[model].PARSER._actions}
+    settings = {"strong_rotation": 15, "strong_mixin": 0.3, "consistency": 50, "consistency_on": "all"}
+    settings = {name: value for name, value in {**settings, "pseudo_threshold": 0.5}.items() if name in known}
     with_labels = run(model, data, tmp_path / "a", **settings)
     import h5py
 
@@ -382,11 +385,22 @@ def test_a_unet_with_deep_supervision_trains(data, tmp_path):
     assert column(other, "loss")[0] != column(folder, "loss")[0]
 
 
-def test_several_channels_and_classes(tmp_path):
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_several_channels_and_classes(tmp_path, model):
     data = make_data(tmp_path / "four", channels=4)
-    folder = run("MT", data, tmp_path / "runs", num_classes=4, consistency_on="all", strong_scaling=0.2)
-    assert weights(folder)["block_one.conv.0.weight"].shape[1] == 4
-    assert weights(folder)["out_conv.weight"].shape[0] == 4
+    more = {"consistency_on": "all", "strong_scaling": 0.2} if model == "MT" else {}
+    folder = run(model, data, tmp_path / "runs", num_classes=4, max_iterations=2, **more)
+    assert weights(folder, "iter_2.pth")["block_one.conv.0.weight"].shape[1] == 4
+    assert weights(folder, "iter_2.pth")["out_conv.weight"].shape[0] == 4
+
+
+def test_a_file_of_settings_made_for_another_script_is_taken(data, tmp_path, capsys):
+    first = run("MT", data, tmp_path / "first", consistency_type="kl", rotflip="all", max_iterations=1)
+    again = run("UAMT", data, tmp_path / "again", "--config", str(first / "config.json"), max_iterations=1)
+    assert again.name == "UAMT"
+    assert json.loads((again / "config.json").read_text())["rotflip"] == "all"
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "only other scripts have them" in line)
+    assert "consistency_type" in line and "strong_noise" in line and "rotflip" not in line
 
 
 def test_test_only_tests_the_newest_weights(data, tmp_path, capfd):

@@ -449,15 +449,24 @@ def given_flags(parser, argv):
 def config_settings(parser, path):
     """{name: value} of the flags in the JSON file `path`; FlagError names a wrong key or value.
 
-    Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over.
+    Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over. Settings
+    that only other scripts have are left out, and a line says so.
     """
+    from mtseg.script import methods  # here, as it loads the other scripts, and PyTorch with them
+
     if not path.is_file():
         raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
+    left_out = []
     known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     settings = {}
     for key, value in read_config(path).items():
         if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
             continue
+        if key not in known and key in methods.all_flags():
+            left_out.append(key)
+            continue
+        if key == "model" and value != parser.get_default("model") and value in methods.names():
+            continue  # another method's name is not this one's
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise FlagError(f"{path}: unknown key {key!r}; the nearest flag is {near[0]!r}")
@@ -470,6 +479,8 @@ def config_settings(parser, path):
         words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
         with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
             settings[key] = given_flags(parser, words)[key]
+    if left_out:
+        print(f"{path}: left out, since only other scripts have them: {', '.join(left_out)}", flush=True)
     return settings
 
 
