@@ -110,6 +110,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(formatter_class=Formatter, allow_abbrev=False, add_help=False, **kwargs)
+        self.noted = set()  # flags that were given twice, each of which is said once
         self.everything = True
         self.has_rare = False
         self.method_first = False  # whether a new group stands before the others in the help
@@ -141,15 +142,16 @@ class Parser(argparse.ArgumentParser):
     make_error = None
 
     def parse_known_args(self, args=None, namespace=None):
-        """As argparse's, and an error where a flag is given twice: the first would be passed over without a word."""
+        """As argparse's, but a flag that is given twice is said, and an error where it takes a list of values."""
         words = sys.argv[1:] if args is None else [str(word) for word in args]
         seen = {}
-        for word in words:
-            option = word.partition("=")[0]
+        for option in (word.partition("=")[0] for word in words):
             action = self._option_string_actions.get(option)
-            if action in seen:
-                both = option if option == seen[action] else f"{seen[action]} and {option}"
-                self.error(f"{both}: this flag is given twice; give it once")
+            if action in seen and action.nargs == "+":
+                self.error(f"{option} is given twice, and only the last would count; give all values behind one")
+            if action in seen and action not in self.noted:
+                self.noted.add(action)
+                print(f"note: {seen[action]} and {option} are both given; the last one counts", file=sys.stderr)
             if action is not None and not isinstance(action, argparse._ExtendAction):
                 seen[action] = option
         return super().parse_known_args(words, namespace)
@@ -444,6 +446,11 @@ def given_flags(parser, argv):
     names = {action.dest: absent for action in parser._actions if action.dest != "help"}
     values = vars(parser.parse_args(argv, argparse.Namespace(**names)))
     return {name: value for name, value in values.items() if name in names and value is not absent}
+
+
+def defaults_of(parser):
+    """{name: default} of all flags of `parser`."""
+    return {action.dest: parser.get_default(action.dest) for action in parser._actions if action.dest != "help"}
 
 
 def config_settings(parser, path):

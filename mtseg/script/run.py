@@ -14,6 +14,7 @@ The loop, the networks and the losses are the script's: nothing here calls it ba
 """
 
 import contextlib
+import math
 import shlex
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import score_cases
 
+UNUSUAL = 1e3  # an intensity that no image of unit variance has
 PREFIXES = {"student": "", "teacher": "ema_"}  # of the files with a network's weights; any other: its name
 
 
@@ -54,7 +56,7 @@ def script_main(train, parser, file):
                 raise SystemExit(subprocess.call(words))
             with joined_ranks() as ranks:
                 words = sys.argv[1:] if argv is None else map(str, argv)
-                run = Run(args, ranks, [*ranks.launcher(), file, *words])
+                run = Run(args, ranks, [*ranks.launcher(), file, *words], flags.defaults_of(parser))
                 train(args, run)
                 return run.folder
 
@@ -68,8 +70,8 @@ class Run:
     None. `ranks`: distributed.Ranks. `notes`: sentences for the log.
     """
 
-    def __init__(self, args, ranks, command):
-        self.args, self.ranks, self.command = args, ranks, command
+    def __init__(self, args, ranks, command, defaults):
+        self.args, self.ranks, self.command, self.defaults = args, ranks, command, defaults
         check_extras(args.tensorboard, args.wandb)
         self.folder = runfolder.run_folder(args)
         self.resume_from = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
@@ -98,7 +100,7 @@ class Run:
         `data`: of build.read_data. `networks`: {name: network}; all are saved and validated, and the Dice of the first
         one decides on patience and plateau. `updater`: an optim.Updater.
         """
-        self.networks, self.updater, self.val = networks, updater, data.val
+        self.data, self.networks, self.updater = data, networks, updater
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
         with self._opened(data) as self.log:
@@ -111,7 +113,7 @@ class Run:
             self.monitor.close()
             if self.stop.received and not self.last:
                 self._save()
-                again = shlex.join([*(word for word in self.command if word != "--overwrite"), "--resume"])
+                again = shlex.join(runfolder.command_to_resume(self.command))
                 self.log.say(f"stopped after iteration {self.iteration}; all is saved, and this goes on:\n{again}")
                 raise SystemExit(128 + self.stop.received)
             self.state.save_weights(self.iteration)
@@ -132,29 +134,36 @@ class Run:
         self.state = RunState(self.folder, parts, weights, config, ranks.is_main)
         self.start, self.progress = 0, {**dict.fromkeys(self.networks, -1.0), "waited": 0, "skipped": 0}
         notes = [*self.notes, *data.notes]
-        if self.resume_from is not None:
-            checkpoint = load_checkpoint(self.resume_from, self.device)
-            notes += runfolder.check_same_run(config, checkpoint, self.resume_from, parts)
-            self.start, self.progress = self.state.load(checkpoint, self.resume_from)
-            del checkpoint  # it holds all weights a second time
-            self.updater.skipped = self.progress["skipped"]
-            notes.append(f"resuming at iteration {self.start} from {self.resume_from}")
-        elif args.resume:
-            notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
-
-        ranks.wait()  # until all have looked at what lies there
-        if not ranks.is_main:
-            self.monitor = Silent()
-            yield Silent()
-            return
-        with runfolder.lock_folder(self.folder):
-            if args.overwrite and self.resume_from is None:
-                runfolder.remove_old_weights(self.folder)
+        lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
+        with lock:
+            notes += without_locks
+            ranks.wait()
+            # Looked at once more: while the data was read, another process may have trained there.
+            self.resume_from = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
+            rows_in, log_freq = self.folder, args.log_freq
+            if self.resume_from is not None:
+                checkpoint = load_checkpoint(self.resume_from, self.device)
+                notes += runfolder.check_same_run(config, checkpoint, self.resume_from, parts, self.defaults)
+                self.start, self.progress = self.state.load(checkpoint, self.resume_from, self.progress)
+                rows_in, log_freq_before = self.resume_from.parent, checkpoint["config"].get("log_freq")
+                log_freq = max(log_freq, log_freq_before if isinstance(log_freq_before, int) else 1)
+                del checkpoint  # it holds all weights a second time
+                self.updater.skipped = self.progress["skipped"]
+                notes.append(f"resuming at iteration {self.start} from {self.resume_from}")
+            elif args.resume:
+                notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
+            ranks.wait()  # until all have read what lies there
+            if not ranks.is_main:
+                self.monitor = Silent()
+                yield Silent()
+                return
+            if args.overwrite and not (self.resume_from and runfolder.is_inside(self.resume_from, self.folder)):
+                runfolder.remove_run(self.folder, {*PREFIXES.values(), *weights}, args.model)
+            log = RunLog(self.folder, self.start, rows_in, log_freq)
             self.state.save_config()
-            log = RunLog(self.folder, self.start)
             log.say(shlex.join(self.command))
             log.say(f"{self.folder}: {data.description} on {config['device']}")
-            for note in notes:
+            for note in (*notes, *log.notes):
                 log.say(note)
             views = (args.tensorboard, args.wandb, config, args.progress or None)
             self.monitor = Monitor(self.folder, self.start, log.say, *views)
@@ -217,7 +226,7 @@ class Run:
         validation = dict.fromkeys(self.val_columns.values(), "")
         self.waiting = NumbersOnTheirWay({"iteration": now, "lr": self.updater.lr, **row, **validation})
         self.last = now == args.max_iterations
-        validate = bool(self.val.image_list) and (self.last or now % args.val_freq == 0)
+        validate = bool(self.data.val.image_list) and (self.last or now % args.val_freq == 0)
         save = self.last or now % args.save_freq == 0
         if self.device.type == "cpu" or validate or save:
             self._settle(validate)
@@ -231,7 +240,8 @@ class Run:
         if self.waiting is None:
             return
         row, self.waiting = self.waiting.read(), None
-        self.state.check_loss(row["loss"], row["iteration"])
+        if not math.isfinite(row["loss"]):
+            self.state.fail(f"the loss became {row['loss']} at iteration {row['iteration']}", self._remedy(row))
         if validate:
             row |= self._validate()
             self.last = self.last or self.progress["waited"] == self.args.patience
@@ -241,6 +251,18 @@ class Run:
             self.monitor.row(row)
             self.bar.set_postfix(loss=f"{row['loss']:.4f}")
 
+    def _remedy(self, row):
+        """What to do about a loss that is no number. Images may be the reason: they are drawn once more and looked at."""
+        data, last = self.data, row["iteration"]
+        cases = [*data.cases["train_cases"], *data.cases.get("unlabeled_cases", [])]
+        for index, seed in next(iter(IterationSampler(data.sampler, self.args.seed, last - 1, last))):
+            largest = data.train[index, seed]["image"].abs().max().item()
+            if not largest < UNUSUAL:
+                return (
+                    f"look at case {cases[index]}, which reaches {largest:.3g}, and normalise images to unit variance"
+                )
+        return "lower --base_lr" + (", or take --amp off" if self.args.amp == "fp16" else "")
+
     def _validate(self):
         """{column: Dice} of every network on the validation cases; the best weights of each are kept."""
         args, scores = self.args, {}
@@ -248,8 +270,8 @@ class Run:
         self.progress["waited"] += 1
         windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
         for number, (name, net) in enumerate(self.networks.items()):
-            cases = self.ranks.share(self.val.image_list)
-            of_cases = self.ranks.join(score_cases(net, map(self.val.read, cases), dice, *windows))
+            cases = self.ranks.share(self.data.val.image_list)
+            of_cases = self.ranks.join(score_cases(net, map(self.data.val.read, cases), dice, *windows))
             score = scores[self.val_columns[name]] = sum(of_cases) / len(of_cases)
             best = score > self.progress[name]
             so_far = ", the best so far" if best else ""

@@ -1,6 +1,9 @@
 """Where a run lies and what it runs on, whether it may start, and whether what is resumed is the same run."""
 
+import errno
 import platform
+import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -8,26 +11,18 @@ import torch
 # Settings that may differ when a run goes on: they say where, how far and how often, never what is computed. (The
 # cases themselves, train_cases and val_cases, must be the same, wherever they lie.)
 FREE_SETTINGS = {
-    *("root_path", "dataset_name", "exp", "model", "output_dir", "resume", "overwrite", "gpu", "num_workers"),
-    *("max_iterations", "save_freq", "log_freq", "val_list", "val_freq", "stride_xy", "stride_z", "selection"),
-    *(
-        "config",
-        "cache",
-        "keep_memory",
-        "preprocessing",
-        "keep_last",
-        "patience",
-        "test_only",
-        "tensorboard",
-        "wandb",
-        "progress",
-        "unlabeled_root",
-    ),
-    *("teacher_checkpoint", "teacher_checkpoint_for", "pretrained"),
+    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "output_dir", "config"),
+    *("resume", "overwrite", "test_only", "gpu", "num_workers", "cache", "keep_memory", "max_iterations", "patience"),
+    *("save_freq", "keep_last", "log_freq", "val_freq", "stride_xy", "stride_z", "selection"),
+    *("tensorboard", "wandb", "progress", "pretrained", "teacher_checkpoint", "teacher_checkpoint_for"),
 }
-# With these schedules the length of a run decides every learning rate.
+# With these schedules the length of a run decides every learning rate, or the validations do.
 LENGTH_SCHEDULES = ("poly", "cosine")
+PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
 VERSIONS = ("python", "torch", "device", "threads", "ranks")
+# What inference.py writes into the folder with a checkpoint's results.
+RESULT_FILES = ("metrics.csv", "metrics.json", "cases.jsonl")
+RESULT_FOLDERS = ("predictions", "probabilities", "uncertainty")
 
 
 class RunError(ValueError):
@@ -42,25 +37,60 @@ def run_folder(args):
     return Path(args.output_dir) / "model" / f"{args.dataset_name}_{args.exp}_{args.labelnum}_labeled" / args.model
 
 
+def numbered_weights(folder, prefix=""):
+    """The files <prefix>iter_<N>.pth in `folder`, by rising N; any other name, such as iter_best.pth, is left out."""
+    numbers = {path: path.stem.removeprefix(f"{prefix}iter_") for path in folder.glob(f"{prefix}iter_*.pth")}
+    return sorted((path for path, number in numbers.items() if number.isdecimal()), key=lambda path: int(numbers[path]))
+
+
+def holds_run(folder):
+    """Whether a run lies in `folder`: its settings, its state or its weights."""
+    return any((folder / name).exists() for name in ("config.json", "latest.pth")) or bool(numbered_weights(folder))
+
+
 def checkpoint_to_resume(folder, resume, overwrite):
     """The checkpoint to go on from, or None for a run from the start.
 
-    `resume`: None (a new run; RunError where one lies in `folder` already, unless `overwrite`), a file, or 'latest'
-    for `<folder>/latest.pth`, which need not be there yet: a run may have been cut off before it was written.
+    `resume`: None (a new run), 'latest' for `<folder>/latest.pth`, which need not be there yet, since a run may have
+    been cut off before it was written, or a file. RunError where a new run, or a file of another folder, would replace
+    a run that lies in `folder`, unless `overwrite`.
     """
-    latest = folder / "latest.pth"
-    if resume not in (None, "latest"):
-        return Path(resume)
+    latest, lies_there = folder / "latest.pth", holds_run(folder) or (folder / "metrics.csv").exists()
     if resume == "latest":
         if not latest.exists() and list(folder.glob("*.pth")):
             raise RunError(f"{folder}: has weights but no latest.pth to go on from; start anew with --overwrite")
         return latest if latest.exists() else None
-    if not overwrite and (folder / "config.json").exists():
+    if resume is not None:
+        path = Path(resume)
+        if not path.is_file():
+            raise RunError(f"--resume {path}: no such file; give a run's latest.pth, or --resume alone")
+        if lies_there and not overwrite and not is_inside(path, folder):
+            raise RunError(
+                f"--resume {path}: another run lies in {folder} and would be replaced; name another place by "
+                f"--output_dir or --exp, or replace it by --overwrite"
+            )
+        return path
+    if lies_there and not overwrite:
         raise RunError(
             f"{folder}: a run lies there already; go on with it by --resume, replace it by --overwrite, or name "
             f"another place by --output_dir or --exp"
         )
     return None
+
+
+def command_to_resume(command):
+    """The words of `command` with `--resume`, instead of the --overwrite or --resume FILE it was started with."""
+    words = list(command)
+    if "--resume" in words:
+        place = words.index("--resume")
+        alone = place + 1 == len(words) or words[place + 1].startswith("--")
+        del words[place : place + (1 if alone else 2)]
+    return [*(word for word in words if word != "--overwrite" and not word.startswith("--resume=")), "--resume"]
+
+
+def is_inside(path, folder):
+    """Whether the file `path` lies in `folder`, however both are written."""
+    return path.resolve().parent == folder.resolve()
 
 
 def how_selected(val_cases, test_cases):
@@ -85,60 +115,90 @@ def selection_of(path, config, checkpoint):
 
 def newest_weights(folder):
     """The iter_<N>.pth with the largest N in `folder`; RunError where there is none."""
-    found = {path: path.stem.removeprefix("iter_") for path in folder.glob("iter_*.pth")}
-    found = {path: int(number) for path, number in found.items() if number.isdigit()}
-    if not found:
+    weights = numbered_weights(folder)
+    if not weights:
         raise RunError(f"{folder}: holds no iter_<N>.pth to test; train first, or name another run by its flags")
-    return max(found, key=found.get)
+    return weights[-1]
 
 
-def remove_old_weights(folder):
-    """Delete the .pth files of the run that --overwrite replaces, latest.pth first: nothing may resume from it."""
-    for path in sorted(folder.glob("*.pth"), key=lambda path: path.name != "latest.pth"):
-        path.unlink()
+def remove_run(folder, prefixes, model):
+    """Delete the weights of the run that --overwrite replaces, and what inference.py has written of them beside them.
+
+    latest.pth goes first: nothing may resume from it. `prefixes`: of the files with a network's weights; `model`: the
+    method's name, as in <prefix><model>_best_model.pth. Files with any other name are not the run's and stay.
+    """
+    weights = [folder / "latest.pth"]
+    for prefix in prefixes:
+        weights += [*numbered_weights(folder, prefix), folder / f"{prefix}{model}_best_model.pth"]
+    for path in weights:
+        path.unlink(missing_ok=True)
+    stems = "|".join(re.escape(path.stem) for path in weights)
+    for results in folder.iterdir():
+        if results.is_dir() and re.match(f"({stems})_", results.name) and (results / "metrics.json").is_file():
+            remove_results(results)
+
+
+def remove_results(folder):
+    """Delete what inference.py has written to `folder`, and the folder where nothing else lies in it."""
+    for name in RESULT_FILES:
+        (folder / name).unlink(missing_ok=True)
+    for name in RESULT_FOLDERS:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def lock_folder(folder):
     """Keep other processes out of the run's folder until this one ends; RunError where one is in it already.
 
-    The lock goes with the returned file, and with the process, however it ends.
+    Returns (file, notes): the lock goes with the file, and with the process, however it ends; `notes` is a list with a
+    sentence where the file system has no locks, or empty.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / ".lock", "w")
     except OSError as error:
-        why = error.strerror or error
-        raise RunError(f"{folder}: cannot be written to ({why}); choose another --output_dir") from error
+        reason = error.strerror or error
+        raise RunError(f"{folder}: cannot be written to ({reason}); choose another --output_dir") from error
     try:
         import fcntl
 
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
-        pass  # not a POSIX system: nobody watches
+        return file, []  # not a POSIX system
     except OSError as error:
-        file.close()
-        raise RunError(f"{folder}: another process is training there; wait for it or name another --exp") from error
-    return file
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            file.close()
+            raise RunError(f"{folder}: another process is training there; wait for it or name another --exp") from error
+        reason = error.strerror or error
+        return file, [f"{folder}: its file system has no locks ({reason}), so take care that no two runs write there"]
+    return file, []
 
 
-def check_same_run(config, state, path, parts):
+def check_same_run(config, state, path, parts, defaults):
     """RunError if `state`, read from `path`, is not of such a run: other parts, other settings in `config`, longer.
 
+    `defaults`: {flag: default} of the script. A flag that the run did not know yet must have its default.
     Returns a list: a sentence on versions that differ, which may change the last bits of the numbers, or nothing.
     """
-    if not isinstance(state, dict) or state.keys() != {"iteration", "progress", "config", *parts}:
+    if not is_state(state, parts):
         raise RunError(f"{path}: does not hold the state of such a run; resume from a latest.pth of the same script")
     if state["iteration"] > config["max_iterations"]:
         raise RunError(
             f"{path}: is at iteration {state['iteration']}, past --max_iterations {config['max_iterations']}; raise it"
         )
+    before = {**defaults, **state["config"]}
     for name in ("train_cases", "val_cases", "unlabeled_cases"):
-        if state["config"].get(name) != config.get(name):
+        if before.get(name) != config.get(name):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
-    differing = {
-        name: (config.get(name), value) for name, value in state["config"].items() if config.get(name) != value
-    }
+    prepared = before.pop("preprocessing", None), config.get("preprocessing")
+    if None not in prepared and prepared[0] != prepared[1]:
+        raise RunError(f"{path}: the data has been prepared in another way since; restore preprocessing.json and data/")
+    differing = {name: (config.get(name), value) for name, value in before.items() if config.get(name) != value}
+    # A flag that the script has lost since may have been off.
+    differing = {name: values for name, values in differing.items() if name in config or values[1]}
     free = FREE_SETTINGS - ({"max_iterations"} if config.get("lr_schedule") in LENGTH_SCHEDULES else set())
+    free -= PLATEAU_SETTINGS if config.get("lr_schedule") == "plateau" else set()
     changed = [
         f"--{name} is {now} and was {then}"
         for name, (now, then) in differing.items()
@@ -148,6 +208,14 @@ def check_same_run(config, state, path, parts):
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
     versions = [f"{name} is {now} and was {then}" for name, (now, then) in differing.items() if name in VERSIONS]
     return [f"the last bits of the numbers may change: {', '.join(versions)}"] if versions else []
+
+
+def is_state(state, parts):
+    """Whether `state` has the fields of a latest.pth with these `parts`, of the right types."""
+    kinds = {"iteration": int, "progress": dict, "config": dict}
+    if not isinstance(state, dict) or state.keys() != {*kinds, *parts}:
+        return False
+    return all(isinstance(state[name], kind) for name, kind in kinds.items()) and state["iteration"] >= 0
 
 
 def choose_device(gpu, amp="off"):

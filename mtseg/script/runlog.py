@@ -1,7 +1,9 @@
 """What a run says and records: log.txt, metrics.csv, and an orderly stop on Ctrl-C."""
 
+import contextlib
 import csv
 import io
+import itertools
 import os
 import signal
 import threading
@@ -9,6 +11,8 @@ import time
 from pathlib import Path
 
 from tqdm import tqdm
+
+from mtseg.checkpoint import write_whole
 
 
 class LogError(OSError):
@@ -24,14 +28,17 @@ class RunLog:
 
     The columns are those of the first row that is logged. `start`: the iteration training starts from; rows of later
     iterations, and a last line cut short by a crash, are dropped, so that after a resume every iteration stands there
-    once. With `start=0` both files begin anew.
+    once. With `start=0` both files begin anew. `source`: the folder with the metrics.csv that is gone on with (default:
+    `folder`). `log_freq`: iterations between two rows, now or before, whichever is more. `notes`: a list with a
+    sentence where rows up to `start` are missing, or empty. Raises MetricsError where metrics.csv is damaged.
     """
 
-    def __init__(self, folder, start=0):
+    def __init__(self, folder, start=0, source=None, log_freq=1):
         self.folder = Path(folder)
         self.columns = None
-        self.earlier = [row for row in read_metrics(self.folder / "metrics.csv") if int(row["iteration"]) <= start]
-        self.earlier = self.earlier if start else []
+        path = Path(source or folder) / "metrics.csv"
+        self.earlier = [row for row in read_metrics(path) if int(row["iteration"]) <= start] if start else []
+        self.notes = [f"{path}: {gaps}" for gaps in missing_rows(self.earlier, start, log_freq)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not start:
@@ -41,9 +48,10 @@ class RunLog:
             raise self._failure(self.folder / "log.txt", error) from error
 
     def say(self, text):
-        """Print `text` above the progress bar and append it to log.txt with the time."""
-        tqdm.write(text)
+        """Append `text` to log.txt with the time, and print it above the progress bar."""
         self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        with contextlib.suppress(OSError):  # a terminal that was closed, or `| head`: no reason to end a training
+            tqdm.write(text)
 
     def row(self, values):
         """Append a row to metrics.csv; floats keep nine significant digits, enough for any float32."""
@@ -54,18 +62,15 @@ class RunLog:
 
     def _begin(self, columns):
         """Write the header and the rows of before the resume, whole or not at all."""
-        self.columns = columns
+        # A column of before that this version or these flags do not know stays: nothing that was measured is lost.
+        earlier_columns = self.earlier[0] if self.earlier else ()
+        self.columns = [*columns, *(name for name in earlier_columns if name not in columns)]
         text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
+        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.earlier)
         self.earlier = []
-        temporary = self.folder / ".metrics.csv.tmp"
-        try:
-            temporary.write_text(text.getvalue())
-            os.replace(temporary, self.folder / "metrics.csv")
-        except OSError as error:
-            raise self._failure(self.folder / "metrics.csv", error) from error
+        write_whole(self.folder / "metrics.csv", text.getvalue().encode())
 
     def _append(self, name, text):
         # Opened anew each time: what was said is in the file at once, whatever happens to the process next.
@@ -77,8 +82,8 @@ class RunLog:
 
     @staticmethod
     def _failure(path, error):
-        why = error.strerror or error
-        return LogError(f"{path}: could not be written ({why}); free space there and go on with --resume")
+        reason = error.strerror or error
+        return LogError(f"{path}: could not be written ({reason}); free space there and go on with --resume")
 
 
 def read_metrics(path):
@@ -89,22 +94,35 @@ def read_metrics(path):
     path = Path(path)
     if not path.is_file():
         return
-    number = 1
+    number, last = 1, 0
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(line for line in file if line.endswith("\n"))
+            reader = csv.DictReader((line for line in file if line.endswith("\n")), strict=True)
             for row in reader:
-                number = reader.line_num
-                if None not in row.values() and None not in row:
-                    int(row["iteration"])
-                    yield row
+                number, iteration = reader.line_num, int(row["iteration"])
+                if None in row.values() or None in row:
+                    raise ValueError("it has not as many cells as there are columns")
+                if iteration <= last:
+                    raise ValueError(f"iteration {iteration} follows iteration {last}")
+                yield row
+                last = iteration
     except (OSError, ValueError, KeyError, csv.Error) as error:
         raise _damaged(path, number, error) from error
 
 
+def missing_rows(rows, start, log_freq):
+    """A list with a sentence on the iterations up to `start` of which `rows` should tell and do not, or empty."""
+    logged = [0, *(int(row["iteration"]) for row in rows), start + 1]
+    gaps = [(before + 1, now - 1) for before, now in itertools.pairwise(logged) if now - before > log_freq]
+    if not gaps:
+        return []
+    named = ", ".join(f"{first} to {last}" for first, last in gaps[:3]) + (", ..." if len(gaps) > 3 else "")
+    return [f"the rows of iterations {named} are missing, and no curve will show them"]
+
+
 def _damaged(path, number, error):
-    why = "it has no column iteration" if isinstance(error, KeyError) else " ".join(str(error).split())
-    return MetricsError(f"{path}: line {number} is not of a run's metrics.csv ({why}); restore it or move it away")
+    reason = "it has no column iteration" if isinstance(error, KeyError) else " ".join(str(error).split())
+    return MetricsError(f"{path}: line {number} is not of a run's metrics.csv ({reason}); restore it or move it away")
 
 
 def training_seconds(path):
@@ -115,16 +133,17 @@ def training_seconds(path):
         try:
             seconds += (int(row["iteration"]) - before) / float(row["iterations_per_second"])
         except (ValueError, KeyError, ZeroDivisionError) as error:
-            why = ValueError("it has no usable iterations_per_second")
-            raise _damaged(path, f"of iteration {row['iteration']}", why) from error
+            reason = ValueError("it has no usable iterations_per_second")
+            raise _damaged(path, f"of iteration {row['iteration']}", reason) from error
         before = int(row["iteration"])
     return seconds if before else None
 
 
 class StopSignals:
-    """A context in which Ctrl-C and SIGTERM only set `received` to the signal's number, for the loop to look at.
+    """A context in which Ctrl-C, SIGTERM and SIGHUP only set `received` to the signal's number, for the loop to see.
 
-    A second Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, signals act as always.
+    SIGHUP is what a terminal that is closed sends; where nohup has the process ignore it, it stays ignored. A second
+    Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, signals act as always.
     """
 
     def __init__(self):
@@ -132,8 +151,9 @@ class StopSignals:
         self._previous = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+        names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -168,8 +188,10 @@ def until_stopped(batches, stop):
 def leave_signals_to_main(_worker):
     """A DataLoader's `worker_init_fn`: the stop signals, which reach every process at once, are the main one's to see.
 
-    Ctrl-C is ignored. SIGTERM, with which Python also ends its workers when it exits, ends a worker as if it were
-    done: the loader takes any other end for a crash, at whatever moment it learns of it.
+    Ctrl-C and SIGHUP are ignored. SIGTERM, with which Python also ends its workers when it exits, ends a worker as if
+    it were done: the loader takes any other end for a crash, at whatever moment it learns of it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

@@ -1,12 +1,12 @@
 """The state that a run goes on from, and the weights that are its results."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
 
-from mtseg.checkpoint import load_weights, save_checkpoint, write_whole
+from mtseg.checkpoint import CheckpointError, load_weights, save_checkpoint, write_whole
+from mtseg.script.runfolder import numbered_weights
 
 
 class NotFiniteError(ArithmeticError):
@@ -35,25 +35,47 @@ class RunState:
         if self.writes:
             write_whole(self.folder / "config.json", json.dumps(self.config, indent=1).encode())
 
-    def load(self, state, path):
-        """Take over `state`, read from a latest.pth at `path`; returns its iteration and its `progress`."""
-        for name, part in self.parts.items():
-            if isinstance(part, torch.nn.Module):
-                load_weights(part, state[name], path)
-            else:
+    def load(self, state, path, progress):
+        """Take over `state`, read from a latest.pth at `path`; returns its iteration and its progress.
+
+        `progress`: what a run of this kind begins with, {name: number}. Raises CheckpointError where a part does not
+        fit.
+        """
+        if "best" in state["progress"] and "student" in progress:  # as supervised runs called it once
+            state["progress"]["student"] = state["progress"].pop("best")
+        name = "progress"
+        try:
+            if state["progress"].keys() != progress.keys() or not same_kind(state["progress"], progress):
+                raise ValueError("other fields")
+            for name, part in self.parts.items():
+                if isinstance(part, torch.nn.Module):
+                    load_weights(part, state[name], path)
+                    continue
+                if not same_kind(state[name], part.state_dict()):
+                    raise ValueError("values of other kinds")
                 part.load_state_dict(state[name])
+                if isinstance(part, torch.optim.Optimizer):
+                    check_moments(part)
+        except CheckpointError:
+            raise
+        except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise CheckpointError(
+                f"{path}: its {name} is not that of such a run ({reason}); take another copy, or start anew"
+            ) from error
         return state["iteration"], state["progress"]
 
     def check_finite(self, iteration):
         """NotFiniteError where a network has a weight that is no number."""
         for name in self.weights.values():
             if not all(value.isfinite().all() for value in self.parts[name].state_dict().values()):
-                raise NotFiniteError(f"the weights are not finite after iteration {iteration}; {self.last_good()}")
+                self.fail(f"the weights are not finite after iteration {iteration}", "lower --base_lr")
 
-    def check_loss(self, loss, iteration):
-        """NotFiniteError where the float `loss` is no number."""
-        if not math.isfinite(loss):
-            raise NotFiniteError(f"the loss became {loss} at iteration {iteration}; {self.last_good()}")
+    def fail(self, what, remedy):
+        """NotFiniteError: what happened, what is left of the run, and what to do."""
+        latest = self.folder / "latest.pth"
+        left = f"{latest} keeps the last good state" if latest.exists() else "no checkpoint was written yet"
+        raise NotFiniteError(f"{what}; {left}; {remedy}")
 
     def save(self, iteration, progress):
         """Write latest.pth; never over a good state with a broken one."""
@@ -69,9 +91,7 @@ class RunState:
         for prefix, name in self.weights.items() if self.writes else ():
             save_checkpoint(self.parts[name].state_dict(), self.folder / f"{prefix}iter_{iteration}.pth")
             if keep_last is not None:
-                found = self.folder.glob(f"{prefix}iter_*.pth")
-                number = {path: int(path.stem.rpartition("_")[2]) for path in found}
-                for path in sorted(number, key=number.get)[:-keep_last]:
+                for path in numbered_weights(self.folder, prefix)[:-keep_last]:
                     path.unlink()
 
     def save_best(self, prefix, name):
@@ -80,8 +100,24 @@ class RunState:
             net = self.parts[self.weights[prefix]]
             save_checkpoint(net.state_dict(), self.folder / f"{prefix}{name}_best_model.pth")
 
-    def last_good(self):
-        """What is left of the run, in words, for the sentence that ends it."""
-        if not (self.folder / "latest.pth").exists():
-            return "no checkpoint was written yet; lower --base_lr"
-        return f"{self.folder / 'latest.pth'} keeps the last good state; lower --base_lr"
+
+def same_kind(saved, fresh):
+    """Whether what a file holds can stand where `fresh` does: a number for a number, as long a list for a list, ...
+
+    Keys of one of two dicts alone are passed over: versions of PyTorch differ in them.
+    """
+    if isinstance(fresh, dict):
+        shared = saved.keys() & fresh.keys() if isinstance(saved, dict) else ()
+        return isinstance(saved, dict) and all(same_kind(saved[name], fresh[name]) for name in shared)
+    if isinstance(fresh, (list, tuple)):
+        alike = isinstance(saved, (list, tuple)) and len(saved) == len(fresh)
+        return alike and all(map(same_kind, saved, fresh))
+    return not isinstance(fresh, (int, float)) or isinstance(saved, (int, float))
+
+
+def check_moments(optimizer):
+    """ValueError where an average that the optimizer keeps of a weight's gradient has another shape than the weight."""
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(parameter.shape)}")
