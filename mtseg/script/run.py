@@ -252,15 +252,13 @@ class Run:
             self.bar.set_postfix(loss=f"{row['loss']:.4f}")
 
     def _remedy(self, row):
-        """What to do about a loss that is no number. Images may be the reason: they are drawn once more and looked at."""
+        """What to do about a loss that is no number: look at the images, drawn once more here, or lower the rate."""
         data, last = self.data, row["iteration"]
         cases = [*data.cases["train_cases"], *data.cases.get("unlabeled_cases", [])]
         for index, seed in next(iter(IterationSampler(data.sampler, self.args.seed, last - 1, last))):
             largest = data.train[index, seed]["image"].abs().max().item()
             if not largest < UNUSUAL:
-                return (
-                    f"look at case {cases[index]}, which reaches {largest:.3g}, and normalise images to unit variance"
-                )
+                return f"look at case {cases[index]}, which reaches {largest:.3g}; images must have unit variance"
         return "lower --base_lr" + (", or take --amp off" if self.args.amp == "fp16" else "")
 
     def _validate(self):

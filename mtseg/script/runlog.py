@@ -99,7 +99,8 @@ def read_metrics(path):
         with open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader((line for line in file if line.endswith("\n")), strict=True)
             for row in reader:
-                number, iteration = reader.line_num, int(row["iteration"])
+                number = reader.line_num
+                iteration = int(row["iteration"])
                 if None in row.values() or None in row:
                     raise ValueError("it has not as many cells as there are columns")
                 if iteration <= last:
