@@ -14,12 +14,17 @@ What is done is a dict of settings that JSON can hold:
 Every step is known by its Grid alone, so that `restore` undoes it.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import optimize
+
+# Of a resampled scan: 4 GiB a channel, a hundred times the scan's own, or a hundredth along an axis. What goes beyond
+# is a mistake in a header.
+MOST_VOXELS, LARGEST_CHANGE = 2**30, 100
 
 CHOICES = {
     "orientation": ("RAS", "file"),
@@ -97,6 +102,8 @@ def prepare(image, affine, spacing, settings, label=None):
     channels = np.asarray(image, dtype=np.float32)
     channels = channels[None] if channels.ndim == 3 else channels
     original_shape = channels.shape[1:]
+    if not channels.size:
+        raise PreprocessError(f"the image is of shape {np.shape(image)}, that is no voxels; leave the case out")
     if not np.isfinite(channels).all():
         raise PreprocessError("the image holds NaN or infinity; repair it")
     if label is not None and label.shape != original_shape:
@@ -124,8 +131,14 @@ def prepare(image, affine, spacing, settings, label=None):
         if spacing is None:
             raise PreprocessError("the file does not say how wide its voxels are; prepare with --spacing none")
         wanted = np.asarray(settings["spacing"], dtype=float)
-        size = tuple(int(n) for n in np.maximum(np.rint(np.array(size) * spacing / wanted), 1))
-        spacing = wanted
+        resampled = np.maximum(np.rint(np.array(size) * spacing / wanted), 1)
+        grows = resampled.prod() > min(MOST_VOXELS, LARGEST_CHANGE * math.prod(size))
+        if grows or (spacing * LARGEST_CHANGE < wanted).any():
+            raise PreprocessError(
+                f"its voxels are {spacing} mm wide, and at {wanted} mm it would have {resampled.prod():.3g} of them "
+                f"instead of {math.prod(size):.3g}; repair the header, or leave the case out"
+            )
+        size, spacing = tuple(int(n) for n in resampled), wanted
     channels = np.stack([resample(c, size) for c in channels])
     cut = 0
     if label is not None:

@@ -8,6 +8,7 @@ turned into it). NIfTI files that name no unit of length are taken to be in mill
 
 import gzip
 import io
+import math
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ NIFTI_GRID = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "
 NIFTI_GRID += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 NIFTI_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
 NRRD_MILLIMETRES = {"m": 1e3, "cm": 10.0, "mm": 1.0, "um": 1e-3}
+DEFLATED = 1032  # bytes of which gzip makes one, at most
+WIDTHS = (1e-6, 1e4)  # millimetres that a voxel can be wide: from a nanometre to ten metres
 NRRD_TO_RAS = {
     **dict.fromkeys(("right-anterior-superior", "RAS"), (1, 1, 1)),
     **dict.fromkeys(("left-anterior-superior", "LAS"), (-1, 1, 1)),
@@ -68,7 +71,8 @@ def read_volume(path, header_only=False):
     """The Volume in a NIfTI, NRRD or HDF5 file (its dataset 'image'); with `header_only` the array is None.
 
     Values are as the file means them: NIfTI's slope and intercept are applied, integers without them stay integers.
-    Raises VolumeError for a file that is missing, damaged, of another format or of other dimensions.
+    Raises VolumeError for a file that is missing, damaged, of another format or of other dimensions, that has no
+    voxels, whose voxels lie in other files, or that claims more voxels than it can hold, before memory is taken for it.
     """
     path = Path(path)
     kind = ending(path)
@@ -86,8 +90,17 @@ def _damaged(path, error):
     return VolumeError(f"{path}: not a whole {ending(path)} file ({reason}); make or copy it again")
 
 
+def _check_size(path, shape, bytes_a_voxel, stored):
+    """VolumeError where there are no voxels, or more than the `stored` bytes of the file can hold; 1 MiB is allowed."""
+    if 0 in shape:
+        raise VolumeError(f"{path}: has shape {tuple(shape)}, that is no voxels; make it again or leave the case out")
+    if math.prod(map(int, shape)) * bytes_a_voxel > 2**20 + stored:
+        claimed = " x ".join(map(str, shape))
+        raise VolumeError(f"{path}: claims {claimed} voxels, but the file cannot hold so many; make or copy it again")
+
+
 def _with_grid(path, array, affine, spacing, header, label=None):
-    if spacing is not None and not (np.isfinite(spacing).all() and (spacing > 0).all()):
+    if spacing is not None and not ((spacing >= WIDTHS[0]) & (spacing <= WIDTHS[1])).all():
         raise VolumeError(f"{path}: its voxels are {spacing} mm wide, which cannot be; repair the header")
     if affine is not None and not (np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3] / spacing)) > 1e-3):
         raise VolumeError(f"{path}: its affine is singular, two axes point the same way; repair the header")
@@ -108,8 +121,10 @@ def _read_nifti(path, header_only):
             shape = shape[:-1]
         if len(shape) == 5 and shape[3] == 1:
             shape = (*shape[:3], shape[4])
-        if len(shape) not in (3, 4) or 0 in shape:
+        if len(shape) not in (3, 4):
             raise VolumeError(f"{path}: has shape {image.shape}; a volume is (W, H, D), with channels (W, H, D, C)")
+        stored = path.stat().st_size * (DEFLATED if ending(path) == ".nii.gz" else 1)
+        _check_size(path, shape, image.get_data_dtype().itemsize, stored)
         array = None if header_only else np.asarray(image.dataobj).reshape(shape)
         scale = NIFTI_MILLIMETRES[image.header.get_xyzt_units()[0]]
         affine = np.diag((scale, scale, scale, 1.0)) @ image.affine
@@ -125,10 +140,14 @@ def _read_nifti(path, header_only):
 def _read_nrrd(path, header_only):
     nrrd = need("nrrd", f"{path}: reading NRRD")
     try:
-        if header_only:
-            array, header = None, nrrd.read_header(str(path))
-        else:
-            array, header = nrrd.read(str(path))
+        header = nrrd.read_header(str(path))
+        if "data file" in header or "datafile" in header:
+            raise VolumeError(
+                f"{path}: its voxels lie in another file; store them in this one (attached, not detached)"
+            )
+        deflated = str(header.get("encoding")).lower() not in ("raw", "ascii", "text", "txt")
+        _check_size(path, header["sizes"], 1, path.stat().st_size * (DEFLATED if deflated else 1))
+        array = None if header_only else nrrd.read(str(path))[0]
         dims = int(header["dimension"])
         spatial = _nrrd_spatial_axes(header)
         if dims not in (3, 4) or len(spatial) != 3:
@@ -170,10 +189,15 @@ def _read_hdf5(path, header_only):
     try:
         with h5py.File(path, "r") as file:
             attributes = {name: np.asarray(value) for name, value in file.attrs.items()}
-            shape = file["image"].shape
-            array = None if header_only else file["image"][...]
-            label = file["label"][...] if "label" in file and not header_only else None
-    except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
+            image, label = (_hdf5_dataset(path, file, name) for name in ("image", "label"))
+            if image is None:
+                raise VolumeError(f"{path}: has no data set 'image', only {sorted(file)}; prepare it again")
+            shape = image.shape
+            array = None if header_only else image[...]
+            label = None if header_only or label is None else label[...]
+    except VolumeError:
+        raise
+    except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, MemoryError) as error:
         raise _damaged(path, error) from error
     if len(shape) not in (3, 4) or (label is not None and label.shape != shape[-3:]):
         raise VolumeError(
@@ -184,6 +208,18 @@ def _read_hdf5(path, header_only):
     if spacing is not None and (spacing.shape != (3,) or spacing.dtype.kind not in "iuf"):
         raise VolumeError(f"{path}: its attribute 'spacing' is {spacing}, not 3 millimetres; prepare it again")
     return _with_grid(path, array, None, spacing, attributes, label)
+
+
+def _hdf5_dataset(path, file, name):
+    """The data set `name`, None where there is none; VolumeError where its voxels lie in other files."""
+    link = file.get(name, getlink=True)
+    if link is None:
+        return None
+    dataset = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise VolumeError(f"{path}: the voxels of '{name}' do not lie in this file; copy them into it")
+    _check_size(path, dataset.shape, dataset.dtype.itemsize, DEFLATED * dataset.id.get_storage_size())
+    return dataset
 
 
 def read_channels(paths, header_only=False):

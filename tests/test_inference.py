@@ -416,6 +416,19 @@ def test_a_case_with_other_files_costs_only_itself(tmp_path, monkeypatch):
     assert {path.name for path in (tmp_path / "out/predictions").iterdir()} == {"c1.nii.gz", "c3.nii.gz"}
 
 
+@pytest.mark.parametrize("width", [1e-30, 1e-5, 5e3, 1e9])
+def test_an_absurd_spacing_costs_only_its_case(tmp_path, width):
+    source = make_scans(tmp_path, 3)
+    save(source / "c1.nii.gz", read(source / "c1.nii.gz"), np.diag([1, width, 1, 1]))
+    (weights,) = make_run(tmp_path / "run", preprocessing={**SETTINGS, "spacing": [1.2, 0.7, 0.8]})
+    with pytest.raises(SystemExit) as stopped:
+        infer(weights, source, output_dir=tmp_path / "out")
+    assert stopped.value.code == 1
+    failures = json.loads((tmp_path / "out/metrics.json").read_text())["failures"]
+    assert failures.keys() == {"c1"} and "mm wide" in failures["c1"] and str(source / "c1.nii.gz") in failures["c1"]
+    assert {path.name for path in (tmp_path / "out/predictions").iterdir()} == {"c0.nii.gz", "c2.nii.gz"}
+
+
 def test_numbers_in_names_and_labels_beside(tmp_path, monkeypatch):
     """PANCREAS_0001 is a case and no channel; <case>_seg is the label of <case>."""
     monkeypatch.setattr(segment, "test_single_case", seen)

@@ -1,6 +1,8 @@
 """Files in and out, against NiBabel and SimpleITK."""
 
+import gzip
 import sys
+import tracemalloc
 
 import h5py
 import numpy as np
@@ -152,6 +154,98 @@ def test_a_header_made_from_an_affine(tmp_path):
     affine = ORIENTATIONS["oblique and flipped"]
     (tmp_path / "a.nii.gz").write_bytes(volume_bytes(label_map(), ".nii.gz", nifti_header(affine)))
     np.testing.assert_allclose(nibabel.load(tmp_path / "a.nii.gz").affine, affine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+@pytest.mark.parametrize("how", ["external", "virtual", "external link", "soft link", "group"])
+def test_hdf5_voxels_that_lie_in_other_files_are_refused(tmp_path, how, key):
+    path, other = tmp_path / "a.h5", tmp_path / "other"
+    other.write_bytes(bytes(4096))
+    with h5py.File(path, "w") as file:
+        if key == "label":
+            file["image"] = np.zeros((16, 16, 4), np.float32)
+        if how == "external":
+            file.create_dataset(key, (16, 16, 4), np.float32, external=[(str(other), 0, 4096)])
+        elif how == "virtual":
+            layout = h5py.VirtualLayout((16, 16, 4), np.float32)
+            layout[:] = h5py.VirtualSource(str(other), "image", (16, 16, 4))
+            file.create_virtual_dataset(key, layout)
+        elif how == "group":
+            file.create_group(key)
+        else:
+            file[key] = h5py.ExternalLink(str(other), "image") if how == "external link" else h5py.SoftLink("/image")
+    for header_only in (False, True):
+        with pytest.raises(VolumeError, match=f"a.h5: the voxels of '{key}' do not lie in this file"):
+            read_volume(path, header_only)
+
+
+def test_an_nrrd_header_that_names_another_file_is_refused(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(range(60)))
+    header = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 3 4 5\nencoding: raw\n"
+    for name in ("data file", "datafile"):
+        (tmp_path / "a.nrrd").write_text(f"{header}{name}: {tmp_path / 'secret'}\n\n")
+        with pytest.raises(VolumeError, match="lie in another file"):
+            read_volume(tmp_path / "a.nrrd")
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "raw.nrrd", "a.h5"])
+def test_a_small_file_that_claims_many_voxels_takes_no_memory(tmp_path, name, monkeypatch):
+    path, shape = tmp_path / name, (2000, 2000, 2000)
+    if name == "a.h5":
+        with h5py.File(path, "w") as file:
+            file.create_dataset("image", shape, np.float32, chunks=(64, 64, 64))
+    elif name.endswith(".nrrd"):
+        encoding = "raw" if name.startswith("raw") else "gzip"
+        sizes = " ".join(map(str, shape))
+        header = f"NRRD0004\ntype: float\ndimension: 3\nsizes: {sizes}\nendian: little\nencoding: {encoding}\n\n"
+        path.write_bytes(header.encode() + gzip.compress(bytes(4000)))
+    else:
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(np.float32)
+        header.set_data_shape(shape)
+        header["vox_offset"], header["magic"] = 352, b"n+1"
+        content = header.binaryblock + bytes(4 + 4000)
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert path.stat().st_size < 10_000
+    tracemalloc.start()
+    with pytest.raises(VolumeError, match=r"claims 2000 x 2000 x 2000 voxels, but the file cannot hold"):
+        read_volume(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 50e6  # of 32e9
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.h5"])
+def test_voxels_that_are_all_alike_are_held_by_a_small_file(tmp_path, name):
+    zeros = np.zeros((256, 256, 128), np.uint8)
+    path = tmp_path / name
+    path.write_bytes(
+        hdf5_bytes({"image": zeros}) if name == "a.h5" else volume_bytes(zeros, ".nii.gz", nifti_header(np.eye(4)))
+    )
+    assert read_volume(path).array.shape == zeros.shape
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.nrrd", "a.h5"])
+def test_a_volume_without_voxels_is_refused(tmp_path, name):
+    path, empty = tmp_path / name, np.zeros((4, 0, 4), np.float32)
+    if name == "a.h5":
+        path.write_bytes(hdf5_bytes({"image": np.zeros((4, 4, 4), np.float32)}))
+        with h5py.File(path, "w") as file:
+            file["image"] = empty
+    elif name == "a.nrrd":
+        path.write_text("NRRD0004\ntype: float\ndimension: 3\nsizes: 4 0 4\nendian: little\nencoding: raw\n\n")
+    else:
+        nibabel.save(nibabel.Nifti1Image(empty, np.eye(4)), path)
+    with pytest.raises(VolumeError):
+        read_volume(path)
+
+
+@pytest.mark.parametrize("width", [1e-30, 1e-9, 1e7, 1e30])
+def test_an_absurd_spacing_is_refused(tmp_path, width):
+    affine = np.diag([1, 1, width, 1])
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), affine), tmp_path / "a.nii.gz")
+    with pytest.raises(VolumeError, match=r"mm wide, which cannot be|not a whole"):
+        read_volume(tmp_path / "a.nii.gz")
 
 
 def spoil(path, how):
