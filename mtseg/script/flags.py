@@ -499,25 +499,6 @@ def network_settings(args, n_channels):
     return settings | {name: True for name in ("deep_supervision", "residual") if getattr(args, name, False)}
 
 
-def markdown_table(parser):
-    """All flags of `parser` as Markdown, a table for each group: flag, default, meaning."""
-    lines = []
-    for group in parser._action_groups:
-        actions = [a for a in group._group_actions if a.dest != "help" and a.option_strings]
-        if actions:
-            title = "settings" if group.title == "options" else group.title
-            lines += ["", f"| {title} | default | what |", "|---|---|---|"]
-        for action in actions:
-            default = action.default
-            if isinstance(default, (list, tuple)):
-                default = " ".join(map(str, default))
-            shown = "on" if default is True else {None: "", 0: "off"}.get(default, f"`{default}`")  # False is 0
-            text = action.help.replace("|", "\\|")
-            values = "" if action.choices is None else ": " + ", ".join(f"`{choice}`" for choice in action.choices)
-            lines.append(f"| `{action.option_strings[0]}` | {shown} | {text}{values} |")
-    return "\n".join(lines[1:])
-
-
 def read_config(path):
     """The settings in a config.json, {} where there is none; FlagError where it is no JSON object."""
     try:
