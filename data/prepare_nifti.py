@@ -37,7 +37,7 @@ def settings_of(args, cases, channels):
     """The preprocessing's settings, from the flags, --like, and dataset.json or the labels themselves."""
     if args.like:
         try:
-            settings = check_settings(json.loads(args.like.read_text()))
+            settings = check_settings(json.loads(args.like.read_text(encoding="utf-8-sig")))
         except (OSError, ValueError) as error:
             raise PreprocessError(f"{args.like}: not a preprocessing.json ({error}); name another") from error
         if settings["channels"] != channels:

@@ -19,7 +19,9 @@ import atexit
 import contextlib
 import os
 import re
+import signal
 import sys
+import threading
 from datetime import timedelta
 
 import numpy as np
@@ -46,19 +48,19 @@ def joined_ranks(timeout=TIMEOUT):
     RankError, in every process that is left, when another one has ended or has not answered for `timeout`; it is then
     to end soon, and does so with exit code 2. At the end, of an orderly stop too, the processes wait for one another.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1
+    rank, world_size, local_rank = rank_numbers(os.environ)
     if world_size == 1:
         yield Ranks()
         return
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", 0))
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
         if local_rank >= gpus:
             raise RankError(f"torchrun --nproc_per_node asks for more processes than there are GPUs, {gpus}: lower it")
         torch.cuda.set_device(local_rank)
     try:
-        # Gloo beside NCCL: what processes agree on lies in CPU memory, and no GPU is waited for.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
+        with default_signals():
+            # Gloo beside NCCL: what processes agree on lies in CPU memory, and no GPU is waited for.
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=timeout)
         ranks = Ranks(rank, world_size, local_rank)
         try:
             yield ranks
@@ -77,6 +79,47 @@ def joined_ranks(timeout=TIMEOUT):
             f"process {rank} of {world_size} has lost the others ({reason}): the one that failed first says why, or "
             f"torchrun does, below; mend that and go on with --resume"
         ) from error
+
+
+def rank_numbers(environment):
+    """(rank, world_size, local_rank) as torchrun sets them in `environment`, (0, 1, 0) without them.
+
+    RankError where they are no such numbers, or nobody says where the processes meet: they were left over from
+    something else. Without torchrun a line says that other processes are waited for.
+    """
+    if "RANK" not in environment:
+        return 0, 1, 0
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
+    remedy = "unset RANK and WORLD_SIZE to train in one process, or start with torchrun"
+    try:
+        rank, world_size, local_rank, port = (
+            int(environment.get(name, 1 if name == "WORLD_SIZE" else 0)) for name in names
+        )
+    except ValueError as error:
+        values = ", ".join(f"{name}={environment[name]}" for name in names if name in environment)
+        raise RankError(f"the environment says {values}, which are not all numbers; {remedy}") from error
+    if world_size > 1:
+        if not (0 <= rank < world_size and local_rank >= 0 and 0 < port < 2**16 and environment.get("MASTER_ADDR")):
+            raise RankError(
+                f"the environment says RANK={rank} and WORLD_SIZE={world_size}, but no place where such a process "
+                f"meets the others; {remedy}"
+            )
+        if "TORCHELASTIC_RUN_ID" not in environment:
+            print(f"process {rank} of {world_size} waits for the others; to train in one, {remedy}", file=sys.stderr)
+    return rank, world_size, local_rank
+
+
+@contextlib.contextmanager
+def default_signals():
+    """A context in which Ctrl-C and SIGTERM end the process at once, also while it waits in PyTorch's own code."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def end_now():

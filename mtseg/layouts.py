@@ -198,7 +198,7 @@ def read_dataset_json(path):
     "channel_names". A region of v2 (a list of values) stands for the values in it. Raises LayoutError.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         labels, channels = content.get("labels"), content.get("channel_names", content.get("modality"))
         if labels is not None:
             if any(str(name).lower() == "ignore" for name in labels):

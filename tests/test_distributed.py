@@ -1,5 +1,6 @@
 """Two processes over gloo, against one process that has the joint batch. This file is also what they run."""
 
+import contextlib
 import copy
 import os
 import signal
@@ -215,6 +216,43 @@ def test_alone_it_does_nothing(monkeypatch):
         assert torch.equal(drawn, torch.randn_like(batch))
         assert list(ranks.in_step(range(3), SimpleNamespace(received=2))) == [0, 1, 2]
         ranks.check_shares(1, 3, 5)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"WORLD_SIZE": "2"},  # no MASTER_ADDR: at 371cded a traceback
+        {"WORLD_SIZE": "two"},
+        {"RANK": "2", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+        {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "70000"},
+    ],
+)
+def test_a_rank_left_in_the_environment_is_one_sentence(monkeypatch, changes):
+    for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"RANK": "0", **changes}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankError, match="unset RANK and WORLD_SIZE"), joined_ranks():
+        pytest.fail("no other process is there")
+
+
+def test_ctrl_c_ends_the_waiting_for_processes_that_never_come():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "RANK": "0"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-u", str(ROOT / "train_sup.py"), "--max_iterations", "1"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    try:
+        assert "process 0 of 2 waits for the others" in process.stderr.readline()
+        while True:  # until the waiting has begun, and its port is taken
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=600) in (-signal.SIGINT, 130)
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_an_error_of_ones_own_stays_what_it_is():

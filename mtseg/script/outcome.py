@@ -32,7 +32,7 @@ def output_folder(args, sources):
     first, *others = args.model_path
     name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
-    if (folder / "config.json").exists():
+    if any((folder / file).exists() for file in ("config.json", "latest.pth")):
         raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
     written = {(folder / part).resolve() for part in WRITTEN}
     if any(path.resolve().parent in written for files in sources.values() for path in files):
