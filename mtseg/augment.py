@@ -1,8 +1,8 @@
-"""Strong augmentation of batches for the student, with the same geometry for the teacher's output.
+"""Strong views of batches for the student, and the teacher's output in the same geometry.
 
-The teacher sees a batch as it is, the student a strong view of it: turned, scaled, deformed, blurred, noisy, with boxes
-cut out or pasted from labelled images. `StrongView.align` applies the view's geometry to the teacher's output and
-says which voxels may be compared, so that both networks speak of the same tissue voxel for voxel:
+The teacher sees a batch as it is. The student sees a strong view of it: rotated, scaled, deformed, blurred, noisy, with
+boxes cut out or pasted from labelled images. `StrongView.align` applies the geometry of the view to the teacher's
+output and says which voxels can be compared, so that each voxel shows both networks the same tissue:
 
     view = strong_view(unlabeled_batch, Strengths())
     outputs = model(view.image)
@@ -33,18 +33,19 @@ TOLERANCE = 1e-4  # voxels: rounding must not put a patch's last voxels out of v
 
 @dataclass(frozen=True)
 class Strengths:
-    """How far each component goes at most; 0 switches it off. Each sample draws its own amounts, uniformly.
+    """The largest amount of each component; 0 switches it off. Amounts are drawn uniformly, for each sample anew.
 
-    rotation: degrees, 0 to 180: an angle of up to this in either direction (about an axis in any direction)
+    rotation: degrees, 0 to 180: the largest angle, in either direction, about an axis in any direction
     scaling: 0 to below 1: a magnification between 1 - scaling and 1 + scaling, the same along all axes
-    elastic: voxels, 0 to 6.4: the largest move of a control point along an axis; they lie 16 voxels apart, with cubic
-        B-splines between. Voxels move by at most this, root mean square about 0.2 of it along each axis
+    elastic: voxels, 0 to 6.4: the largest displacement of a control point along an axis. Control points lie 16 voxels
+        apart, with cubic B-splines between them. Voxels move by at most this, and by about 0.2 of it along each axis as
+        a root mean square
     gamma: at least 0: x -> x^g between each channel's minimum and maximum; g from 1 / (1 + gamma) to 1 + gamma, and
         log g uniform
     noise: at least 0, in units of the image's intensity: standard deviation of Gaussian noise
     blur: voxels, at least 0: standard deviation of a Gaussian kernel
-    cutout: 0 to 1: share of the volume in three boxes that get the image's mean
-    mixin: 0 to 1: share of the volume in a box replaced by what a labelled image has there
+    cutout: 0 to 1: share of the volume in three boxes, which are set to the mean of the image
+    mixin: 0 to 1: share of the volume in a box, which is replaced by the same box of a labelled image
 
     Raises ValueError for a number outside its range.
     """
@@ -63,8 +64,9 @@ class Strengths:
         for field in fields(self):
             value, limit = getattr(self, field.name), largest.get(field.name, math.inf)
             if not (0 <= value <= limit and math.isfinite(value)) or (field.name == "scaling" and value == 1):
-                until = f"between 0 and {limit:.4g}" if limit < math.inf else "a finite number of at least 0"
-                raise ValueError(f"strength {field.name}={value} is not {until}" + " (excluded)" * (limit == value))
+                wanted = f"between 0 and {limit:.4g}" if limit < math.inf else "a finite number of at least 0"
+                wanted = "at least 0 and less than 1" if field.name == "scaling" else wanted
+                raise ValueError(f"strength {field.name}={value} is not {wanted}")
 
     def __bool__(self):
         """Whether any component is on."""
@@ -78,7 +80,7 @@ class StrongView:
     image: (N, C, *spatial), the student's input
     labels: (N, *spatial), the class of each voxel of `image` where it is known, else the ignore index; None where no
         labels were given at all
-    compared: bool (N, 1, *spatial), voxels that come from the patch: in view, not cut out, not pasted
+    compared: bool (N, 1, *spatial), the voxels that come from the patch itself: in view, not cut out, not pasted
     grid: (N, *spatial, ndim), where each voxel comes from, as grid_sample reads it; None without geometry
     """
 
@@ -89,10 +91,11 @@ class StrongView:
 
     @torch.no_grad()
     def align(self, outputs):
-        """Logits or probabilities (N, K, *spatial) for the batch as it was -> (those for `image`, `compared`).
+        """(`outputs` in the geometry of `image`, `compared`); `outputs` are for the batch as it was, (N, K, *spatial).
 
-        Linear interpolation, in float32, as the image's; no gradient flows. Without geometry the values are those
-        given, bit for bit. Outside `compared` they mean nothing.
+        Logits or probabilities, interpolated linearly in float32, as the image is; no gradient flows. Without geometry
+        the values are those given, bit for bit. Outside `compared` they mean nothing. Raises ValueError
+        for outputs of another size.
         """
         if outputs.shape[0] != self.compared.shape[0] or outputs.shape[2:] != self.compared.shape[2:]:
             raise ValueError(f"outputs {tuple(outputs.shape)} for a view {tuple(self.image.shape)} of another size")
@@ -106,14 +109,14 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
     """A strong view of each image of a batch: geometry, pasted box, blur, gamma, noise, cut-out, in this order.
 
     `images`: floating point (N, C, *spatial). `labels`: integer (N, *spatial), which follow the geometry by nearest
-    neighbour; voxels out of view or cut out get `ignore_index`. `mix_images` (M, C, *spatial) and, where the view
-    shall know their labels, `mix_labels` (M, *spatial): what boxes are pasted from, for each sample one of the M at
-    random, at the same place. Pasted voxels are not compared with the teacher, which never saw them: where their
-    labels are given, the supervised loss can have them in their new surroundings.
+    neighbour; voxels out of view or cut out get `ignore_index`. `mix_images` (M, C, *spatial): boxes are pasted from
+    one of these, drawn for each sample, at the same position. `mix_labels` (M, *spatial): their labels, which the
+    labels of the view then contain, so that the supervised loss can use pasted voxels in their new surroundings. The
+    teacher never saw pasted voxels: they are not compared.
 
     `spacing`: the size of a voxel along each spatial axis, in any unit; by default all sides are equal. Rotations are
-    rotations in this space, about an axis that points anywhere, since patients and hearts do; of 2-D images, in the
-    plane. `elastic` then counts voxels of the finest axis. What comes from outside the patch is its mirror image.
+    rotations in this space, about an axis in any direction; of 2-D images, in the plane. `elastic` then counts voxels
+    of the finest axis. Outside the patch its mirror image is sampled.
 
     With all strengths 0 nothing is drawn, and image and labels of the view are the given tensors themselves. What one
     component draws does not depend on the strengths of the others. Raises ValueError where shapes do not fit.
@@ -180,7 +183,7 @@ def rotation_matrix(plane, angle):
     """Rotations exp(angle K), (N, ndim, ndim), by `angle` (N,) in radians; K is `plane` - its transpose, normalised.
 
     `plane` (N, ndim, ndim): with normally distributed entries every direction of the axis is equally likely. In two
-    dimensions there is only one plane, and its entries' order says which way it turns.
+    dimensions there is only one plane, and the entries of `plane` decide the sense of rotation.
     """
     skew = plane - plane.mT
     skew = skew * (math.sqrt(2) / torch.linalg.matrix_norm(skew, keepdim=True))
@@ -190,14 +193,14 @@ def rotation_matrix(plane, angle):
 def sampling_grid(size, matrix, control=None, device="cpu"):
     """Where each voxel p of a view comes from: q = c + matrix (p + u(p) - c), c the middle of the patch.
 
-    `size`: voxels along each axis. `matrix` (N, ndim, ndim), in voxels. `control` (N, ndim, *points): the moves u, in
-    voxels along each axis, of the control points of a uniform cubic B-spline (Rueckert et al., "Nonrigid registration
+    `size`: voxels along each axis. `matrix` (N, ndim, ndim), in voxels. `control` (N, ndim, *points): displacements in
+    voxels along each axis at the control points of u, a uniform cubic B-spline (Rueckert et al., "Nonrigid registration
     using free-form deformations", IEEE TMI 1999); an axis has (side - 1) // CONTROL_SPACING + 4 points, and point k
     lies at voxel (k - 1) CONTROL_SPACING.
 
     Returns `grid`, float32 (N, *size, ndim) for grid_sample with align_corners=False, and `in_view`, bool
-    (N, 1, *size): True where q lies between the centres of the patch's first and last voxels, so that nothing but the
-    patch is interpolated there.
+    (N, 1, *size): True where q lies between the centres of the first and the last voxels of the patch, so that only
+    voxels of the patch are interpolated there.
     """
 
     def per_sample(values):
@@ -210,7 +213,7 @@ def sampling_grid(size, matrix, control=None, device="cpu"):
     if control is not None:
         move = control.float().to(device)
         for side in size:
-            # Each product takes the first of the spatial axes and makes it the last: after all, they are in order.
+            # Each product turns the first of the spatial axes into the last: after the last one they are in order.
             move = _multiply("ncp...,sp->nc...s", move, _bspline(side).to(device))
         from_middle = [f + m for f, m in zip(from_middle, move.unbind(1), strict=True)]
     in_view, grid = True, []
@@ -225,8 +228,8 @@ def sampling_grid(size, matrix, control=None, device="cpu"):
 def gaussian_blur(images, sigma):
     """Convolve every channel of `images` (N, C, *spatial) with a Gaussian of standard deviation `sigma` (N,) in voxels.
 
-    The kernel is sampled and made to sum to 1 over the voxels that lie in the image, at its border too. 0 changes
-    nothing.
+    The kernel is sampled at voxel centres and sums to 1 over the voxels inside the image, at its border too. A
+    deviation of 0 changes nothing.
     """
     variance = sigma.double().square().clamp(min=1e-9).view(-1, 1, 1)
     for side in images.shape[2:]:
@@ -237,7 +240,7 @@ def gaussian_blur(images, sigma):
 
 
 def _bspline(side):
-    """The weight (side, points) of each control point in each voxel."""
+    """The weight of each control point at each voxel, (side, points)."""
     points = (side - 1) // CONTROL_SPACING + 4
     distance = (torch.arange(side)[:, None] / CONTROL_SPACING + 1 - torch.arange(points)).abs()
     inner = 2 / 3 - distance**2 + distance**3 / 2
@@ -245,9 +248,9 @@ def _bspline(side):
 
 
 def _boxes(draw, size, share, device):
-    """Bool (N, 1, *size), True in boxes of the volume's shape; each sample's have at most `share` of the volume.
+    """Bool (N, 1, *size), True in boxes with the proportions of the volume, together at most `share` of it in a sample.
 
-    `draw` (boxes, N, 1 + ndim), uniform in [0, 1): the share of each box, and where in its room it lies on each axis.
+    `draw` (boxes, N, 1 + ndim), uniform in [0, 1): the size of each box, and its position along each axis.
     """
     draw = draw.float().to(device)
     extent = (draw[..., 0] * (share / len(draw))) ** (1 / len(size))

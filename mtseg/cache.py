@@ -1,8 +1,8 @@
-"""Volumes once in memory, shared by all workers, of which a sample touches no more than its patch.
+"""Volumes read once and shared by all data workers; a sample touches only the voxels of its patch.
 
     dataset = CachedDataset(LAHeart(root, transform=Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor()])))
 
-gives the samples of the LAHeart it wraps, bit for bit, for any transform. Where the volumes fit on the GPU,
+gives the samples of the LAHeart that it wraps, bit for bit, for any transform. Where the volumes fit on the GPU,
 `ResidentLoader` keeps them there and makes the same batches there.
 """
 
@@ -16,8 +16,8 @@ import torch
 from torch.utils.data import Dataset
 
 ALIGNMENT = 64  # bytes; for any element type and a whole cache line
-PAIRS_PAY = 2**17  # voxels; making the table of pairs costs about what it saves there
-CHUNK = 2**14  # pairs of voxels
+PAIRS_PAY = 2**17  # voxels from which the table of pairs saves more time than making it costs
+CHUNK = 2**14  # pairs of voxels that are decoded at a time
 
 
 class CacheError(OSError):
@@ -25,21 +25,21 @@ class CacheError(OSError):
 
 
 def encode(image):
-    """(codes, levels) with levels[codes] equal to `image` bit for bit; (image, None) where it has over 256 values.
+    """(codes, levels) with levels[codes] equal to `image` bit for bit, or (image, None) where that is not possible.
 
-    `image`: float32 array. `codes`: uint8 array of its shape; `levels`: float32 (256,). An image of 8 bits has 256
-    values at most, whatever it was normalised to.
+    `image`: float32 array. `codes`: uint8 array of the same shape. `levels`: float32 (256,), the values that occur. An
+    8-bit scan has at most 256 values, also after normalisation.
     """
-    if np.unique(image.reshape(-1)[:4096]).size > 256:  # as nearly all others have in a few voxels already
+    if np.unique(image.reshape(-1)[:4096]).size > 256:  # a quick look: nearly all other images have more already here
         return image, None
-    found = np.unique(image)
-    if found.size > 256:
+    values = np.unique(image)
+    if values.size > 256:
         return image, None
     levels = np.zeros(256, dtype=np.float32)
-    levels[: found.size] = found
+    levels[: values.size] = values
     # Sign, exponent and 11 bits of the mantissa tell 256 evenly spaced values apart; others may collide.
     code_of = np.zeros(1 << 20, dtype=np.uint8)
-    code_of[found.view(np.uint32) >> 12] = np.arange(found.size)
+    code_of[values.view(np.uint32) >> 12] = np.arange(values.size)
     bits = np.ascontiguousarray(image).view(np.uint32)
     codes = code_of[bits >> 12]
     exact = np.array_equal(levels[codes].view(np.uint32), bits)
@@ -47,7 +47,7 @@ def encode(image):
 
 
 def decode(codes, levels):
-    """levels[codes], float32, for a uint8 array `codes` of any shape and strides and float32 levels (256,)."""
+    """levels[codes], float32, for uint8 `codes` of any shape and strides and float32 `levels` (256,)."""
     codes = np.ascontiguousarray(codes)
     image = np.empty(codes.shape, np.float32)
     flat, out = codes.reshape(-1), image.reshape(-1)
@@ -57,20 +57,20 @@ def decode(codes, levels):
         pairs = np.empty((256, 256), np.complex64)
         pairs.real, pairs.imag = levels, levels[:, None]
         done = flat.size // 2 * 2
-        two, both = flat[:done].view("<u2"), out[:done].view(np.complex64)
-        for start in range(0, len(two), CHUNK):  # so NumPy's eight bytes an index stay within that cache, too
+        code_pairs, value_pairs = flat[:done].view("<u2"), out[:done].view(np.complex64)
+        for start in range(0, len(code_pairs), CHUNK):  # NumPy's indices of 8 bytes each stay in the cache, too
             part = slice(start, start + CHUNK)
-            pairs.reshape(-1).take(two[part], out=both[part], mode="clip")
+            pairs.reshape(-1).take(code_pairs[part], out=value_pairs[part], mode="clip")
     levels.take(flat[done:], out=out[done:], mode="clip")
     return image
 
 
 class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
-    """A stored array in NumPy's clothes: slices, np.flip and np.rot90 of it are views, and all else works on a copy.
+    """A stored array that is read late: slices, np.flip and np.rot90 of it are views, anything else works on a copy.
 
-    So a chain of transforms that turns a volume and then crops it reads no voxel outside the crop. Whatever NumPy
-    makes of it is a new array, float32 from codes where there are `levels` (see `encode`). `torch.from_numpy` wants
-    np.ascontiguousarray around it, or any other NumPy function.
+    A chain of transforms that turns a volume and then crops it reads no voxel outside the crop. The copy is decoded to
+    float32 where there are `levels` (see `encode`). `torch.from_numpy` does not take a LazyArray; give it the result of
+    a NumPy function, such as np.ascontiguousarray.
     """
 
     def __init__(self, stored, levels=None):
@@ -120,9 +120,9 @@ class CachedDataset(Dataset):
 
     The volumes lie uncompressed in a file without a name in `cache_dir` (default: where Python puts temporary files),
     as uint8 where `encode` can, else as float32. It is mapped into memory, read-only: all workers, forked or spawned,
-    share the same pages (on Windows each makes its own file); what does not fit into memory is read from the disk
-    again when it is needed; and nothing is left behind when the process ends, however it ends. Raises CacheError where
-    the file cannot be written.
+    share the same pages (on Windows each makes its own file). What does not fit into memory is read from the disk
+    again when it is needed. Nothing is left behind when the process ends, however it ends. Raises CacheError where the
+    file cannot be written.
     """
 
     def __init__(self, dataset, cache_dir=None):
@@ -159,7 +159,7 @@ class CachedDataset(Dataset):
         self._memory = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if self.nbytes else b""
 
     def __getstate__(self):
-        # For workers that are spawned: they get the open file, not its content. Windows cannot do that.
+        # Workers that are spawned get the open file, not its content. Windows cannot do that.
         file = reduction.DupFd(self._file.fileno()) if hasattr(reduction, "DupFd") else None
         return {**self.__dict__, "_memory": None, "_file": file}
 
@@ -189,7 +189,7 @@ class CachedDataset(Dataset):
         return {key: LazyArray(*self.stored(case, key)) for key in self._parts[case]}
 
     def stored(self, case, key):
-        """(array, levels): 'image' or 'label' of a case as it lies in the cache, read-only, and what its codes mean."""
+        """'image' or 'label' of a case as the cache stores it: (read-only array, levels), both as in `encode`."""
         offset, dtype, shape, levels = self._parts[case][key]
         return np.frombuffer(self._memory, dtype, math.prod(shape), offset).reshape(shape), levels
 

@@ -1,9 +1,10 @@
-"""Volumes in the HDF5 layout of the UA-MT family.
+"""Lists of cases, and volumes in the HDF5 layout of the UA-MT family.
 
 <root>/train.list, <root>/test.list     one case name a line
 <root>/data/<case>/mri_norm2.h5         'image' float (W, H, D) or (C, W, H, D), normalised; 'label' int (W, H, D)
 """
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -11,14 +12,15 @@ import h5py
 import numpy as np
 from torch.utils.data import Dataset
 
-UNKNOWN = 255  # the label of voxels of a case without labels
+UNKNOWN = 255  # stands for the label of a voxel that has none
 
 
 class DataError(ValueError):
     """Data that cannot be used; the message is one sentence with the file and the remedy."""
 
     def __init__(self, message):
-        # A DataLoader hands on a worker's error as a whole traceback in the message: the sentence is its last line.
+        # Of an error in a worker, DataLoader makes a new one with the whole traceback as its message: the sentence is
+        # the last line.
         super().__init__(message.strip().splitlines()[-1].split("DataError: ")[-1])
 
 
@@ -35,8 +37,8 @@ def find_root(path):
 def read_hdf5(file, name):
     """The h5py.Dataset `name` of an open HDF5 file, None where there is none.
 
-    DataError for one whose voxels lie in other files (links, external storage, virtual data sets), which a file from a
-    stranger could make any file of this machine, and for one that is far larger than what the file stores of it.
+    DataError where its voxels lie in other files (links, external storage, virtual data sets), since a file from a
+    stranger could name any file of this machine, and where it claims to be far larger than what the file stores of it.
     """
     link = file.get(name, getlink=True)
     if link is None:
@@ -186,17 +188,16 @@ class LAHeart(Dataset):
     `base_dir`: the folder with the case folders, `<root>/data`, as in the family; `<root>` itself is understood too.
     `split`: which list, `<split>.list` in `find_root(base_dir)`; or `cases`: names instead of a list. `num`: only the
     first `num` cases. `transform`: called with the sample. `num_classes`: labels of this value or above raise, except
-    `ignore_index`; None lets all pass. `labelnum`: only the first so many cases must have a label (default: all); one
-    without has UNKNOWN everywhere.
+    `ignore_index`; None lets all pass. `labelnum`: only so many cases, the first ones, must have a label (default:
+    all). Without a label it is UNKNOWN everywhere.
 
-    `dataset[index]` gives a sample. `dataset[(index, seed)]` puts numpy.random.default_rng(seed) under 'rng' for the
-    transforms to draw from, so that the sample depends on nothing else (see samplers.IterationSampler); 'rng' is
-    taken out of the sample at the end.
+    `dataset[index]` gives a sample. For `dataset[(index, seed)]` the transforms draw from sample['rng'], which is
+    numpy.random.default_rng(seed), so that the sample depends on nothing else (see samplers.IterationSampler).
 
-    `n_channels` is the number of image channels, the same in all cases.
+    `n_channels`: of the images, the same in all cases.
 
-    The constructor opens every file and checks that keys and shapes are there and fit; values (finite images, labels
-    in range) are checked whenever a case is read. Both raise DataError with file and remedy.
+    The constructor opens every file and checks its keys, types and shapes. Values (finite images, labels in range) are
+    checked whenever a case is read. Both raise DataError.
     """
 
     def __init__(
@@ -219,10 +220,10 @@ class LAHeart(Dataset):
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.labeled = set(self.image_list[:labelnum])
-        channels = {}
+        channels = {}  # number of channels -> the first case that has so many
         for case in self.image_list:
-            shape, _ = self._open(case, lambda image, label: (image.shape, None))
-            channels.setdefault(1 if len(shape) == 3 else shape[0], case)
+            with self._opened(case) as (image, _):
+                channels.setdefault(1 if image.ndim == 3 else image.shape[0], case)
         if len(channels) > 1:
             (a, first), (b, second) = list(channels.items())[:2]
             raise DataError(
@@ -260,9 +261,8 @@ class LAHeart(Dataset):
     def read(self, case):
         """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
         path = self.path(case)
-        image, label = self._open(
-            case, lambda image, label: (image[...].astype(np.float32), None if label is None else label[...])
-        )
+        with self._opened(case) as (image, label):
+            image, label = image[...].astype(np.float32), None if label is None else label[...]
         if not np.isfinite(image).all():
             raise DataError(
                 f"{path}: the image of case {case} holds NaN or infinity; repair it or remove the case from its list"
@@ -277,11 +277,13 @@ class LAHeart(Dataset):
             raise DataError(
                 f"{path}: case {case} has a label of value {wrong[0]}, but labels must be whole numbers in "
                 f"0 .. {classes - 1}; relabel it or raise --num_classes"
+                + ("" if case in self.labeled else ", or delete its 'label', since it counts as unlabelled")
             )
         return {"image": image, "label": checked}
 
-    def _open(self, case, take):
-        """What `take` makes of the open data sets image and label (None without one), once their shapes fit."""
+    @contextlib.contextmanager
+    def _opened(self, case):
+        """The open data sets (image, label) of the case, checked but for their values; the label may be None."""
         path = self.path(case)
         try:
             if not path.is_file():
@@ -293,6 +295,10 @@ class LAHeart(Dataset):
                 for key, dataset in (("image", image), ("label", label)):
                     if dataset is None and (key == "image" or case in self.labeled):
                         raise DataError(f"{path}: case {case} has no '{key}', only {sorted(file)}; prepare it again")
+                    if dataset is not None and dataset.dtype.kind not in "biuf":
+                        raise DataError(
+                            f"{path}: '{key}' of case {case} is {dataset.dtype}, not numbers; prepare it again"
+                        )
                 shape = image.shape[-3:] if label is None else label.shape
                 if image.shape[-3:] != shape or image.ndim not in (3, 4):
                     raise DataError(
@@ -304,11 +310,11 @@ class LAHeart(Dataset):
                         f"{path}: case {case} has no voxels, its image is of shape {image.shape}; prepare it again, or "
                         f"remove the case from its list"
                     )
-                return take(image, label)
+                yield image, label
         except DataError:
             raise
         except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
-            # HDF5 meets damage in many ways; whichever it is, the file is of no use.
+            # HDF5 reports damage by many exceptions; whichever it is, the file cannot be used.
             reason = " ".join(str(error).split())
             raise DataError(
                 f"{path}: case {case} is not a whole HDF5 file ({reason}); make or copy it again"

@@ -11,16 +11,14 @@ import torch
 def update_ema_variables(model, ema_model, alpha, global_step, average_buffers=False):
     """teacher <- a teacher + (1 - a) student, in place, with a = min(1 - 1 / (global_step + 1), alpha).
 
-    `global_step` counts updates from 0, so that the first updates are the true average of the students seen so far
-    (at step 0 the teacher becomes the student); afterwards `alpha` holds. Both networks have the same architecture
-    and lie on the same device.
+    `global_step` counts updates from 0. At first the teacher is the true average of all students so far (at step 0 it
+    becomes the student); later `alpha` holds. Both networks have the same architecture and lie on the same device.
 
-    Only parameters are averaged by default, as in the paper and in the whole family. The teacher's batch-norm
-    running statistics are then its own: they are estimated from what the teacher is shown, which is right as long as
-    it stays in train() mode and sees data like the student's. Set `average_buffers=True` when the teacher runs in
-    eval() mode during training: nothing would update its statistics then, and it would normalise with those of its
-    initialisation. Floating-point buffers are then averaged like parameters, integer buffers (num_batches_tracked)
-    are copied.
+    By default only parameters are averaged, as in the paper and in the whole family. The running statistics of the
+    teacher's batch norm are then estimated from the teacher's own inputs, which is right as long as it stays in train()
+    mode and sees data like the student's. Set `average_buffers=True` where the teacher runs in eval() mode during
+    training: its statistics would otherwise stay those of its initialisation. Floating-point buffers are then averaged
+    as parameters are, and integer buffers (num_batches_tracked) are copied.
     """
     alpha = min(1 - 1 / (global_step + 1), alpha)
     averaged = list(zip(ema_model.parameters(), model.parameters(), strict=True))
@@ -39,7 +37,7 @@ def update_ema_variables(model, ema_model, alpha, global_step, average_buffers=F
 
 @torch.no_grad()
 def relative_distance(model, ema_model):
-    """||teacher - student|| / ||student|| over all parameters, a scalar tensor >= 0: how far the teacher lags."""
+    """||teacher - student|| / ||student|| over all parameters, a scalar tensor of at least 0."""
     student = list(model.parameters())
-    apart = torch._foreach_norm(torch._foreach_sub(list(ema_model.parameters()), student))
-    return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(student)).norm()
+    distances = torch._foreach_norm(torch._foreach_sub(list(ema_model.parameters()), student))
+    return torch.stack(distances).norm() / torch.stack(torch._foreach_norm(student)).norm()

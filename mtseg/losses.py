@@ -1,14 +1,13 @@
 """Losses for segmentation and for consistency between two networks.
 
 Shapes: logits and scores (N, C, *spatial) or (N, *spatial) as each function says, integer labels (N, *spatial), with
-any number of spatial dimensions. Each function says over what it reduces. Gradients flow to the first argument
-only; the second is a target, detached here, whatever it comes from. float16 and bfloat16 are computed in float32 (a
-sum over a volume passes float16's 65504), and the value is float32 then. Every loss and its gradient are finite for
-finite logits: where a class is missing, the target is empty or full, and where every voxel is ignored (then both
-are 0).
+any number of spatial dimensions. Each function says over what it reduces. Gradients flow to the first argument only;
+the second is a target and is detached here. Losses of float16 and bfloat16 are computed in float32, since a sum over a
+volume exceeds 65504, the largest float16, and are float32. Every loss and its gradient are finite for finite logits,
+also where a class is missing, where the target is empty or full, and where every voxel is ignored (then both are 0).
 
-`ignore_index`: the label of voxels that take no part, for example 255; None means that there are none.
-`class_weights`: C numbers of at least 0, a tensor or a sequence; None weighs all alike.
+`ignore_index`: the label of voxels that do not count, for example 255; None means that there are none.
+`class_weights`: C numbers of at least 0, a tensor or a sequence; with None all classes weigh the same.
 """
 
 import math
@@ -45,11 +44,11 @@ def multiclass_dice_loss(input_logits, target, include_background=False, ignore_
 
 
 def tversky_loss(input_logits, target, alpha=0.3, beta=0.7, include_background=False, ignore_index=None):
-    """1 - TP / (TP + alpha FP + beta FN), smoothed by 1e-5 on both sides, the mean over classes; in [0, 1].
+    """1 - TP / (TP + alpha FP + beta FN), 1e-5 added above and below the bar, the mean over classes; in [0, 1].
 
     Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks", MLMI
-    2017 (arXiv:1706.05721), equation 4, with the alpha and beta they found best: a voxel missed costs more than one
-    too many. For a class's softmax probability p and its 0/1 target t, over the whole batch, TP = sum(p t),
+    2017 (arXiv:1706.05721), equation 4, with the alpha and beta that they found best: a missed voxel costs more than a
+    false alarm. For a class's softmax probability p and its 0/1 target t, over the whole batch, TP = sum(p t),
     FP = sum(p (1 - t)), FN = sum((1 - p) t). alpha = beta = 0.5 is Dice with p and t not squared in the denominator.
     Shapes and background as in `multiclass_dice_loss`.
     """
@@ -87,7 +86,7 @@ def cross_entropy_loss(input_logits, target, class_weights=None, ignore_index=No
 
 
 def focal_loss(input_logits, target, gamma=2.0, class_weights=None, ignore_index=None):
-    """(1 - p)^gamma (-log p) with p the softmax probability of the voxel's class: few easy voxels, many hard ones.
+    """(1 - p)^gamma (-log p), p the softmax probability of the voxel's class: easy voxels weigh little, hard ones much.
 
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017 (arXiv:1708.02002), equation 4; their alpha is
     `class_weights`. Shapes and mean as in `cross_entropy_loss`, which it equals for gamma = 0. The gradient flows
@@ -96,7 +95,7 @@ def focal_loss(input_logits, target, gamma=2.0, class_weights=None, ignore_index
     if gamma < 0:
         raise ValueError(f"gamma is {gamma}: the focal loss takes one of at least 0")
     loss = _voxel_cross_entropy(input_logits, target, ignore_index)
-    # Away from 0, where the slope of x^gamma is infinite for gamma < 1, and infinity times the loss 0 is NaN.
+    # Not 0: there the slope of x^gamma is infinite for gamma < 1, and infinity times the loss 0 is NaN.
     doubt = (-torch.expm1(-loss)).clamp_min(torch.finfo(loss.dtype).tiny)
     return _weighted_mean(doubt**gamma * loss, target, input_logits.shape[1], class_weights, ignore_index)
 
@@ -137,8 +136,8 @@ def parse_loss(text):
 class SupervisedLoss(nn.Module):
     """A weighted sum of the losses above; calling it gives `loss, parts`.
 
-    `spec` as in `parse_loss`; 'ce:0.5,dice:0.5' is `dice_ce_loss`. `class_weights` weigh ce and focal (dice and
-    tversky weigh all foreground classes alike), `ignore_index` holds for all terms.
+    `spec` as in `parse_loss`; 'ce:0.5,dice:0.5' is `dice_ce_loss`. `class_weights` apply to ce and focal (in dice and
+    tversky all foreground classes weigh the same), `ignore_index` to all terms.
 
         supervised = SupervisedLoss("dice:1.0,focal:0.5").to(device)
         loss, parts = supervised(outputs, target)
@@ -190,14 +189,14 @@ class SupervisedLoss(nn.Module):
 
 
 def levels(outputs):
-    """The outputs of a network as a list, finest first, whether it gives one (deep supervision) or a tensor."""
+    """The outputs of a network as a list, finest first: a network without deep supervision gives a single tensor."""
     return outputs if isinstance(outputs, list) else [outputs]
 
 
 def nearest_labels(target, size):
-    """`target` (N, *spatial) in the resolution `size`: each voxel takes the label of the one nearest to its centre.
+    """`target` (N, *spatial) in the resolution `size`: each voxel gets the label of the voxel nearest to its centre.
 
-    F.interpolate's 'nearest-exact' (plain 'nearest' shifts by half a voxel and more), for integers of any size and
+    This is 'nearest-exact' of F.interpolate (its 'nearest' is half a voxel off and more), for integers of any type and
     any number of spatial dimensions.
     """
     for axis, (new, old) in enumerate(zip(size, target.shape[1:], strict=True), start=1):
@@ -225,7 +224,7 @@ def softmax_kl_loss(input_logits, target_logits, reduction="mean"):
     """
     input_logits, target_logits = _pair(input_logits, target_logits)
     terms = F.kl_div(F.log_softmax(input_logits, dim=1), F.softmax(target_logits, dim=1), reduction="none")
-    # Reduced here: kl_div's own 'mean' warns that its meaning will change.
+    # Reduced here, since kl_div warns that the meaning of its reduction 'mean' will change.
     return {"mean": terms.mean, "sum": terms.sum, "none": lambda: terms}[reduction]()
 
 
@@ -242,7 +241,7 @@ def softmax_ce_loss(input_logits, target_logits, reduction="mean"):
 
 
 def confidence_mask(target_logits, threshold):
-    """Where the largest softmax probability is at least `threshold` (0 to 1): bool (N, *spatial), no gradient.
+    """Bool (N, *spatial): where the largest softmax probability is at least `threshold` (0 to 1). No gradient flows.
 
     FixMatch's mask (Sohn et al., NeurIPS 2020, arXiv:2001.07685, equation 4); `target_logits` (N, C, *spatial).
     """
@@ -252,7 +251,7 @@ def confidence_mask(target_logits, threshold):
 
 
 def masked_mean(loss_map, mask):
-    """The mean of `loss_map` over the voxels in `mask`, classes included; 0 with gradient 0 where there are none.
+    """The mean of `loss_map` over the voxels in `mask` and over classes; 0 with gradient 0 where the mask is empty.
 
     `loss_map` (N, C, *spatial), a consistency loss with reduction 'none'; `mask` bool, (N, *spatial) or
     (N, 1, *spatial). A mask that is True everywhere gives loss_map.mean(). Raises ValueError for other masks.

@@ -1,10 +1,10 @@
 """The Phantom data: synthetic volumes to try everything on, without downloading anything.
 
-Each volume of 48 x 48 x 32 voxels holds a chamber with three to five veins (the label, like a left atrium), other
-chambers and vessels of nearly the same brightness that touch it, a thin wall between them that fades in places,
-textured tissue, a bias field and noise. Shape, place, brightness and contrast differ from case to case, so that a few
-labelled cases do not show all there is. The layout is that of LA (datasets.py); 'image' has zero mean and unit
-variance. The same seed gives the same volumes.
+Each volume of 48 x 48 x 32 voxels holds a chamber with three to five veins, which is the label (like a left atrium),
+other chambers and vessels of nearly the same brightness that touch it, a thin wall between them that fades in places,
+textured tissue, a bias field and noise. Shape, position, brightness and contrast differ from case to case, so that a
+few labelled cases do not show everything that occurs. The layout is that of LA (datasets.py); 'image' has zero mean
+and unit variance. The same seed gives the same volumes.
 """
 
 import os
@@ -27,7 +27,7 @@ class PhantomError(OSError):
 
 def smooth_field(rng, sigma):
     """A random field over the volume, smooth on the scale of `sigma` voxels, zero mean and unit variance."""
-    # Drawn on a coarse grid and interpolated: under such a blur as good as a fine one, and much quicker.
+    # Drawn on a coarse grid and interpolated: after such a blur nobody sees the difference, and it is much faster.
     step = max(int(sigma // 2), 1)
     field = rng.standard_normal([n // step + 3 for n in SHAPE]).astype(np.float32)
     field = ndimage.gaussian_filter(field, sigma / step, mode="wrap")
@@ -39,7 +39,7 @@ def smooth_field(rng, sigma):
 
 
 def ellipsoid(rng, centre, radii, roughness):
-    """About 1 on the surface of a turned and dented ellipsoid, less inside, more outside."""
+    """About 1 on the surface of a rotated and dented ellipsoid, less inside, more outside."""
     turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     x, y, z = ((GRID - np.float32(centre)) @ axis for axis in (turn / radii).T.astype(np.float32))
     return np.sqrt(x**2 + y**2 + z**2) + np.float32(roughness) * smooth_field(rng, 7)
@@ -94,7 +94,7 @@ def make_case(rng):
     neighbours &= ~label
     wall = ndimage.binary_dilation(label) & ~label
 
-    # Brightness: the chamber and each other blood pool nearly alike, the tissue darker and textured.
+    # All blood is nearly equally bright, the tissue darker and textured.
     contrast = rng.uniform(1.0, 1.8)
     image = 0.3 * smooth_field(rng, 2.5) + 0.3 * smooth_field(rng, 8)
     blood = contrast * (1 + 0.12 * smooth_field(rng, 4))
@@ -112,8 +112,8 @@ def make_case(rng):
 def make_phantom(root, train=TRAIN, test=TEST, seed=2018):
     """Write the data set to the folder `root` unless it is there already; returns `root`.
 
-    Built beside `root` and renamed into place, so that an interrupted call leaves nothing behind that looks whole, and
-    of two calls at once the first to finish counts. Raises PhantomError where the folder cannot be made.
+    It is built beside `root` and renamed, so that an interrupted call leaves nothing behind that looks complete. Of two
+    calls at once, the first to finish counts. Raises PhantomError where the folder cannot be made.
     """
     root = Path(root)
     if (root / "train.list").is_file():
@@ -136,8 +136,8 @@ def make_phantom(root, train=TRAIN, test=TEST, seed=2018):
     except OSError as error:
         if not (root / "train.list").is_file():
             raise PhantomError(
-                f"{root}: the Phantom data cannot be made there ({error.strerror or error}); free space, remove what "
-                f"is in the way, or make it elsewhere with data/make_phantom.py and give --root_path"
+                f"{root}: the Phantom data cannot be made there ({error.strerror or error}); free space, remove the "
+                f"folder if it is incomplete, or make the data elsewhere by data/make_phantom.py and give --root_path"
             ) from error
     finally:
         if temporary != root:

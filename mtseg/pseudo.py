@@ -1,8 +1,8 @@
-"""Pseudo-labels: what a teacher is sure of, as labels for a student.
+"""Pseudo-labels: the teacher's most probable class, where it is sure, as a label for the student.
 
-Logits are (N, C, *spatial), labels int64 (N, *spatial) with any number of spatial dimensions; a voxel that is not
-used has the label `ignore_index`, which the loss has to leave out. Nothing here has a gradient. Every result is a
-tensor on the device of its input: nothing waits for the GPU.
+Logits are (N, C, *spatial), labels int64 (N, *spatial) with any number of spatial dimensions. A voxel that is not used
+has the label `ignore_index`, which the loss has to leave out. Nothing here has a gradient. Every result is a tensor on
+the device of its input, and nothing waits for the GPU.
 """
 
 import math
@@ -18,10 +18,10 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
     2020, arXiv:2001.07685) and, with `max_entropy`, if the entropy of its C probabilities is at most that share of the
     largest possible one, log C (0 to 1: 0 is certainty, 1 sets no limit).
 
-    `foreground` (MIN, MAX), shares from 0 to 1: a volume is left out whole unless MIN <= share <= MAX, with the share
-    of its voxels, sure or not, whose most probable class is not 0. What the teacher sees is the volume here: patches,
-    where it sees patches. Voxels with NaN among their logits are not used. Raises ValueError for limits outside
-    these ranges, fewer than two classes, and an `ignore_index` that is a class.
+    `foreground` (MIN, MAX), shares from 0 to 1: a volume (a patch, where the teacher sees patches) is left out as a
+    whole unless MIN <= share <= MAX, where the share is that of its voxels, sure or not, whose most probable class is
+    not 0. Voxels with NaN among their logits are not used. Raises ValueError for limits outside these ranges, fewer
+    than two classes, and an `ignore_index` that is a class.
     """
     num_classes = teacher_logits.shape[1]
     if num_classes < 2:
@@ -35,7 +35,7 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
         raise ValueError(f"the pseudo-foreground limits are {tuple(foreground)}: take 0 <= MIN <= MAX <= 1")
 
     logits = teacher_logits.detach()
-    # In half precision the probabilities next to the threshold are up to 0.004 apart.
+    # In half precision, probabilities near the threshold are up to 0.004 apart.
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     probabilities = F.softmax(logits, dim=1)
     confidence, labels = probabilities.max(dim=1)
@@ -50,7 +50,7 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
 
 
 def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
-    """How much of a batch of `pseudo_labels` is used and, for monitoring alone, how much of that is right.
+    """How much of a batch of `pseudo_labels` is used and, for monitoring only, how much of that is right.
 
     Returns a dict of scalar tensors, shares from 0 to 1, ready for a log:
 
@@ -59,9 +59,9 @@ def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
     - 'pseudo_accuracy_monitoring_only', with `hidden_labels`: of the voxels used, those with the hidden label; NaN
       where no voxel is used.
 
-    `hidden_labels` integer (N, *spatial), the true labels of cases that count as unlabelled; volumes or voxels that
-    have none hold `ignore_index` there and do not count. Training must not see this number: neither the loss nor the
-    choice of a threshold or a checkpoint may depend on it, or the cases are no longer unlabelled.
+    `hidden_labels` integer (N, *spatial), the true labels of cases that count as unlabelled; it is `ignore_index` where
+    there are none, and these voxels do not count. Nothing in training may depend on this number, neither the loss nor
+    the choice of a threshold or a checkpoint, or the cases are no longer unlabelled.
     """
     used = labels != ignore_index
     statistics = {

@@ -1,7 +1,7 @@
 """Ramps for weights and rates over the course of training.
 
-Every function takes the current step and the ramp's length in the same unit (iterations, epochs, blocks of 150
-iterations: the caller's choice) and returns a multiplier between 0 and 1. Steps outside the ramp are clipped to it.
+Every ramp takes the current step and its length in the same unit (iterations, epochs or blocks of 150 iterations, as
+the caller likes) and returns a multiplier between 0 and 1. Steps outside the ramp are clipped to it.
 """
 
 import math
@@ -62,10 +62,10 @@ def rampup(shape, current, rampup_length):
 
 
 def consistency_weight(iteration, weight, shape="sigmoid", length=40.0, warmup=0, block=150):
-    """(the weight in an iteration, counted from 1; 'warm-up', 'ramp' or 'stable'), as the family ramps it.
+    """(the weight in `iteration`, which counts from 1; the phase: 'warm-up', 'ramp' or 'stable'), as in UA-MT.
 
-    0 over `warmup` iterations; then the ramp `shape` of `length` blocks of `block` iterations, constant within each,
-    towards `weight`.
+    The weight is 0 for `warmup` iterations. It then rises to `weight` along the ramp `shape`, which is `length` blocks
+    of `block` iterations long; within a block it is constant.
     """
     now = (iteration - 1 - warmup) // block
     if now < 0:

@@ -1,4 +1,4 @@
-"""Batches of indices: labelled and unlabelled cases side by side, and every batch a function of seed and iteration."""
+"""Batches of indices: labelled and unlabelled cases in one batch, and each batch a function of seed and iteration."""
 
 import itertools
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 class TwoStreamBatchSampler:
-    """Batches with a fixed number of primary (labelled) indices first, then secondary (unlabelled) ones.
+    """Batches of `batch_size - secondary_batch_size` primary (labelled) indices, then the secondary (unlabelled) ones.
 
-    One epoch is one pass through the primary indices, in random order, without those left over when the primary share
-    of the batch, `batch_size - secondary_batch_size`, does not divide them. The secondary indices are passed through
-    again and again, each time in a new order. From Tarvainen and Valpola's code, as UA-MT uses it.
+    One epoch is one pass through the primary indices in random order; those that do not fill a batch are left out. The
+    secondary indices are passed through again and again, each time in a new order. From Tarvainen and Valpola's code,
+    as UA-MT uses it.
 
-    Without `seed` the orders come from NumPy's global random state. With it they are a function of the seed and the
-    epoch given to `set_epoch`.
+    Without `seed` the orders come from NumPy's global random state. With it they are a function of the seed and of the
+    epoch given to `set_epoch`. Raises ValueError where a share of the batch is below one or above what there is.
     """
 
     def __init__(self, primary_indices, secondary_indices, batch_size, secondary_batch_size, seed=None):
@@ -23,16 +23,15 @@ class TwoStreamBatchSampler:
         self.primary_batch_size = batch_size - secondary_batch_size
         self.seed = seed
         self.epoch = 0
-        if not 0 < self.primary_batch_size <= len(self.primary_indices):
-            raise ValueError(
-                f"{self.primary_batch_size} primary indices a batch, drawn from {len(self.primary_indices)}: "
-                f"it must be at least one and no more than there are"
-            )
-        if not 0 < self.secondary_batch_size <= len(self.secondary_indices):
-            raise ValueError(
-                f"{self.secondary_batch_size} secondary indices a batch, drawn from {len(self.secondary_indices)}: "
-                f"it must be at least one and no more than there are"
-            )
+        for name, wanted, indices in (
+            ("primary", self.primary_batch_size, self.primary_indices),
+            ("secondary", self.secondary_batch_size, self.secondary_indices),
+        ):
+            if not 0 < wanted <= len(indices):
+                raise ValueError(
+                    f"{wanted} {name} indices a batch, drawn from {len(indices)}: give at least one, and no more than "
+                    f"there are"
+                )
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -50,7 +49,7 @@ class TwoStreamBatchSampler:
 
 
 class ShuffledBatchSampler:
-    """Full batches of `indices` in random order; one epoch is one pass, without the rest that fills no batch.
+    """Full batches of `indices` in random order; one epoch is one pass, and indices that fill no batch are left out.
 
     `seed` and `set_epoch` as in TwoStreamBatchSampler.
     """
@@ -77,11 +76,11 @@ class ShuffledBatchSampler:
 
 
 class IterationSampler:
-    """The batches of iterations `start` .. `stop` - 1, epoch after epoch, as one DataLoader `batch_sampler`.
+    """The batches of the iterations `start` .. `stop` - 1, epoch after epoch, as `batch_sampler` of a DataLoader.
 
-    Yields lists of `(index, (seed, iteration, position))`. A data set that draws a sample's augmentation from that
+    Yields lists of `(index, (seed, iteration, position))`. A data set that draws the augmentation of a sample from that
     triple gives the same batch for the same seed and iteration, whichever worker makes it and wherever training was
-    resumed. `batch_sampler` must have `set_epoch` and depend on its epoch alone (that is, have a seed).
+    resumed. The `batch_sampler` given here must have `set_epoch` and depend on its epoch alone, so it needs a seed.
     """
 
     def __init__(self, batch_sampler, seed, start, stop):
@@ -101,19 +100,19 @@ class IterationSampler:
             for batch in itertools.islice(self.batch_sampler, skipped, None):
                 if iteration >= self.stop:
                     return
-                # Positions count from 1: to NumPy the seeds (s, i, 0) and (s, i) are one, and the latter an epoch's.
+                # Positions count from 1: to NumPy (s, i, 0) is the same seed as (s, i), which is that of an epoch.
                 yield [(index, (self.seed, iteration, position)) for position, index in enumerate(batch, start=1)]
                 iteration += 1
             skipped = 0
 
 
 class ShardedSampler:
-    """Process number `rank`'s share of every batch of `sampler`: equally many primary and equally many secondary.
+    """The share of process number `rank` in every batch of `sampler`: of its primary and of its secondary entries.
 
-    The first `primary_batch_size` entries of a batch are primary (labelled); of these, and of the others, the process
-    gets as many as each other one, in a row, so that the shares together are the batch. Entries stay as they are: an
-    (index, seed) of IterationSampler keeps the seed of its place in the joint batch. With `world_size` 1 that is
-    `sampler` itself. Raises ValueError for a batch that cannot be shared out equally.
+    The first `primary_batch_size` entries of a batch are primary (labelled). Each of the `world_size` processes gets
+    equally many of these and equally many of the others, in a row, so that the shares together are the batch. Entries
+    stay as they are: an (index, seed) of IterationSampler keeps the seed of its position in the joint batch. Raises
+    ValueError for a batch that cannot be shared equally.
     """
 
     def __init__(self, sampler, rank, world_size, primary_batch_size=0):

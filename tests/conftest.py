@@ -27,6 +27,7 @@ def device(request, monkeypatch):
     """Each device of this machine in turn. In the CPU's turn no script finds the GPU."""
     if request.param == "cpu":
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for the processes that a test starts
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     return torch.device(request.param)

@@ -251,3 +251,23 @@ def test_notes_on_intensities():
     (note,) = intensity_notes([("a", np.stack([good, 255 * (good > 0)])), ("b", good), ("c", good / 10)])
     assert note.startswith("images that are not normalised (a: mean 12") and "in 2 cases (a, c)" in note
     assert intensity_notes([]) == []
+
+
+@pytest.mark.parametrize(("key", "value"), [("image", 1j), ("label", "heart"), ("label", b"1")])
+def test_voxels_that_are_no_numbers_are_refused(data, key, value):
+    path = data / "data/case_3/mri_norm2.h5"
+    with h5py.File(path, "a") as file:
+        shape = file[key].shape
+        del file[key]
+        kind = h5py.string_dtype() if isinstance(value, str) else None
+        file.create_dataset(key, data=np.full(shape, value, dtype=kind), dtype=kind)
+    with pytest.raises(DataError, match=f"{path}: '{key}' of case case_3 is .*, not numbers"):
+        LAHeart(data)
+
+
+def test_a_label_that_is_not_needed_may_be_deleted(data):
+    with h5py.File(data / "data/case_3/mri_norm2.h5", "a") as file:
+        file["label"][0, 0, 0] = 7
+    for labelnum, advice in ((4, "raise --num_classes$"), (3, "or delete its 'label'")):
+        with pytest.raises(DataError, match=advice):
+            LAHeart(data, num_classes=2, labelnum=labelnum)[3]

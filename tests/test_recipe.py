@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_data, needs_compiler, write_case
+from conftest import make_data, needs_compiler, only_on_the_cpu, write_case
 
 import train_mean_teacher
 from mtseg.distributed import Ranks
@@ -30,6 +30,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # A recipe that lies in the repository is here by itself.
 SCRIPTS = {methods.method_of(path): methods.load_script(path) for path in methods.training_scripts()}
 SEMI_SUPERVISED = [name for name, script in SCRIPTS.items() if script.PARSER.get_default("labeled_bs")]
+
+
+@pytest.fixture(autouse=True)
+def on_every_device(device):
+    """The scripts take the GPU where they find one."""
 
 
 def run(model, data, out, *more, labelnum=3, **changes):
@@ -125,6 +130,7 @@ def by_hand(data, model, iterations=10):
 PINNED = {"MT": (26.736414, 0.795272), "supervised": (26.765216, 0.769990)}
 
 
+@only_on_the_cpu
 @pytest.mark.parametrize("model", PINNED)
 def test_default_flags_compute_the_papers_recipe(data, tmp_path, model):
     folder = run(model, data, tmp_path / "runs", max_iterations=10)
@@ -134,6 +140,7 @@ def test_default_flags_compute_the_papers_recipe(data, tmp_path, model):
         assert same(weights(folder, "ema_iter_10.pth"), teacher)
 
 
+@only_on_the_cpu
 @pytest.mark.parametrize("model", PINNED)
 def test_the_recipe_computes_what_it_always_did(data, tmp_path, model):
     folder = run(model, data, tmp_path / "runs", max_iterations=2)
@@ -348,6 +355,7 @@ def test_mixed_precision_trains_and_counts_skipped_steps(data, tmp_path):
     assert skipped == sorted(skipped)
 
 
+@only_on_the_cpu
 @needs_compiler
 @pytest.mark.parametrize("model", SCRIPTS)
 def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(data, tmp_path, model):
@@ -428,6 +436,7 @@ def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):
     assert "MIN is above MAX" in capsys.readouterr().err
 
 
+@only_on_the_cpu
 def test_two_processes_train_and_one_goes_on(data, tmp_path):
     words = f"--root_path {data} --dataset_name LA --output_dir {tmp_path} --labelnum 3 --n_filters 2"
     words += " --num_workers 0 --progress 0"
