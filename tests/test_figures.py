@@ -15,6 +15,7 @@ from test_report import write_run
 from mtseg import figures, html_report
 from mtseg.figures.__main__ import main as draw
 from mtseg.html_report.__main__ import main as write_page
+from mtseg.script.progress import moving_average
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="pictures need Matplotlib")
 SHAPE = (30, 26, 20)
@@ -92,8 +93,8 @@ def test_the_gallery_holds_the_best_the_median_and_the_worst_once():
 
 def test_moving_average():
     values = np.random.default_rng(0).random(50)
-    np.testing.assert_allclose(figures.moving_average(values, 7)[6:], np.convolve(values, np.ones(7) / 7, "valid"))
-    np.testing.assert_allclose(figures.moving_average(values, 7)[:3], [values[0], values[:2].mean(), values[:3].mean()])
+    np.testing.assert_allclose(moving_average(values, 7)[6:], np.convolve(values, np.ones(7) / 7, "valid"))
+    np.testing.assert_allclose(moving_average(values, 7)[:3], [values[0], values[:2].mean(), values[:3].mean()])
 
 
 @pytest.fixture
@@ -107,7 +108,8 @@ def test_nothing_overlaps(styled):
     cases = {name: make_case(shift) for shift, name in enumerate(("supervised", "Mean Teacher", "UA-MT"))}
     caption = "Dice 100.0 %\nHD95 100.0 voxel"
     captions = dict.fromkeys(cases, caption)
-    columns = {name: np.linspace(1e-3, 1, 60) for name in ("iteration", *figures.PANELS)}
+    names = ("loss", "supervised_loss", "consistency_dist", "consistency_weight", "lr", "val_dice_student")
+    columns = {name: (np.arange(60), np.linspace(1e-3, 1, 60)) for name in (*names, "val_dice_teacher")}
     assert texts_that_overlap(figures.overlay(make_case(5), "0RZDK210BSMWAA6467LU: Dice 53.6 %, HD95 16.9 voxel")) == []
     assert texts_that_overlap(figures.compare(cases, captions)) == []
     entries = [(f"{n}. worst: {caption}", "0RZDK210BSMWAA6467LU", make_case(n)) for n in range(7)]
@@ -185,16 +187,16 @@ def test_mistakes_end_in_a_sentence(predictions, tmp_path, capsys, monkeypatch):
         (["overlay", a, "--dpi", 0], "--dpi"),
         (["overlay", tmp_path / "empty"], "--save_result"),
         (["overlay", tmp_path / "broken"], "case_0.h5"),
-        (["overlay", a, "--case", "nobody"], "nobody.h5"),
+        (["overlay", a, "--case", "nobody"], "no case nobody"),
         (["overlay", a, "--out", tmp_path / "a.doc"], "a.doc"),
         (["compare", f"A={a}", f"A={a}"], "two folders"),
         (["compare", f"A={a}", f"B={other}", "--case", "case_0"], "its label is not"),
         (["boxes", tmp_path / "runs"], "other test cases"),
         (["curves", a], "config.json"),
-        (["curves", tmp_path / "runs"], "not a run"),
+        (["curves", tmp_path / "runs"], "not a run with config.json and metrics.csv"),
     ]:
         with pytest.raises(SystemExit) as stopped:
-            draw([*map(str, ["--out", tmp_path / "picture.png", *words])])
+            draw([*map(str, [*([] if "--out" in words else ["--out", tmp_path / "picture.png"]), *words])])
         error = capsys.readouterr().err
         assert (stopped.value.code, error.count("\n")) == (2, 1), error
         assert said in error, error

@@ -1,13 +1,21 @@
 """Pictures for papers; `python -m mtseg.figures` is the command."""
 
 from mtseg.figures.canvas import STYLE, CanvasError, render, style
-from mtseg.figures.cases import CaseError, best_median_worst, case_files, named_folders, pick_for_gallery, read_case
+from mtseg.figures.cases import (
+    CaseError,
+    best_median_worst,
+    caption,
+    case_readers,
+    named_folders,
+    pick_for_gallery,
+    read_case,
+    score,
+)
 from mtseg.figures.meshes import MeshError, surface, surfaces
-from mtseg.figures.runs import PANELS, RunError, boxes, curves, moving_average, read_curves
-from mtseg.figures.slices import compare, draw_slice, gallery, largest_section, overlay, worst_error
+from mtseg.figures.runs import RunError, boxes, boxes_of, curves, find_runs, read_runs
+from mtseg.figures.slices import compare, draw_slice, gallery, gallery_of, largest_section, overlay, worst_error
 
 __all__ = [
-    "PANELS",
     "STYLE",
     "CanvasError",
     "CaseError",
@@ -15,19 +23,23 @@ __all__ = [
     "RunError",
     "best_median_worst",
     "boxes",
-    "case_files",
+    "boxes_of",
+    "caption",
+    "case_readers",
     "compare",
     "curves",
     "draw_slice",
+    "find_runs",
     "gallery",
+    "gallery_of",
     "largest_section",
-    "moving_average",
     "named_folders",
     "overlay",
     "pick_for_gallery",
     "read_case",
-    "read_curves",
+    "read_runs",
     "render",
+    "score",
     "style",
     "surface",
     "surfaces",

@@ -1,43 +1,163 @@
-"""The predictions of `inference.py --save_result`, and which of them to show."""
+"""Predictions of inference.py with their scans and labels, what is measured of them, and which of them to show.
 
+A case is a dict: 'image', 'label' and 'prediction', arrays (W, H, D), the label None where there is none; 'spacing',
+the voxels' size; 'unit', 'voxel' or 'mm'; and 'classes', {class: the value that stands for it in files}.
+"""
+
+import json
+import math
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+from mtseg.datasets import read_hdf5
+from mtseg.layouts import find_cases, stem
+from mtseg.metrics import dice, hd95
+from mtseg.preprocess import to_classes
+from mtseg.volumes import ENDINGS, read_channels, read_on_grid, read_volume
+
+RECORDED = ("num_classes", "ignore_index", "spacing")  # of how a case was measured, in its file
 
 
 class CaseError(ValueError):
     """Predictions that cannot be shown; the message is one sentence with the file and the remedy."""
 
 
+def classes_of(case):
+    """{class: the value that stands for it}: those that were measured, or without a record those that are there."""
+    masks = [case[name] for name in ("label", "prediction") if case.get(name) is not None]
+    return case.get("classes") or {n: n for n in range(1, 1 + max([1, *(int(mask.max()) for mask in masks)]))}
+
+
+def _voxels(file, name):
+    dataset = read_hdf5(file, name)
+    if dataset is None:
+        raise KeyError(f"no {name}")
+    return dataset[...]
+
+
 def read_case(path):
-    """{'image' (W, H, D), 'label', 'prediction'} of a <case>.h5 of inference.py; of several channels the first."""
+    """The case in a <case>.h5 of `inference.py --save_result`; of several channels the first."""
     try:
         with h5py.File(path, "r") as file:
-            case = {name: file[name][...] for name in ("image", "label", "prediction")}
+            case = {name: _voxels(file, name) for name in ("image", "label", "prediction")}
+            record = json.loads(file.attrs.get("case", "{}"))
+            record = {name: record[name] for name in RECORDED if name in record}
     except FileNotFoundError as error:
         raise CaseError(f"{path}: no such file; write it with inference.py --save_result") from error
-    except (OSError, KeyError, RuntimeError, TypeError) as error:
+    except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CaseError(
             f"{path}: holds no image, label and prediction ({reason}); write it again with inference.py --save_result"
         ) from error
-    case["image"] = case["image"][0] if case["image"].ndim == 4 else case["image"]
-    if case["label"].ndim != 3 or not case["image"].shape == case["label"].shape == case["prediction"].shape:
+    return checked(case, path, **record)
+
+
+def checked(case, path, num_classes=None, values=None, ignore_index=None, spacing=None):
+    """`case`, read from `path`, with what a case holds beside the arrays; CaseError where it cannot be drawn.
+
+    As when it is measured, voxels of the label `ignore_index` are background in label and prediction.
+    """
+    image, label, prediction = (case[name] for name in ("image", "label", "prediction"))
+    image = case["image"] = image[0] if image.ndim == 4 else image
+    if prediction.ndim != 3 or any(a is not None and a.shape != prediction.shape for a in (image, label)):
         raise CaseError(f"{path}: image, label and prediction have different shapes; write it again")
-    if min(case["image"].shape) < 2:
+    if min(image.shape) < 2:
+        raise CaseError(f"{path}: its shape {image.shape} is no volume: there is no contour to draw; leave it out")
+    if label is not None and ignore_index is not None:
+        ignored = label == ignore_index
+        case["label"], case["prediction"] = np.where(ignored, 0, label), np.where(ignored, 0, prediction)
+    if num_classes is not None:
+        numbers = [number for number in range(1, num_classes) if number != ignore_index]
+        case["classes"] = {number: number if values is None else values[number] for number in numbers}
+    return case | {"spacing": tuple(spacing or (1.0, 1.0, 1.0)), "unit": "mm" if spacing else "voxel"}
+
+
+def case_readers(folder):
+    """{case: function that reads it} of the predictions in `folder`, that of --save_result or the one with the results
+    of `inference.py --input`. Raises CaseError where there are none."""
+    folder = Path(folder)
+    results = folder.parent if folder.name == "predictions" else folder
+    if (results / "cases.jsonl").is_file():
+        readers = readers_of_scans(results)
+    else:
+        readers = {path.stem: partial(read_case, path) for path in sorted(folder.glob("*.h5"))}
+    if not readers:
         raise CaseError(
-            f"{path}: its shape {case['image'].shape} is no volume: there is no contour to draw; leave it out"
+            f"{folder}: holds no predictions; write them with inference.py --save_result {folder}, or by --input"
         )
-    return case
+    return readers
 
 
-def case_files(folder):
-    """{case: path} of the predictions in `folder`. Raises CaseError where there is none."""
-    files = {path.stem: path for path in sorted(Path(folder).glob("*.h5"))}
-    if not files:
-        raise CaseError(f"{folder}: holds no <case>.h5; write them with inference.py --save_result {folder}")
-    return files
+def readers_of_scans(results):
+    """{case: function that reads it} of the scans that `inference.py --input` segmented into the folder `results`."""
+    path = results / "cases.jsonl"
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.loads(file.readline())["settings"]
+        source, labels, unit = Path(record["input"]), record["labels"], record["unit"]
+        preprocessing = record["preprocessing"] or {}
+        result = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
+        num_classes, ignore_index = result["network"]["num_classes"], result["protocol"].get("ignore_index")
+        values = preprocessing.get("labels", list(range(num_classes)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CaseError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error
+    if not source.exists():
+        raise CaseError(f"{path}: the scans were in {source}, which is gone; put them back, or segment again")
+    cases, _ = find_cases(source, preprocessing.get("channels"), labels, broken={})
+    written = {stem(file): file for file in (results / "predictions").iterdir() if stem(file)}
+    return {
+        case.name: partial(read_scan, case, written[case.name], values, num_classes, ignore_index, unit)
+        for case in cases
+        if case.name in written
+    }
+
+
+def read_scan(case, path, values, num_classes, ignore_index, unit):
+    """The case of a scan (layouts.Case) on its own grid, with its prediction in the file `path`."""
+    volume = read_channels(case.images)
+    hdf5 = path.suffix in ENDINGS[-2:]
+    if hdf5:
+        values = list(range(num_classes))
+        with h5py.File(path, "r") as file:
+            prediction = _voxels(file, "prediction")
+    else:
+        prediction = to_classes(read_volume(path).array, values)
+    if volume.array.shape[-3:] != prediction.shape:
+        raise CaseError(f"{path}: lies on the grid of the scan, {case.images[0]} was prepared; give --input the scans")
+    label = volume.label if case.label is None else read_on_grid(case.label, volume)
+    label = None if label is None else to_classes(label, values, ignore_index)
+    spacing = tuple(map(float, volume.spacing)) if unit == "mm" else None
+    arrays = {"image": volume.array, "label": label, "prediction": prediction}
+    return checked(arrays, path, num_classes, values, ignore_index, spacing)
+
+
+def mean_over_classes(metric, case, *arguments):
+    """A metric of a case as tables have it: the mean over its classes, NaN where one has none."""
+    label, prediction = case["label"], case["prediction"]
+    values = [metric(prediction == number, label == number, *arguments) for number in classes_of(case)]
+    return sum(values) / len(values)
+
+
+def score(case):
+    """The Dice of a case; CaseError where it has no label."""
+    if case["label"] is None:
+        raise CaseError("the scans have no labels, so none is best or worst; name one by --case, and draw its overlay")
+    return mean_over_classes(dice, case)
+
+
+def caption(case):
+    """Dice and HD95 of a case, a line each; of several classes the mean. '' where there is no label."""
+    if case["label"] is None:
+        return ""
+    distance = mean_over_classes(hd95, case, case["spacing"])
+    mean = "mean " if len(classes_of(case)) > 1 else ""
+    undefined = math.isnan(distance)
+    return f"{mean}Dice {100 * score(case):.2f} %\n{mean}HD95 " + (
+        "-" if undefined else f"{distance:.2f} {case['unit']}"
+    )
 
 
 def named_folders(words):
@@ -52,19 +172,33 @@ def named_folders(words):
     return folders
 
 
-def read_everywhere(folders, case):
-    """{name: case} of one case from several folders, whose labels must be the same."""
-    cases = {name: read_case(folder / f"{case}.h5") for name, folder in folders.items()}
+def read_everywhere(folders, name):
+    """{method: case} of the case `name` from several folders, {method: folder}, whose labels must be the same."""
+    cases = {}
+    for method, folder in folders.items():
+        readers = case_readers(folder)
+        if name not in readers:
+            raise CaseError(f"{folder}: holds no case {name}; there are {', '.join([*readers][:5])}, ...")
+        cases[method] = readers[name]()
     first = next(iter(cases.values()))
-    for name, other in cases.items():
-        if not np.array_equal(first["label"], other["label"]):
-            raise CaseError(f"{folders[name] / f'{case}.h5'}: its label is not that of {next(iter(folders.values()))}")
+    for method, case in cases.items():
+        if not np.array_equal(first["label"], case["label"]):
+            raise CaseError(f"{folders[method]}: the label of {name} is not that of {next(iter(folders.values()))}")
     return cases
 
 
 def order_cases(scores):
     """Case names by falling score {case: Dice}; ties by name."""
     return sorted(scores, key=lambda case: (-scores[case], case))
+
+
+def median_case(folder):
+    """The case of median Dice in `folder`, or the first one where there are no labels."""
+    readers = case_readers(folder)
+    if next(iter(readers.values()))()["label"] is None:
+        return next(iter(readers))
+    scores = {name: score(read()) for name, read in readers.items()}
+    return order_cases(scores)[(len(scores) - 1) // 2]
 
 
 def pick_for_gallery(scores, worst=5):
@@ -77,11 +211,11 @@ def pick_for_gallery(scores, worst=5):
     return [(place, case) for place, case in picked if not (case in seen or seen.add(case))]
 
 
-def best_median_worst(folder, score):
-    """[(place, name, case)] of the predictions in `folder`: `pick_for_gallery` by score(case); and how many there are.
+def best_median_worst(folder):
+    """[(place, name, case)] of the predictions in `folder`: `pick_for_gallery` by Dice; and how many there are.
 
     One case at a time is in memory, and those that are picked.
     """
-    files = case_files(folder)
-    scores = {name: score(read_case(path)) for name, path in files.items()}
-    return [(place, name, read_case(files[name])) for place, name in pick_for_gallery(scores)], len(files)
+    readers = case_readers(folder)
+    scores = {name: score(read()) for name, read in readers.items()}
+    return [(place, name, readers[name]()) for place, name in pick_for_gallery(scores)], len(readers)

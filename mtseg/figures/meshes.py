@@ -34,11 +34,10 @@ def surface(mask, spacing=(1, 1, 1), smooth=0.8):
     return vertices - 3 * np.asarray(spacing, dtype=float), faces
 
 
-def surfaces(
-    label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel", views=((20, -60), (20, 120)), width=7.0
-):
+def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel", views=VIEWS, width=7.0):
     """Label and predictions as surfaces: a column for the label and for each method, a row for each of the `views`
-    (elevation, azimuth in degrees). Each prediction is coloured by the distance to the label's surface, in `unit`.
+    (elevation, azimuth in degrees). Each prediction is coloured by the distance to the label's surface, in `unit`. All
+    classes are one surface.
 
     `predictions`: {method: mask (W, H, D)}; `captions`: {method: text}.
     """

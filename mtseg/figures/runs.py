@@ -1,136 +1,171 @@
 """Training curves of runs, and box plots of their results. Needs Matplotlib."""
 
-import csv
 import json
 import math
 from pathlib import Path
 
 import numpy as np
 
-# Okabe and Ito, "Color Universal Design", 2008: told apart with every kind of colour blindness.
-SERIES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#000000")
+from mtseg.report.rows import ALIKE, tell_apart
+from mtseg.script.flags import read_config
+from mtseg.script.progress import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    SKY,
+    VERMILION,
+    moving_average,
+    panels_of,
+    read_columns,
+    thinned,
+)
+
+# A colour, a dash and a hatch for each method.
+SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, "#999999", BLACK)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (3, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
-PANELS = {
-    "loss": "loss",
-    "supervised_loss": "supervised loss",
-    "consistency_dist": "consistency distance",
-    "consistency_weight": "consistency weight",
-    "lr": "learning rate",
-}
-SETTINGS = ("consistency_weight", "lr")  # follow from the flags: nothing to smooth
+MARKERS = ({"marker": "o"}, {"marker": "o", "fillstyle": "none"}, {"marker": "s"}, {"marker": "s", "fillstyle": "none"})
+NOT_DRAWN = ("seconds per iteration", "peak memory (MB)")  # of the panels of progress.png
 
 
 class RunError(ValueError):
     """A run whose curves cannot be drawn; the message is one sentence with the folder and the remedy."""
 
 
-def read_curves(run):
-    """(name, seed, {column: array}) of a run's metrics.csv. Raises RunError."""
-    path = Path(run) / "metrics.csv"
-    try:
-        config = json.loads((Path(run) / "config.json").read_text(encoding="utf-8"))
-        name = f"{config['model']}, {config['labelnum']} labels"
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values() and None not in row]
-        shown = ["iteration", *(key for key in PANELS if key in rows[0])]
-        if len(shown) == 1:
-            raise LookupError(f"none of {', '.join(PANELS)} was logged")
-        return name, config.get("seed"), {key: np.array([float(row[key]) for row in rows]) for key in shown}
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        raise RunError(f"{run}: not a run with config.json and metrics.csv ({reason}); give a run's folder") from error
+def find_runs(paths):
+    """The folders of the runs at or under `paths`, each once; RunError where there is none."""
+    runs = {config.parent.resolve(): config.parent for p in paths for config in sorted(Path(p).rglob("config.json"))}
+    if not runs:
+        raise RunError(f"{', '.join(map(str, paths))}: no run with a config.json there; give runs' folders")
+    return list(runs.values())
 
 
-def moving_average(values, window):
-    """The mean of the last `window` values up to each; of fewer at the start."""
-    total = np.cumsum(np.concatenate([[0.0], values]))
-    ends = np.arange(1, len(values) + 1)
-    starts = np.maximum(ends - window, 0)
-    return (total[ends] - total[starts]) / (ends - starts)
+def read_runs(runs):
+    """[(name, seed, {column: (iterations, values)})] of the folders of `runs`, for `curves`.
+
+    Runs that differ in the seed alone have one name; others of one method and number of labels are told apart by the
+    settings in which they differ. Raises RunError, FlagError for a damaged config.json, and MetricsError.
+    """
+    configs = [read_config(Path(run) / "config.json") for run in runs]
+    columns = [read_columns(Path(run) / "metrics.csv")[0] for run in runs]
+    for run, config, column in zip(runs, configs, columns, strict=True):
+        if not {"model", "labelnum"} <= config.keys() or not panels_of(column):
+            raise RunError(
+                f"{run}: not a run with config.json and metrics.csv; give the folder of a run that has begun"
+            )
+    several = len({config.get("dataset_name") for config in configs}) > 1
+    groups = {}
+    for number, config in enumerate(configs):
+        name = f"{config['model']}, {config['labelnum']} labels" + (
+            f", {config.get('dataset_name')}" if several else ""
+        )
+        settings = json.dumps({k: v for k, v in config.items() if k not in ALIKE}, sort_keys=True)
+        groups.setdefault(name, {}).setdefault(settings, []).append(number)
+    names = {}
+    for name, alike in groups.items():
+        words = tell_apart([configs[members[0]] for members in alike.values()]) if len(alike) > 1 else [""]
+        names |= {number: name + w for w, members in zip(words, alike.values(), strict=True) for number in members}
+    return [(names[n], config.get("seed"), columns[n]) for n, config in enumerate(configs)]
 
 
 def curves(runs, window=None, width=7.0):
-    """Training curves: a panel for each logged quantity that some run has, a colour and line style for each method.
+    """Training curves: a panel for each loss and logged setting that some run has, one for the validation Dice of all
+    its networks; a colour and line style for each method.
 
-    `runs`: (name, seed, {column: array}) as `read_curves` gives them; runs of one name share colour and legend. Losses
-    and distances are moving averages over `window` rows (default: a fiftieth of the longest run), weights and rates
-    are not.
+    `runs`: (name, seed, {column: (iterations, values)}) as `read_runs` gives them; runs of one name share colour and
+    legend. Losses and distances are moving averages over `window` rows (default: a fiftieth of the longest run).
     """
     from matplotlib import pyplot as plt
 
-    shown = [name for name in PANELS if any(name in columns for _, _, columns in runs)]
-    window = window or max(1, max(len(columns["iteration"]) for _, _, columns in runs) // 50)
+    panels, logged = [], dict.fromkeys(column for _, _, columns in runs for column in columns)
+    for title, shown, how in panels_of(logged):
+        if title not in NOT_DRAWN:
+            panels += [(_title(column), [column], how) for column in shown] if how == "noisy" else [(title, shown, how)]
+    longest = max(len(columns[c][0]) for _, _, columns in runs for _, shown, _ in panels for c in shown if c in columns)
+    window = window or max(1, longest // 50)
     names = list(dict.fromkeys(name for name, _, _ in runs))
-    rows = math.ceil((len(shown) + 1) / 2)
+    styles = {name: {"color": SERIES[i % 8], "linestyle": DASHES[i % 8]} for i, name in enumerate(names)}
+    rows = math.ceil((len(panels) + 1) / 2)
     figure, grid = plt.subplots(rows, 2, figsize=(width, 0.3 + 1.9 * rows), squeeze=False, layout="constrained")
-    for axes, panel in zip(grid.flat, shown, strict=False):
+    for axes, (title, shown, how) in zip(grid.flat, panels, strict=False):
         for name, _, columns in runs:
-            if panel not in columns:
-                continue
-            style = names.index(name) % len(SERIES)
             several = sum(other == name for other, _, _ in runs) > 1
-            axes.plot(
-                columns["iteration"],
-                columns[panel] if panel in SETTINGS else moving_average(columns[panel], window),
-                color=SERIES[style],
-                linestyle=DASHES[style],
-                linewidth=1.0 if several else 1.4,
-                alpha=0.8 if several else 1,
-            )
-        axes.set_title(PANELS[panel])
+            style = styles[name] | ({"linewidth": 1.0, "alpha": 0.8} if several else {"linewidth": 1.4})
+            for number, column in enumerate(shown):
+                if column in columns:
+                    iterations, values = map(np.asarray, columns[column])
+                    values = moving_average(values, window) if how == "noisy" else values
+                    marks = MARKERS[number % 4] | {"markersize": 3.5} if how == "points" else {}
+                    axes.plot(*thinned(iterations, values), **style, **marks)
+        axes.set_title(title)
         axes.set_xlabel("iteration")
         axes.set_xlim(left=0)
         axes.grid(color="#DDDDDD", linewidth=0.5)
         axes.set_axisbelow(True)
         axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True, useOffset=False)
-        if panel in SETTINGS:
+        if how == "exact":
             axes.set_ylim(bottom=0)
-    for axes in grid.flat[len(shown) :]:
+        if how == "points" and len(shown) > 1:
+            grey = {"color": "#555555", "linestyle": "none", "markersize": 3.5}
+            keys = [
+                plt.Line2D([], [], label=column.removeprefix("val_dice_"), **grey, **MARKERS[number % 4])
+                for number, column in enumerate(shown)
+            ]
+            axes.legend(handles=keys, fontsize=7.5, loc="best")
+    for axes in grid.flat[len(panels) :]:
         axes.axis("off")
-    seeds = {name: sum(other == name for other, _, _ in runs) for name in names}
-    handles = [
-        plt.Line2D([], [], color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], label=_runs(name, seeds))
-        for i, name in enumerate(names)
-    ]
-    title = f"losses and distances:\nmean of {window} iterations" if window > 1 else None
-    grid.flat[len(shown)].legend(
+    handles = [plt.Line2D([], [], label=_with_seeds(name, runs), **styles[name]) for name in names]
+    title = f"losses and distances:\nmean of {window} rows of metrics.csv" if window > 1 else None
+    grid.flat[len(panels)].legend(
         handles=handles, loc="center", frameon=False, title=title, title_fontsize=8.5, handlelength=3
     )
     return figure
 
 
-def _runs(name, seeds):
-    return f"{name} ({seeds[name]} seeds)" if seeds[name] > 1 else name
+def _title(column):
+    return {"consistency_dist": "consistency distance"}.get(column, column.replace("_", " "))
 
 
-def boxes(methods, unit="voxel", width=7.0):
+def _with_seeds(name, runs):
+    """`name`, and how many seeds its runs have; runs of one seed are no seeds more."""
+    seeds = [seed for other, seed, _ in runs if other == name]
+    if len(set(seeds)) == len(seeds) > 1:
+        return f"{name} ({len(seeds)} seeds)"
+    return f"{name} ({len(seeds)} runs)" if len(seeds) > 1 else name
+
+
+def boxes_of(rows):
+    """The figure `boxes` of rows of a report, which have one unit: their marks stand behind their names, and beneath
+    it what is wrong with their own figures."""
+    values = {row.title + row.mark: {m: list(row.per_case(m).values()) for m in ("dice", "hd95")} for row in rows}
+    notes = {f"{row.mark} {'; '.join(row.faults)}": None for row in rows if row.faults}
+    several = any(len(row.classes()) > 1 for row in rows)
+    return boxes(values, rows[0].unit, "mean " if several else "", "  ".join(notes))
+
+
+def boxes(methods, unit="voxel", mean="", note="", width=7.0):
     """Box plots of Dice and HD95 over the cases, a box for each method.
 
     `methods`: {name: {'dice': values in 0 .. 1, 'hd95': values}}. The box is the quartiles, the line the median, the
     whiskers reach to the last value within 1.5 of the box's length; every case is a dot. NaN is left out and counted.
+    `mean`: before the names of the metrics, such as 'mean '; `note`: a sentence beneath.
     """
     from matplotlib import pyplot as plt
 
     rng = np.random.default_rng(0)
-    height = 1.0 + 0.45 * len(methods)
+    height = 1.0 + 0.45 * len(methods) + (0.2 if note else 0)
     figure, grid = plt.subplots(1, 2, figsize=(width, height), layout="constrained", sharey=True)
-    for axes, (metric, title, scale) in zip(
-        grid, (("dice", "Dice (%)", 100), ("hd95", f"HD95 ({unit})", 1)), strict=True
-    ):
-        for i, (_, values) in enumerate(methods.items()):
+    metrics = (("dice", f"{mean}Dice (%)", 100), ("hd95", f"{mean}HD95 ({unit})", 1))
+    for axes, (metric, title, scale) in zip(grid, metrics, strict=True):
+        for i, values in enumerate(methods.values()):
             values = scale * np.asarray(values[metric], dtype=float)
             missing = int(np.isnan(values).sum())
             values = values[~np.isnan(values)]
             place = len(methods) - 1 - i
-            box = axes.boxplot(
-                values,
-                positions=[place],
-                orientation="horizontal",
-                widths=0.55,
-                patch_artist=True,
-                showfliers=False,
-            )
+            style = {"orientation": "horizontal", "widths": 0.55, "patch_artist": True, "showfliers": False}
+            box = axes.boxplot(values, positions=[place], **style)
             box["boxes"][0].set(facecolor=SERIES[i % len(SERIES)], alpha=0.45, hatch=HATCHES[i % len(HATCHES)])
             box["medians"][0].set(color="black", linewidth=2)
             jitter = rng.uniform(-0.18, 0.18, len(values))
@@ -153,4 +188,5 @@ def boxes(methods, unit="voxel", width=7.0):
     grid[0].set_ylim(-0.6, len(methods) - 0.4)
     counts = sorted({len(np.atleast_1d(values["dice"])) for values in methods.values()})
     grid[0].set_title(f"{' / '.join(map(str, counts))} cases", loc="left", fontsize=8.5)
+    figure.supxlabel(note, fontsize=7.5)
     return figure

@@ -1,7 +1,8 @@
 """Slices of cases: image, label and prediction as contours, errors in colour and hatched. Needs Matplotlib.
 
-A case is a dict of arrays (W, H, D): 'image', 'label', 'prediction'. `spacing` is the size of a voxel, `width` that of
-the figure in inches. Each function returns a Matplotlib figure, or draws on the axes it is given.
+A case is what figures/cases.py makes, or a dict of arrays (W, H, D) alone: 'image', 'label', 'prediction'; a label that
+is None is not drawn. `width`: of the figure, in inches. Each function returns a Matplotlib figure, or draws on the axes
+it is given. Of one class label and prediction have a colour each; of several each class has one, in all that is drawn.
 """
 
 import math
@@ -9,8 +10,12 @@ import math
 import numpy as np
 from scipy import ndimage
 
-# Okabe and Ito, "Color Universal Design", 2008: told apart with every kind of colour blindness.
-ORANGE, SKY, YELLOW, BLUE, PURPLE = "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#CC79A7"
+from mtseg.figures.cases import best_median_worst, caption, classes_of
+from mtseg.script.progress import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
+
+CLASSES = (ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE)  # the lighter ones first: images are dark
+DASHES = {"label": "-", "prediction": (0, (3, 1.5))}
+HATCHES = {"missed": "....", "too much": "////", "wrong class": "xxxx"}
 AXES = ("x", "y", "z")  # of the array: what they are in the body, the files do not say
 
 
@@ -39,139 +44,176 @@ def worst_error(label, prediction, spacing=(1, 1, 1)):
     return tuple(int(i) for i in np.unravel_index(depth.argmax(), depth.shape)) if depth.any() else None
 
 
-def draw_slice(axes, case, axis, index, spacing=(1, 1, 1), prediction=True):
+def _spacing(case):
+    return case.get("spacing", (1.0, 1.0, 1.0))
+
+
+def _errors(label, prediction, number, several):
+    """[(mask, colour, hatch)] of what is wrong in a slice about class `number`."""
+    colour = _colours(number)
+    missed, too_much = (colour, colour) if several else (BLUE, YELLOW)
+    return [
+        ((label == number) & (prediction == 0), missed, HATCHES["missed"]),
+        ((prediction == number) & (label == 0), too_much, HATCHES["too much"]),
+        ((prediction == number) & (label > 0) & (label != number), colour, HATCHES["wrong class"]),
+    ]
+
+
+def _colours(number):
+    return CLASSES[(number - 1) % len(CLASSES)]
+
+
+def draw_slice(axes, case, axis, index, prediction=True):
     """Slice `index` across `axis` of a case on the Matplotlib `axes`: the image, the label's contour (solid), that of
-    the prediction (dashed), and between them what is missed (dotted) and what is too much (hatched)."""
+    the prediction (dashed), and between them what is missed (dotted), too much (hatched) or of a wrong class (crossed).
+    """
 
     from matplotlib.patheffects import withStroke
 
     def cut(name):
         return np.take(case[name], index, axis=axis).T
 
-    image, label = cut("image"), cut("label")
     low, high = np.percentile(case["image"], [1, 99.5])
-    rest = [side for number, side in enumerate(spacing) if number != axis]
-    axes.imshow(image, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=rest[1] / rest[0])
-    outlines = [("label", SKY, "-", 1.6)]
+    rest = [side for number, side in enumerate(_spacing(case)) if number != axis]
+    axes.imshow(cut("image"), cmap="gray", vmin=low, vmax=high, origin="lower", aspect=rest[1] / rest[0])
+    classes, masks = list(classes_of(case)), {}
+    if case["label"] is not None:
+        masks["label"] = cut("label")
     if prediction:
-        predicted = cut("prediction")
-        errors = (((label > 0) & (predicted == 0), BLUE, "...."), ((predicted > 0) & (label == 0), YELLOW, "////"))
-        errors += (((label > 0) & (predicted > 0) & (label != predicted), PURPLE, "xxxx"),)
-        for mask, colour, hatch in errors:
+        masks["prediction"] = cut("prediction")
+    if len(masks) == 2:
+        for mask, colour, hatch in (e for c in classes for e in _errors(*masks.values(), c, len(classes) > 1)):
             if mask.any():
                 axes.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.45, hatches=[hatch])
-        outlines.append(("prediction", ORANGE, (0, (3, 1.5)), 1.6))
-    for name, colour, dash, width in outlines:
-        mask = cut(name)
-        for value in np.unique(mask[mask > 0]):
-            drawn = axes.contour(mask == value, levels=[0.5], colors=[colour], linestyles=[dash], linewidths=width)
-            # In grey print both colours are as light as the blood around them: a dark edge keeps the lines visible.
-            drawn.set_path_effects([withStroke(linewidth=width + 1.2, foreground="black")])
+    for name, mask in masks.items():
+        for number in (number for number in classes if (mask == number).any()):
+            colour = _colours(number) if len(classes) > 1 else {"label": SKY, "prediction": ORANGE}[name]
+            style = {"colors": [colour], "linestyles": [DASHES[name]], "linewidths": 1.6}
+            drawn = axes.contour(mask == number, levels=[0.5], **style)
+            # In grey print the colours are as light as the blood around them: a dark edge keeps the lines visible.
+            drawn.set_path_effects([withStroke(linewidth=2.8, foreground="black")])
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def slice_legend(several_classes=False):
-    """The handles of a legend for `draw_slice`."""
+def slice_legend(cases):
+    """The handles of a legend for `draw_slice` of these cases."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [
-        Line2D([], [], color=SKY, linewidth=1.8, label="label"),
-        Line2D([], [], color=ORANGE, linewidth=1.8, linestyle=(0, (3, 1.5)), label="prediction"),
-        Patch(facecolor=BLUE, alpha=0.6, hatch="....", edgecolor="black", linewidth=0, label="missed"),
-        Patch(facecolor=YELLOW, alpha=0.6, hatch="////", edgecolor="black", linewidth=0, label="too much"),
-    ]
-    wrong = Patch(facecolor=PURPLE, alpha=0.6, hatch="xxxx", edgecolor="black", linewidth=0, label="wrong class")
-    return [*handles, wrong] if several_classes else handles
+    def patch(colour, name, hatch=None):
+        return Patch(facecolor=colour, alpha=0.6, hatch=hatch, edgecolor="black", linewidth=0, label=name)
+
+    classes = {number: value for case in cases for number, value in classes_of(case).items()}
+    several = len(classes) > 1
+    lines = {"label": "#555555", "prediction": "#555555"} if several else {"label": SKY, "prediction": ORANGE}
+    fills = dict.fromkeys(HATCHES, "#DDDDDD") if several else {"missed": BLUE, "too much": YELLOW}
+    if any(case["label"] is None for case in cases):
+        del lines["label"]
+        fills = {}
+    handles = [patch(_colours(n), f"class {classes[n]}") for n in sorted(classes)] if several else []
+    handles += [Line2D([], [], color=c, linewidth=1.8, linestyle=DASHES[name], label=name) for name, c in lines.items()]
+    return handles + [patch(colour, name, HATCHES[name]) for name, colour in fills.items()]
 
 
-def legend_below(figure, several_classes=False):
-    handles = slice_legend(several_classes)
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, handlelength=2.2)
+def legend_below(figure, cases):
+    handles = slice_legend(cases)
+    columns = math.ceil(len(handles) / math.ceil(len(handles) / 5))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2)
 
 
-def overlay(case, caption="", spacing=(1, 1, 1), width=7.0):
-    """Three orthogonal slices through the label's largest section, and three through the worst error.
-
-    `case`: dict of arrays (W, H, D) 'image', 'label', 'prediction'. `caption`: a line above, such as case and metrics.
+def overlay(case, title="", width=7.0):
+    """Three orthogonal slices through the label's largest section, and three through the worst error; without a label,
+    three through the prediction's largest section. `title`: a line above, such as case and metrics.
     """
     from matplotlib import pyplot as plt
 
-    places = {"largest section": largest_section(case["label"])}
-    worst = worst_error(case["label"], case["prediction"], spacing)
+    label, prediction, spacing = case["label"], case["prediction"], _spacing(case)
+    places = {"largest section": largest_section(prediction if label is None else label)}
+    worst = None if label is None else worst_error(label, prediction, spacing)
     if worst is not None:
         places["worst error"] = worst
-    shape = np.array(case["label"].shape) * spacing
+    shape = np.array(prediction.shape) * spacing
     widths = (shape[1], shape[0], shape[0])
     tallest = max(shape[2], shape[1])
-    height = 0.7 + len(places) * (0.2 + 0.96 * width * tallest / sum(widths))
+    height = 0.9 + len(places) * (0.2 + 0.96 * width * tallest / sum(widths))
     figure, grid = plt.subplots(
         len(places), 3, figsize=(width, height), squeeze=False, layout="constrained", width_ratios=widths
     )
     for row, (name, place) in zip(grid, places.items(), strict=True):
         for axis, axes in enumerate(row):
-            draw_slice(axes, case, axis, place[axis], spacing)
+            draw_slice(axes, case, axis, place[axis])
             axes.set_title(f"{AXES[axis]} = {place[axis]}")
         row[0].set_ylabel(name)
-    figure.suptitle(caption, fontsize=10)
-    legend_below(figure, len(np.unique(case["label"])) > 2)
+    figure.suptitle(title, fontsize=10)
+    legend_below(figure, [case])
     return figure
 
 
-def compare(cases, captions=None, spacing=(1, 1, 1), width=7.0):
+def compare(cases, captions=None, width=7.0):
     """The same case under several methods, a column each, and its label in the last: three slices, a row each.
 
     `cases`: {method: case} with the same image and label. `captions`: {method: text}, such as Dice and HD95. The slices
-    are those of the label's largest section.
+    are those of the label's largest section, without a label those of the first prediction's.
     """
     from matplotlib import pyplot as plt
 
     first = next(iter(cases.values()))
-    place = largest_section(first["label"])
-    shape = np.array(first["label"].shape) * spacing
+    labelled = first["label"] is not None
+    place = largest_section(first["label"] if labelled else first["prediction"])
+    shape = np.array(first["prediction"].shape) * _spacing(first)
     heights = (shape[2], shape[2], shape[1])
     widest = max(shape[0], shape[1])
-    columns = len(cases) + 1
-    height = 0.9 + width / columns * sum(heights) / widest
+    shown = [*cases.items(), *([("label", first)] if labelled else [])]
+    height = 1.1 + width / len(shown) * sum(heights) / widest
     figure, grid = plt.subplots(
-        3, columns, figsize=(width, height), squeeze=False, layout="constrained", height_ratios=heights
+        3, len(shown), figsize=(width, height), squeeze=False, layout="constrained", height_ratios=heights
     )
-    for column, (name, case) in enumerate([*cases.items(), ("label", first)]):
+    for column, (name, case) in enumerate(shown):
         for axis in range(3):
-            draw_slice(grid[axis, column], case, axis, place[axis], spacing, prediction=column < len(cases))
+            draw_slice(grid[axis, column], case, axis, place[axis], prediction=column < len(cases))
             if column == 0:
                 grid[axis, 0].set_ylabel(f"{AXES[axis]} = {place[axis]}")
-        caption = (captions or {}).get(name, "") if column < len(cases) else ""
-        grid[0, column].set_title(f"{name}\n{caption}" if captions else name)
-    legend_below(figure, len(np.unique(first["label"])) > 2)
+        text = (captions or {}).get(name, "") if column < len(cases) else ""
+        grid[0, column].set_title(f"{name}\n{text}" if captions else name)
+    legend_below(figure, cases.values())
     return figure
 
 
-def gallery(cases, spacing=(1, 1, 1), width=7.0):
+def gallery(cases, width=7.0):
     """Of each case the slice across z in which most voxels are wrong.
 
-    `cases`: a list of (caption, name, case), such as the best, the median and the worst, drawn four in a row; the last
+    `cases`: a list of (text, name, case), such as the best, the median and the worst, drawn four in a row; the last
     place is the legend's.
     """
     from matplotlib import pyplot as plt
 
     columns = 4
     rows = math.ceil((len(cases) + 1) / columns)
-    several = any(len(np.unique(case["label"])) > 2 for _, _, case in cases)
-    tallest = max(case["label"].shape[1] * spacing[1] / (case["label"].shape[0] * spacing[0]) for _, _, case in cases)
+    shapes = [np.array(case["label"].shape) * _spacing(case) for _, _, case in cases]
+    tallest = max(shape[1] / shape[0] for shape in shapes)
     height = rows * (0.8 + 0.96 * tallest * width / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
-    for axes, (caption, name, case) in zip(grid.flat, cases, strict=False):
+    for axes, (text, name, case) in zip(grid.flat, cases, strict=False):
         wrong = (case["label"] != case["prediction"]).sum(axis=(0, 1))
         place = int(wrong.argmax()) if wrong.any() else largest_section(case["label"])[2]
-        draw_slice(axes, case, 2, place, spacing)
+        draw_slice(axes, case, 2, place)
         axes.set_anchor("N")
-        axes.set_title(f"{caption}\nz = {place}", fontsize=8.5)
+        axes.set_title(f"{text}\nz = {place}", fontsize=8.5)
         axes.set_xlabel(name, fontsize=6.5)
     for axes in grid.flat[len(cases) :]:
         axes.axis("off")
-    grid.flat[len(cases)].legend(handles=slice_legend(several), loc="center", frameon=False, handlelength=2.2)
+    handles = slice_legend([case for _, _, case in cases])
+    grid.flat[len(cases)].legend(handles=handles, loc="center", frameon=False, handlelength=2.2)
     return figure
+
+
+def gallery_of(folder, spacing=None):
+    """(figure, number of cases) of the best, the median and the worst of the predictions in `folder`, with their Dice
+    and HD95. `spacing`: mm of a voxel, where the files are not to decide."""
+    picked, count = best_median_worst(folder)
+    for _, _, case in picked if spacing else ():
+        case |= {"spacing": spacing, "unit": "mm"}
+    return gallery([(f"{place}: {caption(case)}", name, case) for place, name, case in picked]), count

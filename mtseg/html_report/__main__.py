@@ -3,30 +3,27 @@
     python -m mtseg.html_report runs/half_sup_8 runs/half_MT_8 --baseline supervised --out report.html
     python -m mtseg.html_report model --predictions MT=predictions/MT --out report.html
 
-Tables sort by a click on a heading. `--predictions` adds, for each folder that `inference.py --save_result` filled, the
-best, the median and the five worst cases. The page reads on a phone and on a desk. Needs Matplotlib: pip install
-"mtseg[plot]".
+Tables sort by a click on a heading. `--predictions` adds, for each folder that `inference.py --save_result` or
+`--input` filled, the best, the median and the five worst cases. The page reads on a phone and on a desk. Needs
+Matplotlib: pip install "mtseg[plot]".
 """
 
 from pathlib import Path
 
-from mtseg.checkpoint import CheckpointError, write_whole
-from mtseg.figures import CanvasError, CaseError, RunError, boxes, curves, named_folders, read_curves, render, style
-from mtseg.figures.__main__ import draw_gallery
+from mtseg.checkpoint import write_whole
+from mtseg.figures import boxes_of, curves, gallery_of, named_folders, read_runs, render, style
 from mtseg.html_report.markup import case_table, html_notes, html_picture, html_settings, html_table, page
-from mtseg.report import ResultError, RowError, report
+from mtseg.report import report
 from mtseg.report.flags import add_flags
 from mtseg.results import heading, scale
 from mtseg.script.flags import Parser, one_sentence
-
-ERRORS = (CanvasError, CaseError, RunError, ResultError, RowError, CheckpointError)
 
 
 def parse_flags(argv):
     parser = Parser(description=__doc__, prog="python -m mtseg.html_report")
     add_flags(parser)
     flag = parser.add_argument
-    flag("--predictions", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of --save_result, for the gallery")
+    flag("--predictions", nargs="+", default=[], metavar="[NAME=]FOLDER", help="of inference.py, for the gallery")
     flag("--title", default="Segmentation results", help="heading of the page")
     flag("--out", type=Path, default=Path("report.html"), help="file to write")
     return parser.parse_args(argv)
@@ -35,34 +32,37 @@ def parse_flags(argv):
 def sections_of(args):
     """{heading: HTML} of the page."""
     table, rows = report(args.paths, args.baseline, args.metrics, args.published, args.per_class)
-    own = [row for row in rows if row.results]
-    names = {f"{row.name}, {row.labelnum} labels{row.mark}": row for row in own}
+    measured = [row for row in rows if row.results]
+    unit = measured[0].unit if len({row.unit for row in measured}) == 1 else ""
     sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes), "Cases": ""}
 
-    values = {name: {metric: row.per_case(metric) for metric in args.metrics} for name, row in names.items()}
-    if {"dice", "hd95"} <= set(args.metrics) and len({row.unit for row in own}) == 1:
+    if {"dice", "hd95"} <= set(args.metrics) and unit:
         caption = "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
-        shown = {name: {m: list(v[m].values()) for m in ("dice", "hd95")} for name, v in values.items()}
-        sections["Cases"] = html_picture(render(boxes(shown, own[0].unit)), caption)
-    unit = own[0].unit if len({row.unit for row in own}) == 1 else ""
+        sections["Cases"] = html_picture(render(boxes_of(measured)), caption)
+    values = {row.title + row.mark: {metric: row.per_case(metric) for metric in args.metrics} for row in measured}
     headings = [heading(metric, unit) for metric in args.metrics]
     every = case_table(values, args.metrics, headings, [scale(metric) for metric in args.metrics])
     sections["Cases"] += f"<details><summary>Every case</summary>{every}</details>"
 
-    runs = dict.fromkeys(result.run for row in own for result in row.results if result.run)
-    logged = [read_curves(run) for run in runs if (run / "metrics.csv").is_file()]
+    runs = {result.run.resolve(): result.run for row in measured for result in row.results if result.run}
+    logged = [run for run in runs.values() if (run / "metrics.csv").is_file()]
     if logged:
-        sections["Training"] = html_picture(render(curves(logged)), "What the runs logged while they trained.")
+        sections["Training"] = html_picture(render(curves(read_runs(logged))), "What the runs logged in training.")
     for name, folder in named_folders(args.predictions).items():
-        figure, count = draw_gallery(folder)
+        figure, count = gallery_of(folder)
         caption = f"{name}: the best, the median and the worst of {count} cases, each in its worst slice."
         sections[f"Gallery: {name}"] = html_picture(render(figure), caption)
-    settings = {f"{name}, seed {result.seed}": result.config for name, row in names.items() for result in row.results}
+    settings = {_of_seed(row, result): result.config for row in measured for result in row.results}
     return sections | {"Settings": html_settings(settings)}
 
 
+def _of_seed(row, result):
+    seed = "" if result.seed is None else f", seed {result.seed}"
+    return f"{row.title}{row.mark}{seed}"
+
+
 def main(argv=None):
-    with one_sentence(*ERRORS):
+    with one_sentence():
         args = parse_flags(argv)
         with style():
             write_whole(args.out, page(args.title, sections_of(args)).encode())

@@ -45,7 +45,8 @@ class Row:
     protocol: dict = field(default_factory=dict)
     selection: str = ""
     mark: str = ""
-    incomparable: str = ""
+    faults: list = field(default_factory=list)
+    differences: list = field(default_factory=list)
 
     @property
     def name(self):
@@ -54,6 +55,10 @@ class Row:
     @property
     def title(self):
         return self.name if self.labelnum is None else f"{self.name}, {self.labelnum} labels"
+
+    @property
+    def incomparable(self):
+        return "; ".join([*self.faults, *self.differences])
 
     @property
     def trained_on(self):
@@ -254,20 +259,17 @@ def baseline_of(row, baselines):
 
 
 def mark_rows(rows, reference):
-    """Mark each row that cannot stand beside `reference`, and each whose own figures mislead; returns the footnotes,
-    [(mark, why)].
+    """Fill in the `differences` of each row from `reference`, its `faults`, whatever it stands beside, and the `mark`
+    of a row that has either; returns the footnotes, [(mark, why)].
 
     What one of two rows does not record counts as no difference.
     """
     footnotes = {}
     for row in rows:
-        faults, differences = _faults(row), _differences(row, reference)
-        if row.published is not None:
-            differences.append("cases and voxel size not checked")
-        row.incomparable = "; ".join([*faults, *differences])
+        row.faults, row.differences = _faults(row), _differences(row, reference)
         if row.incomparable:
-            beside = [f"not comparable with {reference.name}: {'; '.join(differences)}"] if differences else []
-            why = "; ".join([*faults, *beside])
+            beside = f"not comparable with {reference.name}: {'; '.join(row.differences)}"
+            why = "; ".join([*row.faults, beside] if row.differences else row.faults)
             repeats, which = divmod(len(footnotes), len(MARKS))
             row.mark = footnotes.setdefault(why, MARKS[which] * (repeats + 1))
     return [(mark, f"{why}.") for why, mark in footnotes.items()]
@@ -313,6 +315,8 @@ def _differences(row, reference):
             reasons.append("volumes were prepared in another way")
     if row.selection != reference.selection:
         reasons.append(f"checkpoint selected by {row.selection}, not {reference.selection}")
+    if row.published is not None:
+        reasons.append("cases and voxel size not checked")
     return reasons
 
 

@@ -3,6 +3,7 @@
 `args` are always the flags of inference.py.
 """
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,13 +204,14 @@ def choose_unit(args, paths):
     return "mm"
 
 
-def save_case(folder, case, format, volumes):
+def save_case(folder, case, format, volumes, measured):
     """Write the arrays in `volumes` to `folder`: as <case>.h5, or as <case>_<name>.nii.gz with voxels of 1 mm.
 
-    A NIfTI image of several channels has them on its last axis.
+    `measured`: how the case was measured, for JSON; an HDF5 file holds it as the attribute 'case'. A NIfTI image of
+    several channels has them on its last axis.
     """
     if format == "hdf5":
-        write_whole(folder / f"{case}.h5", hdf5_bytes(volumes))
+        write_whole(folder / f"{case}.h5", hdf5_bytes(volumes, {"case": json.dumps(measured)}))
         return
     for name, volume in volumes.items():
         volume = np.moveaxis(volume, 0, -1) if volume.ndim == 4 else volume

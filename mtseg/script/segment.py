@@ -130,7 +130,9 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         write(f"predictions/{name}{scan.kind}", volume_bytes(values[prediction], scan.kind, scan.header))
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
-        scans.save_case(args.save_result, name, args.save_format, volumes)
+        measured = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+        measured["spacing"] = None if scan.spacing is None else [float(side) for side in scan.spacing]
+        scans.save_case(args.save_result, name, args.save_format, volumes, measured)
     if args.save_probabilities:
         probabilities = np.stack([score.astype(np.float16) for score in restore_scores(scores, scan.grid)])
         write(f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
