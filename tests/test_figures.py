@@ -5,16 +5,21 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import ball
+import torch
+from conftest import ball, write_case
 from test_report import write_run
 
-from mtseg import figures, html_report
+import inference
+from mtseg import figures, html_report, report
 from mtseg.figures.__main__ import main as draw
+from mtseg.figures.slices import slice_legend
 from mtseg.html_report.__main__ import main as write_page
+from mtseg.networks import VNet
 from mtseg.script.progress import moving_average
 
 plt = pytest.importorskip("matplotlib.pyplot", reason="pictures need Matplotlib")
@@ -190,7 +195,7 @@ def test_mistakes_end_in_a_sentence(predictions, tmp_path, capsys, monkeypatch):
         (["overlay", a, "--case", "nobody"], "no case nobody"),
         (["overlay", a, "--out", tmp_path / "a.doc"], "a.doc"),
         (["compare", f"A={a}", f"A={a}"], "two folders"),
-        (["compare", f"A={a}", f"B={other}", "--case", "case_0"], "its label is not"),
+        (["compare", f"A={a}", f"B={other}", "--case", "case_0"], "the label of case_0 is not that of"),
         (["boxes", tmp_path / "runs"], "other test cases"),
         (["curves", a], "config.json"),
         (["curves", tmp_path / "runs"], "not a run with config.json and metrics.csv"),
@@ -276,3 +281,184 @@ def test_the_page_holds_everything_itself(predictions, tmp_path, capsys):
     assert "base_lr" in "".join(rows[:4])  # what differs comes first
     config = json.loads(next(tmp_path.rglob("config.json")).read_text())
     assert all(f">{name}</td>" in text for name in config)
+
+
+# ------------------------------------------------------------------------------------------- the numbers of the tables
+
+
+@pytest.fixture(scope="module")
+def two_classes(tmp_path_factory):
+    """Scans with the label values 0, 1 and 4, and a run whose network has three classes; its weights are random."""
+    nibabel = pytest.importorskip("nibabel", reason="scans are NIfTI files")
+    root = tmp_path_factory.mktemp("two_classes")
+    for part in ("imagesTs", "labelsTs", "run", "data"):
+        (root / part).mkdir()
+    names = [f"case_{n}" for n in range(4)]
+    for n, name in enumerate(names):
+        label = ball(SHAPE, (14, 12, 9 + n % 2), 7).astype(np.uint8)
+        label[ball(SHAPE, (14, 17, 9), 3)] = 4
+        image = (label + np.random.default_rng(n).standard_normal(SHAPE)).astype(np.float32)
+        affine = np.diag([1.5, 1, 2, 1])
+        nibabel.save(nibabel.Nifti1Image(image, affine), root / f"imagesTs/{name}.nii.gz")
+        if n:
+            nibabel.save(nibabel.Nifti1Image(label, affine), root / f"labelsTs/{name}.nii.gz")
+        write_case(root, name, (image - image.mean()) / image.std(), np.where(label == 4, 2, label).astype(np.uint8))
+    (root / "test.list").write_text("\n".join(names) + "\n")
+    settings = {"orientation": "RAS", "crop": "none", "normalization": "zscore", "window": None, "spacing": None}
+    settings |= {"labels": [0, 1, 4], "channels": None}
+    config = {"model": "MT", "labelnum": 2, "seed": 1, "num_classes": 3, "n_filters": 2, "patch_size": [16, 16, 16]}
+    config |= {"stride_xy": 8, "stride_z": 8, "root_path": str(root), "preprocessing": settings, "dataset_name": "two"}
+    (root / "run/config.json").write_text(json.dumps(config))
+    torch.manual_seed(0)
+    net = VNet(n_channels=1, n_classes=3, n_filters=2, normalization="batchnorm", has_dropout=True)
+    torch.save(net.state_dict(), root / "run/iter_1.pth")
+    inference.main(["--model_path", f"{root}/run/iter_1.pth", "--save_result", f"{root}/saved"])
+    words = ["--model_path", f"{root}/run/iter_1.pth", "--input", f"{root}/imagesTs", "--output_dir", f"{root}/scans"]
+    inference.main(words)
+    return root
+
+
+def test_figures_print_the_numbers_of_the_tables(two_classes, tmp_path, capsys):
+    """The mean over the classes, in the table's unit, for --save_result as for --input; not a foreground Dice."""
+    for folder, result in (("saved", "run/iter_1_test"), ("scans", "scans"), ("scans/predictions", "scans")):
+        _, (row,) = report.report([two_classes / result])
+        unit = {"saved": "voxel"}.get(folder, "mm")
+        assert row.unit == unit
+        for case, dice in row.per_case("dice").items():
+            distance = row.per_case("hd95")[case]
+            shown = "-" if math.isnan(distance) else f"{distance:.2f} {unit}"
+            draw(["overlay", f"{two_classes}/{folder}", "--case", case, "--out", str(tmp_path / "picture.svg")])
+            line = f"mean Dice {100 * dice:.2f} %, mean HD95 {shown}"
+            assert f"case {case}: {Path(folder).name} {line}" in capsys.readouterr().out
+        scores = {
+            name: figures.score(read())
+            for name, read in figures.case_readers(two_classes / folder).items()
+            if read()["label"] is not None
+        }
+        assert scores == pytest.approx(row.per_case("dice"))
+
+
+def test_predictions_of_scans_without_labels_are_drawn(two_classes, tmp_path, capsys):
+    words = ["--out", str(tmp_path / "picture.png"), "--dpi", "50"]
+    draw(["overlay", str(two_classes / "scans"), "--case", "case_0", *words])
+    draw(["compare", f"A={two_classes}/scans", f"B={two_classes}/scans", "--case", "case_0", *words])
+    assert "case case_0: A no label; B no label" in capsys.readouterr().out
+    for kind in ("gallery", "surfaces"):
+        with pytest.raises(SystemExit) as stopped:
+            draw([kind, str(two_classes / "scans"), *(["--case", "case_0"] if kind == "surfaces" else []), *words])
+        assert stopped.value.code == 2
+        assert "label" in capsys.readouterr().err
+
+
+def test_a_class_has_one_colour_in_all_that_is_drawn(styled):
+    """Label and prediction of two classes side by side: what is drawn about a class has the legend's colour for it."""
+    case = {name: np.zeros(SHAPE, np.uint8) for name in ("label", "prediction")}
+    case["image"] = np.zeros(SHAPE, np.float32)
+    case["label"][3:9, 3:12], case["prediction"][3:9, 14:24] = 1, 1
+    case["label"][18:26, 3:12], case["prediction"][18:26, 14:24] = 2, 2
+    figure, axes = plt.subplots(figsize=(3, 2.6), dpi=100)
+    axes.set_position((0, 0, 1, 1))
+    figures.draw_slice(axes, case, axis=2, index=9)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(float)[::-1]
+    plt.close(figure)
+    # Without the image, the dark edges and the hatches.
+    left, right = (pixels[:, side][pixels[:, side].max(axis=-1) > 60] for side in (slice(0, 140), slice(160, 300)))
+    legend = {handle.get_label(): handle for handle in slice_legend([case])}
+    assert [*legend][:4] == ["class 1", "class 2", "label", "prediction"]
+    for half, number in ((left, 1), (right, 2)):
+        colour = np.array(legend[f"class {number}"].get_facecolor()[:3])
+        unit = half / np.linalg.norm(half, axis=1, keepdims=True)
+        assert (unit @ (colour / np.linalg.norm(colour)) > 0.99).mean() > 0.95
+        assert set(legend["label"].get_color()) == set(legend["prediction"].get_color()) == set("#555555")
+
+
+def test_the_worst_error_may_be_one_class_in_the_place_of_another():
+    label = np.zeros(SHAPE, np.uint8)
+    label[5:25, 5:20, 4:16] = 1
+    label[12:18, 10:15, 8:12] = 2
+    prediction = np.where(label == 2, 1, label)
+    prediction[4, 10, 10] = 1  # one voxel beyond the foreground
+    worst = figures.worst_error(label, prediction)
+    assert label[worst] == 2
+
+
+def write_metrics(run, seed, rows, **config):
+    run.mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"model": "MT", "labelnum": 8, "seed": seed, **config}))
+    (run / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    return run
+
+
+HEADER = "iteration,lr,loss,loss_ce,val_dice_student,val_dice_teacher"
+ROWS = ["1,0.01,0.9,0.5,,", "2,0.01,0.8,0.4,0.5,0.6", "3,0.01,0.7,0.3,,", "4,0.01,0.6,0.3,0.7,0.8"]
+
+
+def test_curves_show_the_validation_dice_of_every_network(tmp_path, styled):
+    runs = [write_metrics(tmp_path / str(seed), seed, ROWS) for seed in (1, 2)]
+    figure = figures.curves(figures.read_runs(runs))
+    titles = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert list(titles) == ["loss", "loss: ce", "validation Dice", "learning rate"]
+    drawn = {tuple(line.get_ydata()) for line in titles["validation Dice"].lines}
+    assert drawn == {(0.5, 0.7), (0.6, 0.8)}
+    assert {tuple(line.get_xdata()) for line in titles["validation Dice"].lines} == {(2, 4)}
+    legend = titles["validation Dice"].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["student", "teacher"]
+    plt.close(figure)
+
+
+def legend_of(figure):
+    (legend,) = (axes.get_legend() for axes in figure.axes if axes.get_legend() and not axes.get_title())
+    texts = [text.get_text() for text in legend.get_texts()]
+    plt.close(figure)
+    return texts
+
+
+def test_curves_do_not_call_two_runs_of_one_seed_two_seeds(tmp_path, styled):
+    def runs(*seeds, **config):
+        folders = [write_metrics(tmp_path / str(next(count)), seed, ROWS, **config) for seed in seeds]
+        return figures.read_runs(folders)
+
+    count = itertools.count()
+    assert legend_of(figures.curves(runs(1, 2))) == ["MT, 8 labels (2 seeds)"]
+    assert legend_of(figures.curves(runs(1, 1))) == ["MT, 8 labels (2 runs)"]
+    assert legend_of(figures.curves(runs(1))) == ["MT, 8 labels"]
+    first = [write_metrics(tmp_path / f"{lr}", 1, ROWS, base_lr=lr) for lr in (0.01, 0.1)]
+    assert legend_of(figures.curves(figures.read_runs(first))) == [
+        "MT, 8 labels (base_lr 0.01)",
+        "MT, 8 labels (base_lr 0.1)",
+    ]
+
+
+def test_damaged_and_foreign_metrics_csv_end_in_a_sentence(tmp_path, capsys):
+    write_run(tmp_path, dice=[0.5, 0.6])
+    run = next(tmp_path.glob("seed1337/model/*/MT"))
+    for content, sentence in (
+        (b"case,class,dice\na,1,0.5\n", "is not of a run's metrics.csv"),
+        (b"iteration,loss\n1,0.5\n\xff\xff,0.5\n", "is not of a run's metrics.csv"),
+        (b"iteration,loss\n", "not a run with config.json and metrics.csv"),
+    ):
+        (run / "metrics.csv").write_bytes(content)
+        for command in (
+            lambda: draw(["curves", str(run), "--out", str(tmp_path / "picture.png")]),
+            lambda: write_page([str(run), "--out", str(tmp_path / "report.html")]),
+        ):
+            with pytest.raises(SystemExit) as stopped:
+                command()
+            error = capsys.readouterr().err
+            assert (stopped.value.code, error.count("\n")) == (2, 1) and sentence in error, error
+    assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("*.html"))
+
+
+def test_box_plots_mark_what_was_trained_on_its_test_cases(tmp_path, styled):
+    write_run(tmp_path, "supervised", dice=[0.5, 0.6])
+    write_run(tmp_path, dice=[0.5, 0.6], trained_on=["case_1"])
+    _, rows = report.report([tmp_path])
+    figure = figures.boxes_of(rows)
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "MT, student, 8 labels†",
+        "supervised, 8 labels",
+    ]
+    assert figure.get_supxlabel() == "† tested on 1 case that it was trained on"
+    assert texts_that_overlap(figure) == []
+    draw(["boxes", str(tmp_path), "--out", str(tmp_path / "boxes.svg")])

@@ -43,7 +43,9 @@ def render(figure, format="png", dpi=150):
         plt.close(figure)
     if format == "png":
         smaller = io.BytesIO()
-        picture = Image.open(content).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        # Of the methods the one that leaves no colour out, however few pixels have it: a legend's patch must match.
+        how = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
+        picture = Image.open(content).convert("RGB").quantize(256, **how)
         picture.save(smaller, "png", optimize=True, dpi=(dpi, dpi))
         content = smaller
     return content.getvalue()

@@ -87,32 +87,30 @@ def curves(runs, window=None, width=7.0):
     window = window or max(1, longest // 50)
     names = list(dict.fromkeys(name for name, _, _ in runs))
     styles = {name: {"color": SERIES[i % 8], "linestyle": DASHES[i % 8]} for i, name in enumerate(names)}
+    networks = dict.fromkeys(_network(column) for column in logged if column.startswith("val_dice"))
+    marks_of = {network: MARKERS[number % len(MARKERS)] for number, network in enumerate(networks)}
     rows = math.ceil((len(panels) + 1) / 2)
     figure, grid = plt.subplots(rows, 2, figsize=(width, 0.3 + 1.9 * rows), squeeze=False, layout="constrained")
     for axes, (title, shown, how) in zip(grid.flat, panels, strict=False):
         for name, _, columns in runs:
             several = sum(other == name for other, _, _ in runs) > 1
             style = styles[name] | ({"linewidth": 1.0, "alpha": 0.8} if several else {"linewidth": 1.4})
-            for number, column in enumerate(shown):
-                if column in columns:
-                    iterations, values = map(np.asarray, columns[column])
-                    values = moving_average(values, window) if how == "noisy" else values
-                    marks = MARKERS[number % 4] | {"markersize": 3.5} if how == "points" else {}
-                    axes.plot(*thinned(iterations, values), **style, **marks)
+            for column in (column for column in shown if column in columns):
+                iterations, values = map(np.asarray, columns[column])
+                values = moving_average(values, window) if how == "noisy" else values
+                marks = marks_of[_network(column)] | {"markersize": 3.5} if how == "points" else {}
+                axes.plot(*thinned(iterations, values), **style, **marks)
         axes.set_title(title)
         axes.set_xlabel("iteration")
         axes.set_xlim(left=0)
         axes.grid(color="#DDDDDD", linewidth=0.5)
         axes.set_axisbelow(True)
-        axes.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True, useOffset=False)
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True, useOffset=False)
         if how == "exact":
             axes.set_ylim(bottom=0)
-        if how == "points" and len(shown) > 1:
+        if how == "points" and len(marks_of) > 1:
             grey = {"color": "#555555", "linestyle": "none", "markersize": 3.5}
-            keys = [
-                plt.Line2D([], [], label=column.removeprefix("val_dice_"), **grey, **MARKERS[number % 4])
-                for number, column in enumerate(shown)
-            ]
+            keys = [plt.Line2D([], [], label=network, **grey, **marks) for network, marks in marks_of.items()]
             axes.legend(handles=keys, fontsize=7.5, loc="best")
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
@@ -125,7 +123,14 @@ def curves(runs, window=None, width=7.0):
 
 
 def _title(column):
+    if column.startswith("loss_"):
+        return f"loss: {column.removeprefix('loss_')}"
     return {"consistency_dist": "consistency distance"}.get(column, column.replace("_", " "))
+
+
+def _network(column):
+    """Whose validation Dice a column holds: a run with one network does not name it."""
+    return column.removeprefix("val_dice").strip("_") or "student"
 
 
 def _with_seeds(name, runs):
@@ -181,6 +186,8 @@ def boxes(methods, unit="voxel", mean="", note="", width=7.0):
                     textcoords="offset points",
                     fontsize=7.5,
                 )
+        if all(np.isnan(values[metric]).all() for values in methods.values()):
+            axes.set_xticks([])
         axes.set_xlabel(title)
         axes.grid(axis="x", color="#DDDDDD", linewidth=0.5)
         axes.set_axisbelow(True)

@@ -31,16 +31,18 @@ def largest_section(label):
 def worst_error(label, prediction, spacing=(1, 1, 1)):
     """(x, y, z) of the error voxel that lies farthest from where it would be right; None where there is no error.
 
-    A voxel predicted in vain counts its distance to the label, a missed one its distance to the prediction; where that
-    mask is empty, its depth in the other.
+    A voxel predicted in vain counts its distance to the label, a missed one its distance to the prediction, of the
+    class in question; where that mask is empty, its depth in the other.
     """
-    label, prediction = np.asarray(label) > 0, np.asarray(prediction) > 0
+    label, prediction = np.asarray(label), np.asarray(prediction)
     depth = np.zeros(label.shape)
-    for mask, other in ((label, prediction), (prediction, label)):
-        wrong = mask & ~other
-        if wrong.any():
-            distance = ndimage.distance_transform_edt(~other if other.any() else mask, sampling=spacing)
-            depth[wrong] = distance[wrong]
+    for number in range(1, 1 + int(max(label.max(), prediction.max()))):
+        masks = label == number, prediction == number
+        for mask, other in (masks, masks[::-1]):
+            wrong = mask & ~other
+            if wrong.any():
+                distance = ndimage.distance_transform_edt(~other if other.any() else mask, sampling=spacing)
+                depth[wrong] = np.maximum(depth[wrong], distance[wrong])
     return tuple(int(i) for i in np.unravel_index(depth.argmax(), depth.shape)) if depth.any() else None
 
 
@@ -185,16 +187,16 @@ def compare(cases, captions=None, width=7.0):
 def gallery(cases, width=7.0):
     """Of each case the slice across z in which most voxels are wrong.
 
-    `cases`: a list of (text, name, case), such as the best, the median and the worst, drawn four in a row; the last
-    place is the legend's.
+    `cases`: a list of (text, name, case), such as the best, the median and the worst, drawn four in a row.
     """
     from matplotlib import pyplot as plt
 
     columns = 4
-    rows = math.ceil((len(cases) + 1) / columns)
+    legend_has_a_place = len(cases) % columns > 0
+    rows = math.ceil(len(cases) / columns)
     shapes = [np.array(case["label"].shape) * _spacing(case) for _, _, case in cases]
     tallest = max(shape[1] / shape[0] for shape in shapes)
-    height = rows * (0.8 + 0.96 * tallest * width / columns)
+    height = rows * (0.95 + 0.96 * tallest * width / columns) + (0 if legend_has_a_place else 0.5)
     figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
     for axes, (text, name, case) in zip(grid.flat, cases, strict=False):
         wrong = (case["label"] != case["prediction"]).sum(axis=(0, 1))
@@ -205,8 +207,12 @@ def gallery(cases, width=7.0):
         axes.set_xlabel(name, fontsize=6.5)
     for axes in grid.flat[len(cases) :]:
         axes.axis("off")
-    handles = slice_legend([case for _, _, case in cases])
-    grid.flat[len(cases)].legend(handles=handles, loc="center", frameon=False, handlelength=2.2)
+    drawn = [case for _, _, case in cases]
+    if legend_has_a_place:
+        place = grid.flat[len(cases)]
+        place.legend(handles=slice_legend(drawn), loc="center", frameon=False, handlelength=2.2)
+    else:
+        legend_below(figure, drawn)
     return figure
 
 
@@ -216,4 +222,4 @@ def gallery_of(folder, spacing=None):
     picked, count = best_median_worst(folder)
     for _, _, case in picked if spacing else ():
         case |= {"spacing": spacing, "unit": "mm"}
-    return gallery([(f"{place}: {caption(case)}", name, case) for place, name, case in picked]), count
+    return gallery([(f"{place}\n{caption(case)}", name, case) for place, name, case in picked]), count

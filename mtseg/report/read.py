@@ -8,7 +8,7 @@ from mtseg.checkpoint import file_sha256
 from mtseg.script.flags import read_config
 
 # What inference.py records of its protocol only where it is not so.
-DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none"}
+DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}
 
 
 class ResultError(ValueError):

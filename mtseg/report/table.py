@@ -122,7 +122,7 @@ def build_table(lines, metrics, baselines=(), footnotes=(), notes=(), resamples=
 def _explanations(rows, baselines, resamples):
     """Sentences that say what the statistics of `rows`, tested against `baselines`, are of."""
     seeds = sorted({result.seed for row in rows for result in row.results} - {None})
-    named = f" (seeds {', '.join(map(str, seeds))})" if seeds else ""
+    named = f" ({'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))})" if seeds else ""
     how = f" ({resamples} resamples, seed 0)" if resamples else ""
     sentences = [
         f"mean ± SD over seeds{named}: of the seeds' means over the test cases, n - 1; SD over cases: n, averaged over "
@@ -150,9 +150,11 @@ def _lines(entry, metric, row, tested, name_unit):
         return UNKNOWN if math.isnan(entry[name]) else f"{scale(metric) * entry[name]:.2f}"
 
     first = number("mean")
+    if first == UNKNOWN:
+        return [UNKNOWN]
     if len(row.results) > 1:
         first += f" ± {number('sd_seeds')}"
-    if name_unit and is_distance(metric) and first != UNKNOWN:
+    if name_unit and is_distance(metric):
         first += f" {row.unit}"
     if row.published is not None:
         return [first]
