@@ -4,7 +4,7 @@ nnU-Net, Medical Segmentation Decathlon     imagesTr/, labelsTr/, imagesTs/, lab
 a folder of files                           <case>.nii.gz (channels inside), or a file a channel: <case>_0000.nii.gz ...
 case folders, BraTS                         <case>/<case>_t1.nii.gz ... and <case>/<case>_seg.nii.gz ('-' for '_' too)
 this library's own                          <case>/mri_norm2.h5
-one file                                    any of them
+one case's folder, or one file              of any of them
 
 Files end in .nii.gz, .nii, .nrrd, .h5 or .hdf5; hidden files (the Decathlon's archives hold some) are passed over.
 """
@@ -65,10 +65,9 @@ def find_cases(source, channels=None, labels=None, broken=None):
             for name, files, _ in _flat(source / f"images{part}", channels):
                 groups.append((name, files, _label_of(name, source / f"labels{part}"), part))
     elif source.name in ("imagesTr", "imagesTs"):
-        beside = source.parent / source.name.replace("images", "labels")
-        groups = [(name, files, label or _label_of(name, beside)) for name, files, label in _flat(source, channels)]
+        groups = _with_labels_beside(_flat(source, channels), source)
     else:
-        groups = _flat(source, channels) or _case_folders(source)
+        groups = _one_folder(source, channels) or _flat(source, channels) or _case_folders(source.rglob("*"))
     if not groups:
         raise LayoutError(
             f"{source}: no volumes in it; it must hold imagesTr/, or files ending in {', '.join(ENDINGS)}, or a folder "
@@ -106,6 +105,12 @@ def find_cases(source, channels=None, labels=None, broken=None):
     if labels is not None and not any(case.label for case in cases):
         raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {cases[0].name}.nii.gz; rename them")
     return cases, None if parts == [""] else channels or parts
+
+
+def _with_labels_beside(groups, images):
+    """The groups of `images`, nnU-Net's folder imagesTr or imagesTs, with the labels of labelsTr or labelsTs."""
+    beside = images.parent / images.name.replace("images", "labels")
+    return [(name, files, label or _label_of(name, beside)) for name, files, label in groups]
 
 
 def _label_of(name, folder):
@@ -150,21 +155,44 @@ def _flat(folder, channels=None):
 
 
 def _one_file(path, channels):
-    name = stem(path)
+    """As `_flat`, of the case that one of its files, `path`, belongs to."""
+    name, folder = stem(path), path.absolute().parent
     if name is None:
         raise LayoutError(f"{path}: not a volume this can read; convert it to one of {', '.join(ENDINGS)}")
     if name == "mri_norm2":
-        return [(path.resolve().parent.name, {"": path}, None)]
+        return [(folder.name, {"": path}, None)]
+    if channels and _is_case_folder(folder, channels):
+        return _case_folders([folder])
     numbered = NUMBERED.fullmatch(name)
     if channels and numbered:
-        return [group for group in _flat(path.parent, channels) if group[0] == numbered[1]]
-    return [(numbered[1] if numbered and numbered[2] == "0000" else name, {"": path}, None)]
+        groups = [group for group in _flat(path.parent, channels) if group[0] == numbered[1]]
+    else:
+        groups = [(numbered[1] if numbered and numbered[2] == "0000" else name, {"": path}, None)]
+    return _with_labels_beside(groups, folder) if folder.name in ("imagesTr", "imagesTs") else groups
 
 
-def _case_folders(source):
-    """As `_flat`, of the folders at any depth whose files are called after them; the label is the file 'seg'."""
+def _one_folder(folder, channels):
+    """As `_flat`, of a folder that is that of one case; [] for any other."""
+    return _case_folders([folder.absolute()]) if _is_case_folder(folder.absolute(), channels) else []
+
+
+def _is_case_folder(folder, channels):
+    """Whether all volumes in `folder` are called after it: <folder>_<channel>, or mri_norm2.
+
+    Where the `channels` are not known, there must be a _seg, and numbers are no channels: in a folder 'heart', heart_1
+    and heart_2 are two cases.
+    """
+    names = {stem(path) for path in folder.iterdir() if path.is_file()} - {None}
+    matches = [re.fullmatch(re.escape(folder.name) + r"[_-](.+)", name) for name in names]
+    parts = {match[1] for match in matches if match}
+    known = parts >= set(channels) if channels else parts > {"seg"} and not any(map(str.isdigit, parts))
+    return names == {"mri_norm2"} or (bool(matches) and all(matches) and known)
+
+
+def _case_folders(folders):
+    """As `_flat`, of those `folders` whose files are called after them; the label is the file 'seg'."""
     groups = []
-    for folder in sorted(path for path in source.rglob("*") if path.is_dir()):
+    for folder in sorted(path for path in folders if path.is_dir()):
         files, label = {}, None
         for path in sorted(folder.iterdir()):
             name = stem(path)

@@ -7,6 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+EACH = ".+"  # the pattern by which every case is a patient
+# Names that say who the patient is. BraTS since 2023: BraTS-GLI-00005-001 is the second time point of 00005; BIDS:
+# sub-07_ses-2; ACDC: patient001_frame12.
+CONVENTIONS = (r"^(BraTS-[A-Za-z]+-\d+)-\d+$", r"^(sub-[A-Za-z0-9]+)(?:_|$)", r"^(patient\d+)_frame\d+$")
+LAST_PART = r"^(.+)[_-][A-Za-z0-9]+$"  # the patient is what stands before the last part: p07_2, 012-left
+
 
 class SplitError(ValueError):
     """A split that is not possible; the message is one sentence with the numbers and the remedy."""
@@ -16,19 +22,47 @@ def patient_of(case, pattern):
     """The patient of a case: the first group of the regular expression `pattern` where it is found in the case's name,
     the whole match where it has no group. SplitError where it is not found, or is no regular expression."""
     try:
-        found = re.search(pattern, case)
+        match = re.search(pattern, case)
     except re.error as error:
         raise SplitError(f"--patient_id {pattern!r}: not a regular expression ({error})") from error
-    patient = found and found[1 if found.re.groups else 0]
+    patient = match and match[1 if match.re.groups else 0]
     if not patient:
         raise SplitError(f"--patient_id {pattern!r}: finds no patient in the name of case {case}; change it")
     return patient
 
 
+def recognise_patients(cases):
+    """The pattern for `patient_of` that the names of all `cases` suggest; None where they do not tell.
+
+    One of CONVENTIONS; or EACH, where no two names differ in their last part alone (la_003 and liver_7), or all do, for
+    then the last part is the patient (la_003 and la_004; nnU-Net's names, BraTS2021_00005); or LAST_PART, where what
+    stands before it ends in a number wherever it is repeated (p07_1 and p07_2, beside p08_1). Of Healthy_1, Healthy_2
+    and Sick_1 nobody knows.
+    """
+    for pattern in CONVENTIONS:
+        if all(re.search(pattern, case) for case in cases):
+            return pattern
+    series = _series(cases)
+    repeated = [name for name, members in series.items() if len(members) > 1]
+    if not repeated or len(series) == 1:
+        return EACH
+    numbered = all(name[-1].isdigit() for name in repeated) and all(re.search(LAST_PART, case) for case in cases)
+    return LAST_PART if numbered else None
+
+
+def _series(cases):
+    """{what stands before the last part of a name: the cases called so}."""
+    series = {}
+    for case in cases:
+        match = re.search(LAST_PART, case)
+        series.setdefault(match[1] if match else case, []).append(case)
+    return series
+
+
 def split_by_patient(
-    labeled, without_label=(), labelnum=None, unlabeled=None, val=0, test=0, seed=0, patient_id=".+", fixed_test=()
+    labeled, without_label=(), labelnum=None, unlabeled=None, val=0, test=0, seed=0, patient_id=None, fixed_test=()
 ):
-    """Share the cases out: {'train', 'val', 'test', 'unlabeled', 'left_out': lists of cases, 'labelnum': int}.
+    """Share the cases out: {'train', 'val', 'test', 'unlabeled', 'left_out': lists of cases, 'labelnum': int, ...}.
 
     `labeled`: cases with a label; `without_label`: cases without; `fixed_test`: cases with a label that are for
     testing whatever the seed. `labelnum`, `unlabeled`, `val` and `test` count *patients*: with several cases a patient,
@@ -39,8 +73,20 @@ def split_by_patient(
     cases, takes these with the returned 'labelnum' (of cases; None where none was asked for), and a smaller number
     takes some of them. 'unlabeled': cases without a label, of patients who are not tested or validated on. 'left_out':
     what is in no other list: above the asked numbers, or without a label and of a patient who is tested on.
+
+    `patient_id`: the pattern of `patient_of`. Without one it is that of `recognise_patients`, and SplitError where the
+    names do not tell it and the split depends on it. 'patient_id' is the pattern that was used, 'patients' {patient:
+    cases}.
     """
     everything = [*labeled, *without_label, *fixed_test]
+    patient_id = patient_id or recognise_patients(everything)
+    if patient_id is None and (labelnum or unlabeled or val or test or fixed_test):
+        one, other = next(members[:2] for members in _series(everything).values() if len(members) > 1)
+        raise SplitError(
+            f"the names of the cases do not tell whether {one} and {other} are of one patient; say it by --patient_id "
+            f"'{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
+        )
+    patient_id = patient_id or EACH
     patients = {case: patient_of(case, patient_id) for case in everything}
     if len(patients) < len(everything):
         raise SplitError("a case is named twice; rename one of them")
@@ -55,15 +101,17 @@ def split_by_patient(
     if test and fixed_test:
         raise SplitError(f"--test {test}: the data set has test cases of its own; leave it out")
 
-    own = sorted({patients[case] for case in labeled})
-    own = [own[index] for index in np.random.default_rng(seed).permutation(len(own))]
+    order = sorted({patients[case] for case in labeled})
+    order = [order[index] for index in np.random.default_rng(seed).permutation(len(order))]
     asked = test + val + (labelnum or 0) + (unlabeled or 0)
-    if asked > len(own) or (own and labelnum is None and test + val == len(own)):
+    if asked > len(order) or (order and labelnum is None and test + val == len(order)):
         raise SplitError(
             f"--test {test}, --val {val}, --labelnum {labelnum or 0} and --unlabeled {unlabeled or 0} are {asked} "
-            f"patients, but {len(own)} have a label, and some must be trained on; ask for fewer"
+            f"patients, but {len(order)} have a label (by --patient_id {patient_id!r}), and some must be trained on; "
+            f"ask for fewer"
         )
-    test_patients, val_patients, rest = fixed | set(own[:test]), set(own[test : test + val]), own[test + val :]
+    test_patients, val_patients = fixed | set(order[:test]), set(order[test : test + val])
+    rest = order[test + val :]
     if unlabeled is not None:
         rest = rest[: (labelnum or 0) + unlabeled]
     cases_of = {}
@@ -79,6 +127,9 @@ def split_by_patient(
     listed = {case for cases in split.values() for case in cases}
     split["left_out"] = [case for case in everything if case not in listed]
     split["labelnum"] = None if labelnum is None else sum(len(cases_of[patient]) for patient in rest[:labelnum])
+    split["patient_id"], split["patients"] = patient_id, {}
+    for case in sorted(everything):
+        split["patients"].setdefault(patients[case], []).append(case)
     check_split(split, patients)
     return split
 
@@ -119,11 +170,21 @@ def write_split(root, split, settings):
 
 
 def describe(split):
-    """What `split` holds, in a line, and the flag of the training scripts that goes with it."""
-    names = (name for name in ("train", "val", "test", "unlabeled") if split[name])
-    numbers = ", ".join(f"{len(split[name])} in {name}.list" for name in names)
-    left = f", {len(split['left_out'])} left out" * bool(split["left_out"])
-    return f"{numbers}{left}" + (f"; train with --labelnum {split['labelnum']}" if split["labelnum"] else "")
+    """In a line: what `split` holds, who its patients are, and the flag of the training scripts that goes with it."""
+    names = [name for name in ("train", "val", "test", "unlabeled") if split[name]]
+    parts = [", ".join(f"{len(split[name])} in {name}.list" for name in names)]
+    if split["left_out"]:
+        parts[0] += f", {len(split['left_out'])} left out"
+    patients, cases = split["patients"], sum(map(len, split["patients"].values()))
+    if len(patients) == cases:
+        parts.append("every case is taken for another patient (--patient_id changes that)")
+    else:
+        patient = max(patients, key=lambda name: len(patients[name]))
+        example = f"{patient} has {', '.join(patients[patient][:4])}"
+        parts.append(f"{len(patients)} patients in {cases} cases by --patient_id {split['patient_id']!r}: {example}")
+    if split["labelnum"]:
+        parts.append(f"train with --labelnum {split['labelnum']}")
+    return "; ".join(parts)
 
 
 def add_split_flags(parser):
@@ -141,6 +202,8 @@ def add_split_flags(parser):
     flag("--unlabeled", type=count, metavar="N", help="patients behind them, of unused label (default: all others)")
     flag("--seed", type=count, default=0, help="seed of the patients' order (default: 0)")
     flag(
-        "--patient_id", default=".+", metavar="REGEX", help="what of a case's name is the patient (default: all of it)"
+        "--patient_id",
+        metavar="REGEX",
+        help="what of a case's name is the patient: the first group, else the match (default: recognised in the names)",
     )
     return parser

@@ -445,6 +445,34 @@ def test_numbers_in_names_and_labels_beside(tmp_path, monkeypatch):
     assert one["segmented"] == 1 and (tmp_path / "one/predictions/PANCREAS_0002.nii.gz").is_file()
 
 
+@pytest.mark.parametrize(("case", "join"), [("BraTS20_Training_007", "_"), ("BraTS-GLI-00005-000", "-")])
+def test_a_single_brats_case_is_segmented_by_its_folder_or_a_file_of_it(tmp_path, monkeypatch, case, join):
+    monkeypatch.setattr(segment, "test_single_case", lambda net, image, *rest, **more: seen(net, image[0], *rest))
+    source, channels = make_scans(tmp_path, 1), ["t1", "t2"]
+    folder = tmp_path / "BraTS" / case
+    for name in channels:
+        save(folder / f"{case}{join}{name}.nii.gz", read(source / "c0.nii.gz"))
+    save(folder / f"{case}{join}seg.nii.gz", read(tmp_path / "labels/c0.nii.gz"))
+    (weights,) = make_run(tmp_path / "run", n_channels=2, preprocessing={**SETTINGS, "channels": channels})
+    monkeypatch.chdir(folder)
+    for number, path in enumerate((folder, ".", folder / f"{case}{join}t2.nii.gz", folder.parent)):
+        result = infer(weights, path, output_dir=tmp_path / f"out{number}")
+        assert [(row["case"], row["dice"]) for row in result["cases"]] == [(case, 1)] * 2
+        assert [path.name for path in (tmp_path / f"out{number}/predictions").iterdir()] == [f"{case}.nii.gz"]
+
+
+@pytest.mark.parametrize("part", ["Tr", "Ts"])
+@pytest.mark.parametrize("name", ["la_007_0000", "la_007"])
+def test_a_single_file_of_nnunets_images_finds_its_label(tmp_path, monkeypatch, part, name):
+    monkeypatch.setattr(segment, "test_single_case", seen)
+    source = make_scans(tmp_path, 1)
+    save(tmp_path / f"set/images{part}/{name}.nii.gz", read(source / "c0.nii.gz"))
+    save(tmp_path / f"set/labels{part}/la_007.nii.gz", read(tmp_path / "labels/c0.nii.gz"))
+    (weights,) = make_run(tmp_path / "run")
+    result = infer(weights, tmp_path / f"set/images{part}/{name}.nii.gz", output_dir=tmp_path / "out")
+    assert [(row["case"], row["dice"]) for row in result["cases"]] == [("la_007", 1)] * 2
+
+
 @pytest.mark.parametrize("what", ["scan", "label"])
 def test_nothing_is_written_over_what_is_read(tmp_path, capsys, what):
     source = make_scans(tmp_path)

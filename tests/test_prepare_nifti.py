@@ -112,6 +112,30 @@ def test_labelled_test_images_are_the_test_cases(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_patients_are_recognised_in_the_names_and_said(tmp_path, capsys):
+    """Two time points of each patient, called as in BraTS 2023; and names from which nobody could tell."""
+    for case in (f"BraTS-GLI-{patient:05}-{time:03}" for patient in range(4) for time in range(2)):
+        image, label = scan(0, 2)
+        for name, channel in zip(("t1n", "t2w"), image, strict=True):
+            save(tmp_path / f"brats/{case}/{case}-{name}.nii.gz", channel)
+        save(tmp_path / f"brats/{case}/{case}-seg.nii.gz", label)
+    main(words(tmp_path / "brats", tmp_path / "out", test=2, labelnum=1))
+    lists = {name: (tmp_path / f"out/{name}.list").read_text().split() for name in ("train", "test")}
+    patients = {name: {case[:15] for case in cases} for name, cases in lists.items()}
+    assert len(lists["test"]) == 4 and len(patients["test"]) == 2 and not patients["test"] & patients["train"]
+    out = capsys.readouterr().out
+    assert "4 patients in 8 cases" in out and "BraTS-GLI-00000 has BraTS-GLI-00000-000, BraTS-GLI-00000-001" in out
+    assert json.loads((tmp_path / "out/splits.json").read_text())["patient_id"].startswith("^(BraTS")
+    for name in ("Healthy_1", "Healthy_2", "Sick_1"):
+        save(tmp_path / f"some/{name}.nii.gz", scan(0)[0][0])
+        save(tmp_path / f"labels/{name}.nii.gz", scan(0)[1])
+    with pytest.raises(SystemExit) as stopped:
+        main(words(tmp_path / "some", tmp_path / "none", labels=tmp_path / "labels", test=1))
+    assert stopped.value.code == 2 and "whether Healthy_1 and Healthy_2 are of one patient" in capsys.readouterr().err
+    main(words(tmp_path / "some", tmp_path / "each", labels=tmp_path / "labels", test=1, patient_id=".+"))
+    assert "every case is taken for another patient" in capsys.readouterr().out
+
+
 def test_several_channels_in_one_file_and_a_spacing(tmp_path):
     image, label = scan(0, 3)
     save(tmp_path / "in/a.nii.gz", np.moveaxis(image, 0, -1))

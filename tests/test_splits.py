@@ -7,7 +7,7 @@ import pytest
 from conftest import make_data
 from make_splits import main
 
-from mtseg.splits import SplitError, check_split, patient_of, split_by_patient
+from mtseg.splits import SplitError, check_split, describe, patient_of, recognise_patients, split_by_patient
 
 SIDES = {"train": 0, "unlabeled": 0, "val": 1, "test": 2}
 
@@ -41,11 +41,58 @@ def test_no_patient_is_ever_on_two_sides(seed):
     assert {case[:3] for case in split["train"][: split["labelnum"]]} == {split["train"][0][:3]}
 
 
+NAMES = {  # of cases: the patients among them
+    "Decathlon, nnU-Net": (["la_003", "la_004", "la_010"], ["la_003", "la_004", "la_010"]),
+    "BraTS 2021": (["BraTS2021_00000", "BraTS2021_00002"], ["BraTS2021_00000", "BraTS2021_00002"]),
+    "BraTS 2023": (
+        ["BraTS-GLI-00005-000", "BraTS-GLI-00005-001", "BraTS-GLI-00006-000", "BraTS-MET-00006-000"],
+        ["BraTS-GLI-00005"] * 2 + ["BraTS-GLI-00006", "BraTS-MET-00006"],
+    ),
+    "ACDC in nnU-Net": (["patient001_frame01", "patient001_frame12", "patient002_frame01"], ["1", "1", "2"]),
+    "BIDS": (["sub-07_ses-1", "sub-07_ses-2", "sub-8"], ["07", "07", "8"]),
+    "scans by number": (["p07_1", "p07_2", "p08_1", "p9_1"], ["p07", "p07", "p08", "p9"]),
+    "scans by number, two numbers": (["MR_001_1", "MR_001_2", "MR_002_1"], ["1", "1", "2"]),
+    "scans by name": (["012-left", "012-right", "013-left"], ["012", "012", "013"]),
+    "nothing in common": (["anna", "bob", "carl_2"], ["anna", "bob", "carl_2"]),
+    "unlike series": (["liver_7", "la_3"], ["liver_7", "la_3"]),
+}
+
+
+@pytest.mark.parametrize("cases", NAMES.values(), ids=NAMES)
+def test_patients_are_recognised_in_the_names_of_their_scans(cases):
+    cases, patients = cases
+    pattern = recognise_patients(cases)
+    assert pattern is not None
+    for a, x in zip(cases, patients, strict=True):
+        for b, y in zip(cases, patients, strict=True):
+            assert (patient_of(a, pattern) == patient_of(b, pattern)) == (x == y)
+
+
+def test_two_scans_of_a_patient_are_never_on_two_sides_without_a_flag():
+    cases = [f"p{patient:02}_{scan}" for patient in range(10) for scan in range(3)]
+    for seed in range(20):
+        split = split_by_patient(cases, labelnum=2, val=2, test=3, seed=seed)
+        sides = [{case[:3] for case in split[name]} for name in ("train", "val", "test")]
+        assert sum(map(len, sides)) == len(set.union(*sides)) == 10
+        assert len(split["test"]) == 9 and split["labelnum"] == 6
+    assert "10 patients in 30 cases" in describe(split) and "p00 has p00_0, p00_1, p00_2" in describe(split)
+    assert "every case is taken for another patient" in describe(split_by_patient(["la_1", "la_2"], test=1))
+
+
+def test_where_names_do_not_tell_the_patient_nothing_is_guessed():
+    cases = ["Healthy_1", "Healthy_2", "Sick_1"]
+    assert recognise_patients(cases) is None
+    with pytest.raises(SplitError, match=r"whether Healthy_1 and Healthy_2 are of one patient; say it by --patient_id"):
+        split_by_patient(cases, test=1)
+    assert len(split_by_patient(cases, test=1, patient_id=".+")["patients"]) == 3
+    assert len(split_by_patient(cases)["train"]) == 3  # nothing is kept apart from anything
+
+
 def test_a_split_with_a_patient_on_both_sides_is_refused():
     """Tried by test cases that a data set brings along, and by hand."""
     with pytest.raises(SplitError, match=r"patient p1 is to be trained on and tested on .*p1_a.*p1_b"):
         split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"], patient_id="^(p.)_")
-    split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"])  # without --patient_id they are different patients
+    split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"], patient_id=".+")  # every case another patient
     for one, other in [("train", "test"), ("train", "val"), ("val", "test"), ("unlabeled", "test")]:
         split = {name: [] for name in SIDES} | {one: ["p1_a"], other: ["p1_b"]}
         with pytest.raises(SplitError, match="on two sides"):
