@@ -14,7 +14,6 @@ The loop, the networks and the losses are the script's: nothing here calls it ba
 """
 
 import contextlib
-import math
 import shlex
 import subprocess
 import sys
@@ -131,7 +130,7 @@ class Run:
         config = {**vars(args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
         config |= {"preprocessing": data.preprocessing, "ranks": ranks.world_size, **runfolder.versions(self.device)}
         parts |= self.updater.parts()
-        self.state = RunState(self.folder, parts, weights, config, ranks.is_main)
+        self.state = RunState(self.folder, parts, weights, config, ranks.is_main, self._remedy)
         self.start, self.progress = 0, {**dict.fromkeys(self.networks, -1.0), "waited": 0, "skipped": 0}
         notes = [*self.notes, *data.notes]
         lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
@@ -240,8 +239,7 @@ class Run:
         if self.waiting is None:
             return
         row, self.waiting = self.waiting.read(), None
-        if not math.isfinite(row["loss"]):
-            self.state.fail(f"the loss became {row['loss']} at iteration {row['iteration']}", self._remedy(row))
+        self.state.check_loss(row["loss"], row["iteration"])
         if validate:
             row |= self._validate()
             self.last = self.last or self.progress["waited"] == self.args.patience
@@ -251,14 +249,19 @@ class Run:
             self.monitor.row(row)
             self.bar.set_postfix(loss=f"{row['loss']:.4f}")
 
-    def _remedy(self, row):
-        """What to do about a loss that is no number: look at the images, drawn once more here, or lower the rate."""
-        data, last = self.data, row["iteration"]
+    def _remedy(self, iteration):
+        """What to do about a loss or weights that are no numbers: look at the images, or lower the learning rate.
+
+        The patches of the last iterations are drawn once more: one is enough of each case.
+        """
+        data, seen = self.data, set()
         cases = [*data.cases["train_cases"], *data.cases.get("unlabeled_cases", [])]
-        for index, seed in next(iter(IterationSampler(data.sampler, self.args.seed, last - 1, last))):
-            largest = data.train[index, seed]["image"].abs().max().item()
-            if not largest < UNUSUAL:
-                return f"look at case {cases[index]}, which reaches {largest:.3g}; images must have unit variance"
+        for batch in IterationSampler(data.sampler, self.args.seed, max(iteration - 50, 0), iteration):
+            for index, seed in batch:
+                largest = 0 if index in seen else data.train[index, seed]["image"].abs().max().item()
+                seen.add(index)
+                if not largest < UNUSUAL:
+                    return f"look at case {cases[index]}, which reaches {largest:.3g}; images must have unit variance"
         return "lower --base_lr" + (", or take --amp off" if self.args.amp == "fp16" else "")
 
     def _validate(self):

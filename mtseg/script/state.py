@@ -1,6 +1,7 @@
 """The state that a run goes on from, and the weights that are its results."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -20,15 +21,17 @@ class RunState:
     `parts`: dict of name -> anything with state_dict and load_state_dict (networks, optimizer, schedule, scaler).
     `weights`: of those, prefix -> name of the networks whose plain state_dicts are results, such as {"": "model",
     "ema_": "ema_model"}. `config`: the run's settings, kept beside. With `writes=False`, for all but one of several
-    processes, everything is checked and nothing written.
+    processes, everything is checked and nothing written. `remedy`: a function of the iteration that tells in words what
+    to do when training went to NaN.
     """
 
-    def __init__(self, folder, parts, weights, config, writes=True):
+    def __init__(self, folder, parts, weights, config, writes=True, remedy=lambda iteration: "lower --base_lr"):
         self.folder = Path(folder)
         self.parts = parts
         self.weights = weights
         self.config = config
         self.writes = writes
+        self.remedy = remedy
 
     def save_config(self):
         """Write the settings to config.json."""
@@ -69,13 +72,18 @@ class RunState:
         """NotFiniteError where a network has a weight that is no number."""
         for name in self.weights.values():
             if not all(value.isfinite().all() for value in self.parts[name].state_dict().values()):
-                self.fail(f"the weights are not finite after iteration {iteration}", "lower --base_lr")
+                self.fail(f"the weights are not finite after iteration {iteration}", iteration)
 
-    def fail(self, what, remedy):
+    def check_loss(self, loss, iteration):
+        """NotFiniteError where the float `loss` is no number."""
+        if not math.isfinite(loss):
+            self.fail(f"the loss became {loss} at iteration {iteration}", iteration)
+
+    def fail(self, what, iteration):
         """NotFiniteError: what happened, what is left of the run, and what to do."""
         latest = self.folder / "latest.pth"
         left = f"{latest} keeps the last good state" if latest.exists() else "no checkpoint was written yet"
-        raise NotFiniteError(f"{what}; {left}; {remedy}")
+        raise NotFiniteError(f"{what}; {left}; {self.remedy(iteration)}")
 
     def save(self, iteration, progress):
         """Write latest.pth; never over a good state with a broken one."""
