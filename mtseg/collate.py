@@ -10,6 +10,7 @@ as fast: the memory is shared, not copied.
 
 import math
 import mmap
+import multiprocessing
 import os
 from multiprocessing import reduction
 
@@ -29,6 +30,15 @@ def collate(samples):
     if get_worker_info() is None or not hasattr(os, "memfd_create") or not tensors:
         return default_collate(samples)
     return SharedBatch(samples)
+
+
+def why_no_workers():
+    """Why this system can start no data workers, or None. Their queues need semaphores, which lie in /dev/shm too."""
+    try:
+        multiprocessing.Semaphore()
+    except (ImportError, OSError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return None
 
 
 class SharedBatch:

@@ -90,6 +90,19 @@ def test_any_transform_sees_the_same_volumes(data):
         np.testing.assert_array_equal(ours["image"], plain[1]["image"])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_case_that_cannot_be_augmented_is_named_with_its_file(data, workers):
+    def crash(sample):
+        raise ZeroDivisionError("by\nzero")
+
+    cached = CachedDataset(LAHeart(data, transform=crash))
+    path = data / "data/case_2/mri_norm2.h5"
+    with pytest.raises(
+        DataError, match=rf"^{path}: case case_2 cannot be augmented \(ZeroDivisionError: by zero\)[^\n]*$"
+    ):
+        list(DataLoader(cached, batch_sampler=[[2]], num_workers=workers))
+
+
 def test_what_a_sample_gives_may_be_written_to(data):
     cached = CachedDataset(LAHeart(data, transform=ToTensor()))
     before = cached.read("case_0")["image"].copy()

@@ -69,6 +69,18 @@ def test_training_with_data_workers_does_not_need_shared_memory(tmp_path, no_sha
     assert (folder / "iter_2.pth").is_file()
 
 
+def test_training_goes_on_where_no_data_worker_can_be_started(tmp_path, monkeypatch):
+    def read_only(*arguments):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", read_only)
+    words = ["--root_path", make_data(tmp_path / "tiny"), "--labelnum", 3, "--max_iterations", 2, "--n_filters", 2]
+    words += ["--patch_size", 16, 16, 16, "--progress", 0, "--num_workers", 2, "--output_dir", tmp_path]
+    folder = train_sup.main(words)
+    assert "no data workers can be started (Read-only file system)" in (folder / "log.txt").read_text()
+    assert (folder / "iter_2.pth").is_file()
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_samples_of_any_kind_are_collated_as_pytorch_does(workers):
     samples = [{"image": torch.full((2, 3), number), "name": f"case {number}"} for number in range(2)]

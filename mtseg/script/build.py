@@ -8,6 +8,7 @@ import torch
 from mtseg.augment import Strengths
 from mtseg.cache import CachedDataset
 from mtseg.checkpoint import load_checkpoint, load_fitting, load_weights
+from mtseg.collate import why_no_workers
 from mtseg.datasets import (
     UNKNOWN,
     JoinedCases,
@@ -77,6 +78,11 @@ def read_data(args, run):
     if cases.get("unlabeled_cases"):
         more, odd = training_set(args, unlabeled_root, cases["unlabeled_cases"], labelnum=0)
         train, notes = JoinedCases([train, more]), notes + odd
+    if args.num_workers and (reason := why_no_workers()):
+        args.num_workers = 0
+        notes.append(
+            f"no data workers can be started ({reason}): data is loaded between iterations, which takes longer"
+        )
     val = LAHeart(args.root_path, cases=cases["val_cases"], **labels_of(args))
     if len(val) and val.n_channels != train.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
