@@ -3,10 +3,10 @@
     python data/halve.py data/LA data/LA_half
 
 Images are averaged over blocks of 2 x 2 x 2 voxels (a last odd slice is dropped); a label is kept where at least half
-of the block has it, class by class. Lists are copied; attributes too, 'spacing' doubled.
+of the block has it, class by class. Lists are copied; 'spacing' is doubled, and what was recorded of the scan that a
+case came from is left out.
 """
 
-import argparse
 import shutil
 import sys
 import tempfile
@@ -14,6 +14,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
+
+from mtseg.datasets import DataError, read_hdf5
+from mtseg.script.flags import Parser, one_sentence
 
 
 def halve(volume):
@@ -33,34 +38,49 @@ def halve_label(label):
     return result
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder with train.list, test.list and data/")
-    parser.add_argument("out", type=Path, help="folder to make")
-    args = parser.parse_args(argv)
-    files = sorted(args.root.glob("data/*/mri_norm2.h5"))
-    if not files or args.out.exists():
-        problem = f"{args.out} exists already" if files else f"{args.root}: no data/<case>/mri_norm2.h5 in it"
-        print(f"error: {problem}; name another folder", file=sys.stderr)
-        raise SystemExit(2)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".halve.", dir=args.out.parent))
+def halve_file(path, target):
+    """Write the case in the HDF5 file `path`, halved, to the new file `target`."""
+    target.parent.mkdir(parents=True)
+    with h5py.File(path) as whole, h5py.File(target, "w") as half:
+        image, label = (read_hdf5(whole, name) for name in ("image", "label"))
+        if image is None or image.ndim not in (3, 4) or min(image.shape[-3:]) < 2:
+            raise DataError(f"{path}: has no 'image' of at least 2 x 2 x 2 voxels; make it again or remove the folder")
+        half.create_dataset("image", data=halve(image[...]), compression="gzip")
+        if label is not None:
+            half.create_dataset("label", data=halve_label(label[...]), compression="gzip")
+        for name, value in whole.attrs.items():
+            if not name.startswith(("grid_", "original_")):
+                half.attrs[name] = 2 * value if name == "spacing" else value
+
+
+def halve_all(root, out):
+    """Make the new folder `out` of the data set in `root`; returns the number of cases."""
+    files = sorted(root.glob("data/*/mri_norm2.h5"))
+    if not files:
+        raise DataError(f"{root}: no data/<case>/mri_norm2.h5 in it; name another folder")
+    if out.exists():
+        raise DataError(f"{out}: exists already; name another folder or remove it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".halve.", dir=out.parent))
     temporary.chmod(0o755)
     try:
         for path in files:
-            target = temporary / path.relative_to(args.root)
-            target.parent.mkdir(parents=True)
-            with h5py.File(path) as whole, h5py.File(target, "w") as half:
-                half.create_dataset("image", data=halve(whole["image"][...]), compression="gzip")
-                half.create_dataset("label", data=halve_label(whole["label"][...]), compression="gzip")
-                for name, value in whole.attrs.items():
-                    half.attrs[name] = 2 * value if name == "spacing" else value
-        for path in args.root.glob("*.list"):
+            halve_file(path, temporary / path.relative_to(root))
+        for path in root.glob("*.list"):
             shutil.copy(path, temporary)
-        temporary.rename(args.out)
+        temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{len(files)} cases in {args.out}")
+    return len(files)
+
+
+def main(argv=None):
+    parser = Parser(description=__doc__)
+    parser.add_argument("root", type=Path, help="folder with train.list, test.list and data/")
+    parser.add_argument("out", type=Path, help="folder to make")
+    args = parser.parse_args(argv)
+    with one_sentence():
+        print(f"{halve_all(args.root, args.out)} cases in {args.out}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,10 @@
 mtseg/phantom.py says what the volumes show. The same seed gives the same volumes.
 """
 
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
 from mtseg.phantom import TEST, TRAIN, PhantomError, make_phantom
 from mtseg.script.flags import Parser, natural, one_sentence, positive

@@ -8,7 +8,6 @@ ones. A case without a label is in unlabeled.list, unless its patient is tested 
 came from an nnU-Net layout's imagesTs stay the test cases. splits.json says what was asked for and where each case is.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import h5py
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
+from mtseg.script.flags import Parser, one_sentence
 from mtseg.splits import SplitError, add_split_flags, describe, split_by_patient, write_split
 
 
@@ -25,7 +25,7 @@ def cases_of(root):
     for path in sorted(root.glob("data/*/mri_norm2.h5")):
         try:
             with h5py.File(path, "r") as file:
-                kind = 1 if "label" not in file else 2 if file.attrs.get("fixed_test", False) else 0
+                kind = 1 if "label" not in list(file) else 2 if file.attrs.get("fixed_test", False) else 0
         except (OSError, RuntimeError) as error:
             raise SplitError(f"{path}: not a whole HDF5 file ({error}); make or copy it again") from error
         kinds[kind].append(path.parent.name)
@@ -35,22 +35,19 @@ def cases_of(root):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("root", type=Path, help="folder with data/<case>/mri_norm2.h5")
     parser.add_argument("--overwrite", action="store_true", help="replace the lists that are there")
     args = add_split_flags(parser).parse_args(argv)
     asked = {name: getattr(args, name) for name in ("labelnum", "unlabeled", "val", "test", "seed", "patient_id")}
-    try:
+    with one_sentence():
         labeled, without_label, fixed_test = cases_of(args.root)
         split = split_by_patient(labeled, without_label, fixed_test=fixed_test, **asked)
-        there = [path.name for path in args.root.glob("*.list")]
-        if there and not args.overwrite:
-            raise SplitError(f"{args.root}: has {', '.join(sorted(there))} already; replace them with --overwrite")
+        lists = sorted(path.name for path in args.root.glob("*.list"))
+        if lists and not args.overwrite:
+            raise SplitError(f"{args.root}: has {', '.join(lists)} already; replace them with --overwrite")
         write_split(args.root, split, asked)
-    except SplitError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(f"{args.root}: {describe(split)}")
+        print(f"{args.root}: {describe(split)}")
     return split
 
 

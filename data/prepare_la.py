@@ -13,15 +13,18 @@ whole. Mind that this looks at the labels of unlabelled and of test cases too: r
 little about whole scans. --crop margins cuts the same share off every scan's borders instead and looks at no label.
 """
 
-import argparse
 import os
 import shutil
 import sys
-import zlib
 from pathlib import Path
 
 import h5py
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
+
+from mtseg.script.flags import FlagError, Parser, fraction, natural, one_sentence
+from mtseg.volumes import need, read_on_grid, read_volume
 
 SPLITS = Path(__file__).resolve().parent / "splits" / "LA"
 PATCH = 112
@@ -46,51 +49,45 @@ def margin_box(shape, share):
     return (*(slice(int(n * share), n - int(n * share)) for n in shape[:2]), slice(None))
 
 
-def spacing_of(header):
-    """Millimetres between voxels along each axis, from an NRRD header; None where it does not say."""
-    if "space directions" in header:
-        return np.linalg.norm(np.asarray(header["space directions"], dtype=float), axis=1)
-    return np.asarray(header["spacings"], dtype=float) if "spacings" in header else None
+class PrepareError(ValueError):
+    """A folder that cannot be prepared; the message is one sentence with the file and the remedy."""
+
+
+def prepare_case(folder, rng, crop, share):
+    """(image float32, label uint8, spacing in millimetres or None) of a case's folder, normalised and cropped."""
+    volume = read_volume(folder / "lgemri.nrrd")
+    label = (read_on_grid(folder / "laendo.nrrd", volume) > 0).astype(np.uint8)
+    if crop == "label" and not label.any():
+        raise PrepareError(f"{folder / 'laendo.nrrd'}: the label is empty; use --crop margins")
+    box = label_box(label, rng) if crop == "label" else margin_box(label.shape, share)
+    image = volume.array
+    image = ((image - image.mean()) / max(image.std(), 1e-8)).astype(np.float32)
+    return image[box], label[box], volume.spacing
 
 
 def prepare(source, out, crop="label", share=0.25, seed=0):
-    """Write all cases of `source` to the new folder `out`; returns their names. ValueError says what is wrong."""
-    import nrrd
-
+    """Write all cases of `source` to the new folder `out`; returns their names."""
+    need("nrrd", f"{source}: reading .nrrd files")
     cases = sorted(path.parent.name for path in source.glob("*/lgemri.nrrd"))
     if not cases:
-        raise ValueError(f"{source}: no <case>/lgemri.nrrd in it; give the challenge's 'Training Set' folder")
+        raise PrepareError(f"{source}: no <case>/lgemri.nrrd in it; give the challenge's 'Training Set' folder")
     if out.exists():
-        raise ValueError(f"{out}: exists already; name another folder or remove it")
+        raise PrepareError(f"{out}: exists already; name another folder or remove it")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         for number, case in enumerate(cases):
-            if not (source / case / "laendo.nrrd").is_file():
-                raise ValueError(f"{source / case / 'laendo.nrrd'}: no such file, but its image is there")
-            try:
-                image, header = nrrd.read(str(source / case / "lgemri.nrrd"))
-                label, _ = nrrd.read(str(source / case / "laendo.nrrd"))
-            except (nrrd.NRRDError, OSError, EOFError, zlib.error, ValueError) as error:
-                raise ValueError(f"{source / case}: its .nrrd files are damaged ({error}); copy them again") from error
-            label = (label > 0).astype(np.uint8)
-            if image.shape != label.shape:
-                raise ValueError(f"{source / case}: image {image.shape} and label {label.shape} differ in shape")
-            if crop == "label" and not label.any():
-                raise ValueError(f"{source / case / 'laendo.nrrd'}: the label is empty; use --crop margins")
-            rng = np.random.default_rng([seed, number])
-            box = label_box(label, rng) if crop == "label" else margin_box(label.shape, share)
-            image = ((image - image.mean()) / max(image.std(), 1e-8)).astype(np.float32)[box]
+            image, label, spacing = prepare_case(source / case, np.random.default_rng([seed, number]), crop, share)
             (temporary / "data" / case).mkdir(parents=True)
             with h5py.File(temporary / "data" / case / "mri_norm2.h5", "w") as file:
                 file.create_dataset("image", data=image, compression="gzip")
-                file.create_dataset("label", data=label[box], compression="gzip")
-                if spacing_of(header) is not None:
-                    file.attrs["spacing"] = spacing_of(header)
+                file.create_dataset("label", data=label, compression="gzip")
+                if spacing is not None:
+                    file.attrs["spacing"] = spacing
             print(f"{case}: {' x '.join(map(str, image.shape))}")
         for name in ("train", "test"):
             listed = [case for case in (SPLITS / f"{name}.list").read_text().split() if case in cases]
             if not listed:
-                raise ValueError(f"{source}: no case of it is in {SPLITS / name}.list; give the challenge's folder")
+                raise PrepareError(f"{source}: no case of it is in {SPLITS / name}.list; give the challenge's folder")
             (temporary / f"{name}.list").write_text("".join(f"{case}\n" for case in listed))
         os.replace(temporary, out)
     finally:
@@ -99,34 +96,24 @@ def prepare(source, out, crop="label", share=0.25, seed=0):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="the challenge's folder, with a folder per case")
-    parser.add_argument("out", type=Path, help="folder to make, e.g. data/LA")
-    parser.add_argument(
+    parser = Parser(description=__doc__)
+    flag = parser.add_argument
+    flag("source", type=Path, help="the challenge's folder, with a folder per case")
+    flag("out", type=Path, help="folder to make, e.g. data/LA")
+    flag(
         "--crop",
         choices=("label", "margins"),
         default="label",
-        help="label: as UA-MT, around the label, of unlabelled and test cases too (default); margins: without labels",
+        help="as UA-MT, around the label, of unlabelled and test cases too; or the margins away, without labels",
     )
-    parser.add_argument(
-        "--share",
-        type=float,
-        default=0.25,
-        help="with --crop margins: share of W and H cut at each end (default: 0.25)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the random margins of --crop label (default: 0)")
+    flag("--share", type=fraction, default=0.25, help="with --crop margins: share of W and H cut at each end")
+    flag("--seed", type=natural, default=0, help="seed of the random margins of --crop label (default: 0)")
     args = parser.parse_args(argv)
-    try:
-        import nrrd  # noqa: F401
-    except ImportError:
-        print("error: reading .nrrd files needs pynrrd: pip install pynrrd", file=sys.stderr)
-        raise SystemExit(2) from None
-    try:
+    with one_sentence(PrepareError):
+        if args.share >= 0.5:
+            raise FlagError(f"--share {args.share}: cut at both ends, nothing would be left; it is below 0.5")
         cases = prepare(args.source, args.out, args.crop, args.share, args.seed)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(f"{len(cases)} cases in {args.out}")
+        print(f"{len(cases)} cases in {args.out}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ imagesTs in test.list. Attributes of each file keep the voxel spacing in millime
 crop and its normalisation: inference.py puts predictions back onto the scan's own grid with them.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -29,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, insta
 
 from mtseg.layouts import LayoutError, find_cases, read_dataset_json
 from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
-from mtseg.splits import SplitError, add_split_flags, describe, split_by_patient, write_split
-from mtseg.volumes import VolumeError, read_channels, read_on_grid, read_volume
+from mtseg.script.flags import Parser, one_sentence
+from mtseg.splits import add_split_flags, describe, split_by_patient, write_split
+from mtseg.volumes import read_channels, read_on_grid, read_volume
 
 
 def settings_of(args, cases, channels):
@@ -53,10 +53,10 @@ def settings_of(args, cases, channels):
     if values is None:
         values = {0}
         for label in (case.label for case in cases if case.label):
-            found = np.unique(read_volume(label).array)
-            if (found != found.astype(np.int64)).any():
+            held = np.unique(read_volume(label).array)
+            if not np.isfinite(held).all() or (held != np.rint(held)).any():
                 raise PreprocessError(f"{label}: is no label, its voxels are not whole numbers; replace it")
-            values |= {int(value) for value in found}
+            values |= {int(value) for value in held}
         values = sorted(values)
     settings = {name: getattr(args, name) for name in ("orientation", "crop", "normalization", "window", "spacing")}
     return check_settings({**settings, "labels": values, "channels": channels})
@@ -104,9 +104,10 @@ def prepare_all(args):
                 for name, array in datasets.items():
                     file.create_dataset(name, data=array, compression="gzip")
                 file.attrs.update(attributes, fixed_test=bool(case.label and case.part == "Ts"))
-            said = f"; {cut} labelled voxels lie where all channels are 0 and were cut off" * bool(cut)
-            said = said if case.label else "; without a label"
-            print(f"{case.name}: {' x '.join(map(str, datasets['image'].shape))}{said}", flush=True)
+            note = "" if case.label else "; without a label"
+            if cut:
+                note = f"; {cut} labelled voxels lie where all channels are 0 and were cut off"
+            print(f"{case.name}: {' x '.join(map(str, datasets['image'].shape))}{note}", flush=True)
         (temporary / "preprocessing.json").write_text(json.dumps(settings, indent=1))
         write_split(temporary, split, asked)
         os.replace(temporary, args.out)
@@ -119,7 +120,7 @@ def prepare_all(args):
 
 
 def parse_flags(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     flag = parser.add_argument
     flag("source", type=Path, help="folder with the scans")
     flag("out", type=Path, help="folder to make, e.g. data/Heart")
@@ -127,22 +128,21 @@ def parse_flags(argv):
         "--labels", type=Path, metavar="DIR", help="folder with the labels, called as the cases (default: the layout's)"
     )
     flag = parser.add_argument_group("preparation").add_argument
-    flag("--spacing", nargs="+", default=["none"], metavar="MM", help="resample to X Y Z millimetres (default: none)")
-    flag("--crop", choices=CHOICES["crop"], default="nonzero", help="to the box of what is not 0 (default: nonzero)")
+    flag("--spacing", nargs="+", default=["none"], metavar="MM", help="resample to X Y Z millimetres")
+    flag("--crop", choices=CHOICES["crop"], default="nonzero", help="to the box of what is not 0")
     flag(
         "--normalization",
         choices=CHOICES["normalization"],
         default="zscore",
         help="of each channel: zscore: zero mean, unit variance; percentile: the same, clipped to the 0.5th and 99.5th "
-        "before; ct: a window to [0, 1]; minmax: to [0, 1]; over what is not 0, or with --crop none over all voxels "
-        "(default: zscore)",
+        "before; ct: a window to [0, 1]; minmax: to [0, 1]; over what is not 0, or with --crop none over all voxels",
     )
     flag("--window", type=float, nargs=2, metavar=("CENTRE", "WIDTH"), help="of ct, in Hounsfield units, e.g. 40 400")
     flag(
         "--orientation",
         choices=CHOICES["orientation"],
         default="RAS",
-        help="RAS: W to the right, H to the front, D upwards, by turning and mirroring; file: as stored (default: RAS)",
+        help="RAS: W to the right, H to the front, D upwards, by turning and mirroring; file: as stored",
     )
     flag("--like", type=Path, metavar="FILE", help="prepare as another data set: its preprocessing.json")
     add_split_flags(parser)
@@ -162,14 +162,8 @@ def parse_flags(argv):
 
 def main(argv=None):
     args = parse_flags(argv)
-    try:
+    with one_sentence():
         return prepare_all(args)
-    except (LayoutError, VolumeError, PreprocessError, SplitError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    except OSError as error:
-        print(f"error: {args.out}: could not be written ({error.strerror or error})", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":
