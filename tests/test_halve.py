@@ -34,3 +34,21 @@ def test_a_data_set_is_halved_whole(tmp_path, capsys):
         assert stopped.value.code == 2
     assert capsys.readouterr().err.count("error: ") == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["half", "whole"]
+
+
+def test_cases_without_a_label_stay_so_and_voxels_of_other_files_are_refused(tmp_path, capsys):
+    root = make_data(tmp_path / "whole")
+    with h5py.File(root / "data/case_1/mri_norm2.h5", "a") as file:
+        del file["label"]
+        file.attrs["grid_shape"] = [24, 20, 14]
+    main([str(root), str(tmp_path / "half")])
+    with h5py.File(tmp_path / "half/data/case_1/mri_norm2.h5") as file:
+        assert list(file) == ["image"] and not file.attrs
+    (tmp_path / "secret").write_bytes(bytes(24 * 20 * 14))
+    with h5py.File(root / "data/case_2/mri_norm2.h5", "a") as file:
+        del file["image"]
+        file.create_dataset("image", (24, 20, 14), np.uint8, external=[(str(tmp_path / "secret"), 0, 24 * 20 * 14)])
+    with pytest.raises(SystemExit) as stopped:
+        main([str(root), str(tmp_path / "new")])
+    assert stopped.value.code == 2 and "case_2/mri_norm2.h5: the voxels of 'image' lie" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "secret", "whole"]

@@ -58,7 +58,7 @@ def test_crop_that_looks_at_no_label(challenge, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mistake", ["no cases", "there already", "no label", "empty label", "truncated", "other cases"]
+    "mistake", ["no cases", "there already", "no label", "empty label", "truncated", "another file", "other cases"]
 )
 def test_mistakes_leave_nothing_behind(challenge, tmp_path, mistake, capsys):
     out = tmp_path / "LA"
@@ -73,6 +73,10 @@ def test_mistakes_leave_nothing_behind(challenge, tmp_path, mistake, capsys):
     elif mistake == "truncated":
         path = challenge / CASES[1] / "lgemri.nrrd"
         path.write_bytes(path.read_bytes()[:5000])
+    elif mistake == "another file":
+        path = challenge / CASES[1] / "lgemri.nrrd"
+        header, _ = path.read_bytes().split(b"\n\n", 1)
+        path.write_bytes(header + f"\ndata file: {challenge / CASES[0] / 'lgemri.nrrd'}\n\n".encode())
     else:
         for number, case in enumerate(CASES):
             (challenge / case).rename(challenge / f"unknown_{number}")
@@ -82,6 +86,12 @@ def test_mistakes_leave_nothing_behind(challenge, tmp_path, mistake, capsys):
     assert stopped.value.code == 2
     assert capsys.readouterr().err.count("error: ") == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_a_share_that_leaves_nothing_is_refused(challenge, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([str(challenge), str(tmp_path / "LA"), "--crop", "margins", "--share", "0.5"])
+    assert stopped.value.code == 2 and "nothing would be left" in capsys.readouterr().err
 
 
 def test_help_warns_that_the_crop_looks_at_labels(capsys):
