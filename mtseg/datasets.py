@@ -74,7 +74,7 @@ def read_list(path):
         # "utf-8-sig" passes over the mark that editors on Windows put in front of a text.
         cases = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not a text file of case names ({error}); write one name a line") from error
+        raise DataError(f"{path}: not a text file of case names ({error}); write one name a line, in UTF-8") from error
     if not cases:
         raise DataError(f"{path}: the list names no case; write one case name a line")
     seen = set()

@@ -62,8 +62,8 @@ DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their s
 KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
 WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... channels; changes the last digits"
 ROTFLIP = (
-    "in the W-H plane: mirror, as the family does, one of the four mirror images, never the volume as it is; all, one "
-    "of these or of the four rotations; flips, mirrored along W and along H with probability one half each; none"
+    "turns in the W-H plane: mirror (the family's: one of four mirror images, never the volume as it is), all (one of "
+    "the eight symmetries), flips (along W and along H, each with probability one half), none"
 )
 
 
