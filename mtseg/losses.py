@@ -79,7 +79,8 @@ def cross_entropy_loss(input_logits, target, class_weights=None, ignore_index=No
     `input_logits` (N, C, *spatial), `target` integer (N, *spatial). Unlike F.cross_entropy it is 0, not NaN, where
     every voxel is ignored or has a class of weight 0.
     """
-    if class_weights is None and ignore_index is None:
+    # On a GPU, F.cross_entropy adds its mean up in any order: the same numbers give another one in the last digits.
+    if class_weights is None and ignore_index is None and not input_logits.is_cuda:
         return F.cross_entropy(_widened(input_logits), target.detach())
     loss = _voxel_cross_entropy(input_logits, target, ignore_index)
     return _weighted_mean(loss, target, input_logits.shape[1], class_weights, ignore_index)

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from conftest import needs_compiler
 from torch import nn
 
-from mtseg.networks.vnet import VNet
+from mtseg.networks import UNet, VNet
 from mtseg.sliding_window import optimize_for_inference
-from mtseg.winograd import WinogradError, winograd_convolutions
+from mtseg.winograd import WinogradError, left_to_pytorch, winograd_convolutions
 from mtseg.winograd import convolutions as winograd
 
 pytestmark = needs_compiler
@@ -34,9 +34,13 @@ def net_of(ci, co, **how):
 def calls(monkeypatch):
     """The names of convolutions.c's functions that are called, in their order."""
     names = []
-    monkeypatch.setattr(
-        winograd, "_call", lambda name, *given, own=winograd._call: names.append(name) or own(name, *given)
-    )
+    call = winograd._call
+
+    def watched(name, *given, **more):
+        names.append(name)
+        return call(name, *given, **more)
+
+    monkeypatch.setattr(winograd, "_call", watched)
     return names
 
 
@@ -68,6 +72,8 @@ def test_the_functions_themselves(size):
     assert close(winograd.convolve(x, weight), F.conv3d(x.double(), weight.double(), padding=1))
     exact = nn.grad.conv3d_weight(x.double(), weight.shape, gradient.double(), padding=1)
     assert close(winograd.weight_gradient(x, gradient), exact)
+    exact = nn.grad.conv3d_input(x.shape, weight.double(), gradient.double(), padding=1)
+    assert close(winograd.input_gradient(gradient, weight), exact)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +102,9 @@ def test_gradients_that_do_not_fit_never_reach_the_loops(monkeypatch):
     for gradient in (torch.zeros(1, 16, 4, 4, 5), torch.zeros(1, 24, 4, 4, 4), x.double(), torch.zeros(2, 16, 4, 4, 4)):
         with pytest.raises(ValueError, match="wanted"):
             winograd.weight_gradient(x, gradient)
+    for weight in (torch.zeros(32, 16, 3, 3, 3), torch.zeros(16, 16, 3, 3, 1)):
+        with pytest.raises(ValueError, match="does not fit"):
+            winograd.input_gradient(x, weight)
 
 
 def test_the_bits_do_not_depend_on_the_number_of_threads():
@@ -129,6 +138,55 @@ def test_a_network_keeps_its_names_and_its_copies_compute_with_their_own_weights
     assert sum(isinstance(layer, nn.BatchNorm3d) for layer in folded.modules()) == 0
     with torch.no_grad():
         assert close(folded(volume), plain(volume))
+
+
+UNETS = [{}, {"residual": True, "normalization": "instancenorm"}, {"deep_supervision": True, "depth": 3}]
+
+
+@pytest.mark.parametrize("how", UNETS, ids=str)
+def test_a_unet_gives_the_same_outputs_and_gradients_by_winograd(calls, how):
+    torch.manual_seed(0)
+    net = UNet(1, 3, 16, **{"normalization": "groupnorm", **how})
+    exact = copy.deepcopy(net).double()
+    winograd_convolutions(net)
+    volume = torch.randn(1, 1, 32, 16, 16)
+    for network, x in ((net, volume), (exact, volume.double())):
+        outputs = network(x)
+        sum(output.square().mean() for output in (outputs if isinstance(outputs, list) else [outputs])).backward()
+    assert {"winograd_convolve", "winograd_weight_gradient"} == set(calls)
+    for (name, ours), theirs in zip(net.named_parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad.float(), rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_what_winograd_leaves_to_pytorch_is_named():
+    left = left_to_pytorch(UNet(1, 2, 16))
+    assert left["encoder.0.conv1"] == "1 to 16 channels, not multiples of 16"
+    assert left["up.0"] == "transposed, kernel 2 x 2 x 2, stride 2 x 2 x 2"
+    assert left.keys() == {"encoder.0.conv1", *(f"up.{level}" for level in range(4))}
+    strided = {"block_one_dw.conv.0", "block_two_dw.conv.0", "block_three_dw.conv.0", "block_four_dw.conv.0"}
+    up = {"block_five_up.conv.0", "block_six_up.conv.0", "block_seven_up.conv.0", "block_eight_up.conv.0"}
+    assert left_to_pytorch(VNet(1, 2, 16)).keys() == {"block_one.conv.0", *strided, *up}
+
+
+@pytest.mark.parametrize("padding", [0, "same", "valid"])
+def test_a_convolution_of_one_voxel_is_a_matrix_product_with_gradients_in_channels_last(padding):
+    torch.manual_seed(0)
+    net = nn.Sequential(net_of(16, 16), nn.Conv3d(16, 3, 1, padding=padding))
+    exact = copy.deepcopy(net).double()
+    x = torch.randn(2, 16, 6, 5, 4)
+    gradients = []
+    hidden = winograd_convolutions(net)[0](x)
+    hidden.register_hook(gradients.append)
+    y, exact_y = net[1](hidden), exact(x.double())
+    assert close(y, exact_y)
+    y.square().sum().backward()
+    exact_y.square().sum().backward()
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last_3d)
+    for ours, theirs in zip(net.parameters(), exact.parameters(), strict=True):
+        assert close(ours.grad, theirs.grad)
+    assert net[1](x[0]).shape == (3, 6, 5, 4)  # without a batch, as PyTorch has it
+    with pytest.raises(RuntimeError, match="16"):
+        net[1](torch.zeros(1, 8, 4, 4, 4))
 
 
 OTHERS = [
@@ -178,13 +236,24 @@ def test_other_inputs_are_left_to_pytorch(calls):
     assert not calls
 
 
-def test_with_few_voxels_only_the_gradient_of_the_kernel_pays(calls):
-    layer, x = winograd_convolutions(net_of(256, 256)), torch.randn(4, 256, 3, 3, 2).requires_grad_()
-    exact, exact_x = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
-    layer(x).square().sum().backward()
-    exact(exact_x).square().sum().backward()
-    assert calls == ["winograd_weight_gradient"]
-    assert close(x.grad, exact_x.grad) and close(layer.weight.grad, exact.weight.grad)
+# What is computed by Winograd's algorithm on (4, C, sides) patches: forward, the input's gradient, the weight's.
+@pytest.mark.parametrize(
+    ("channels", "sides", "avx512", "others"),
+    [(64, (8, 8, 4), "ccw", "ccw"), (128, (4, 4, 4), "w", "w"), (256, (3, 3, 2), "", "w")],
+)
+def test_each_layer_takes_what_is_faster_with_the_processors_instructions(
+    monkeypatch, calls, channels, sides, avx512, others
+):
+    letters = {"c": "winograd_convolve", "w": "winograd_weight_gradient"}
+    for capability, expected in (("AVX512", avx512), ("AVX2", others)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        calls.clear()
+        layer, x = winograd_convolutions(net_of(channels, channels)), torch.randn(4, channels, *sides).requires_grad_()
+        exact, exact_x = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
+        layer(x).square().sum().backward()
+        exact(exact_x).square().sum().backward()
+        assert calls == [letters[letter] for letter in expected]
+        assert close(x.grad, exact_x.grad) and close(layer.weight.grad, exact.weight.grad)
 
 
 @pytest.mark.parametrize("side", [2, 8])  # the smaller one is left to PyTorch

@@ -221,14 +221,16 @@ def is_state(state, parts):
 def choose_device(gpu, amp="off"):
     """torch.device of GPU number `gpu` (a string), or of the CPU where there is no GPU at all.
 
-    `amp`: the mixed precision that is asked for. RunError for a GPU that is not there, and for 'bf16' on a CPU without
-    bf16 instructions, where PyTorch's gradients of small convolutions can be anything (seen with 2.13).
+    `amp`: the mixed precision that is asked for. RunError for a GPU that is not there, and for 'bf16' on any CPU:
+    PyTorch's weight gradients of bf16 convolutions on features of 2 x 2 x 2 voxels are wrong there, up to infinity
+    (seen with 2.13, on processors with bf16 instructions and on others).
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        if amp == "bf16" and not native:
-            raise RunError("--amp bf16 without a GPU: this CPU has no bf16, it would be slow and wrong; take --amp off")
+        if amp == "bf16":
+            raise RunError(
+                "--amp bf16 without a GPU: on a CPU PyTorch's gradients of bf16 convolutions are wrong; take --amp off"
+            )
         return torch.device("cpu")
     if not gpu.isdigit() or int(gpu) >= count:
         raise RunError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0; name one of them")

@@ -1,5 +1,19 @@
 """3 x 3 x 3 convolutions by Winograd's algorithm, compiled from C when they are asked for."""
 
-from mtseg.winograd.convolutions import WinogradError, convolve, weight_gradient, winograd_convolutions
+from mtseg.winograd.convolutions import (
+    WinogradError,
+    convolve,
+    input_gradient,
+    left_to_pytorch,
+    weight_gradient,
+    winograd_convolutions,
+)
 
-__all__ = ["WinogradError", "convolve", "weight_gradient", "winograd_convolutions"]
+__all__ = [
+    "WinogradError",
+    "convolve",
+    "input_gradient",
+    "left_to_pytorch",
+    "weight_gradient",
+    "winograd_convolutions",
+]

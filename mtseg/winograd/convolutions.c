@@ -1,4 +1,4 @@
-// Convolutions of 3 x 3 x 3 voxels, padded by one, by Winograd's F(4 x 4, 3 x 3) along H and W. winograd.py says what
+// Convolutions of 3 x 3 x 3 voxels, padded by one, by Winograd's F(4 x 4, 3 x 3) along H and W. convolutions.py says what
 // for, and checks what comes in here.
 //
 // Features are float32 in the order [n][d][h][w][c], c a multiple of 16. A tile is 4 x 4 outputs of one slice, which
@@ -151,14 +151,14 @@ static void transform_output(const Job *j, const float *bias, float *y, Int firs
   }
 }
 
-// One kd and ci of w [kd][kh][kw][ci][co].
-static void transform_kernel(const Job *j, const float *w, Int kd, Int ci) {
+// One kd and ci of w [kd][kh][kw][ci][co], which is turned about in space where `turned`.
+static void transform_kernel(const Job *j, const float *w, int turned, Int kd, Int ci) {
   const Int weight = j->ci * j->co;
   for (Int co = 0; co < j->co; co += WIDTH) {
-    const float *from = w + (kd * 9 * j->ci + ci) * j->co + co;
+    const float *from = w + ((turned ? 2 - kd : kd) * 9 * j->ci + ci) * j->co + co;
     float *to = j->u + ((co / PANEL * 3 + kd) * j->ci + ci) * PANEL + co % PANEL;
     Vector in[9], half[18], out[6];
-    for (Int k = 0; k < 9; k++) in[k] = LOAD(from + k * weight);
+    for (Int k = 0; k < 9; k++) in[k] = LOAD(from + (turned ? 8 - k : k) * weight);
     for (Int x = 0; x < 3; x++) KERNEL((half + x), 3, in[x], in[3 + x], in[6 + x])
     for (Int y = 0; y < 6; y++) {
       const Vector *r = half + 3 * y;
@@ -224,9 +224,10 @@ static void clear_borders(const Job *j, Int i) {
 }
 
 // ------------------------------------------------------------------------------------------------------------- calls
-// sizes: n, d, h, w, ci, co, threads. Both return 0 where there is not enough memory.
+// sizes: n, d, h, w, ci, co, threads, turned. Both return 0 where there is not enough memory.
 
-// y [n][d][h][w][co] = x [n][d][h][w][ci] convolved with w [kd][kh][kw][ci][co], plus bias [co] unless that is NULL
+// y [n][d][h][w][co] = x [n][d][h][w][ci] convolved with w [kd][kh][kw][ci][co], plus bias [co] unless that is NULL;
+// with w turned about in space where `turned`, for the gradient of an input
 int winograd_convolve(const Int *sizes, const float *x, const float *w, const float *bias, float *y) {
   Job job, *j = &job;
   if (!begin(j, sizes)) return 0;
@@ -234,7 +235,7 @@ int winograd_convolve(const Int *sizes, const float *x, const float *w, const fl
 #pragma omp parallel num_threads(j->threads)
   {
 #pragma omp for schedule(static)
-    for (Int i = 0; i < 3 * j->ci; i++) transform_kernel(j, w, i / j->ci, i % j->ci);
+    for (Int i = 0; i < 3 * j->ci; i++) transform_kernel(j, w, sizes[7], i / j->ci, i % j->ci);
 #pragma omp for schedule(static)
     for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(j, i);
     for (Int first = 0; first < j->columns; first += j->chunk) {

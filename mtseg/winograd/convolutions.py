@@ -24,6 +24,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
@@ -42,14 +43,15 @@ def winograd_convolutions(net):
     """Have the 3 x 3 x 3 convolutions of `net` computed by Winograd's algorithm, and its memory in channels_last_3d.
 
     Returns `net`, the same object: its modules, parameters and state_dict stay, and a copy of it computes in the same
-    way. Meant are nn.Conv3d with kernel 3, padding 1 and stride 1, one group, and numbers of channels that 16 divides;
-    other layers stay as they are, and inputs in another type than float32 are left to PyTorch. For training and
-    inference in eager mode, in float32 under autocast too; export a network or transform it (vmap, torch.compile)
-    without this. Raises WinogradError on a GPU, without a C compiler, and where no layer is meant.
+    way. Taken are nn.Conv3d with kernel 3, padding 1 and stride 1, one group, and numbers of channels that 16 divides.
+    Convolutions of one voxel become matrix products, which leave gradients in channels_last_3d, too. Other layers stay
+    as they are (`left_to_pytorch` names them), and inputs in another type than float32 are left to PyTorch. For
+    training and inference in eager mode, in float32 under autocast too; export a network or transform it (vmap,
+    torch.compile) without this. Raises WinogradError on a GPU, without a C compiler, and where no layer can be taken.
     """
     if any(parameter.device.type != "cpu" for parameter in net.parameters()):
         raise WinogradError("Winograd's convolutions are for CPUs: on a GPU, leave --winograd out")
-    layers = [layer for layer in net.modules() if type(layer) is nn.Conv3d and _suits(layer)]
+    layers = [layer for layer in net.modules() if _suits(layer)]
     if not layers:
         raise WinogradError(
             "no 3 x 3 x 3 convolution of this network has numbers of channels that 16 divides: take --n_filters 16, or "
@@ -58,13 +60,41 @@ def winograd_convolutions(net):
     _library()
     for layer in layers:
         layer._conv_forward = _conv_forward  # no method: a copy has it too, and computes with its own weight
+    for layer in net.modules():
+        if _is_pointwise(layer):
+            layer._conv_forward = _pointwise
     return net.to(memory_format=LAYOUT)
 
 
+def left_to_pytorch(net):
+    """{name: reason} of the convolutions of `net` that `winograd_convolutions` leaves as they are."""
+    reasons = {}
+    for name, layer in net.named_modules():
+        if not isinstance(layer, nn.modules.conv._ConvNd) or _suits(layer) or _is_pointwise(layer):
+            continue
+        if layer.transposed or not _is_plain(layer, 3):
+            kind = "transposed, " if layer.transposed else ""
+            kernel, stride = (" x ".join(map(str, sides)) for sides in (layer.kernel_size, layer.stride))
+            reasons[name] = f"{kind}kernel {kernel}, stride {stride}"
+        else:
+            reasons[name] = f"{layer.in_channels} to {layer.out_channels} channels, not multiples of 16"
+    return reasons
+
+
+def _is_plain(layer, side):
+    """Whether `layer` is a convolution by side^3 voxels that keeps the size, with zeros around and one group."""
+    if type(layer) is not nn.Conv3d or layer.kernel_size != (side,) * 3:
+        return False
+    keeps = layer.padding in ((side // 2,) * 3, "same") or (side == 1 and layer.padding == "valid")
+    return keeps and layer.padding_mode == "zeros" and {*layer.stride, *layer.dilation, layer.groups} == {1}
+
+
 def _suits(layer):
-    plain = layer.kernel_size == (3, 3, 3) and layer.padding in ((1, 1, 1), "same") and layer.padding_mode == "zeros"
-    simple = layer.stride == layer.dilation == (1, 1, 1) and layer.groups == 1
-    return plain and simple and layer.in_channels % 16 == layer.out_channels % 16 == 0
+    return _is_plain(layer, 3) and layer.in_channels % 16 == layer.out_channels % 16 == 0
+
+
+def _is_pointwise(layer):
+    return _is_plain(layer, 1)
 
 
 def _conv_forward(x, weight, bias):
@@ -73,6 +103,12 @@ def _conv_forward(x, weight, bias):
     if fits and all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in (x, weight)):
         return _Convolution.apply(x, weight, bias)
     return torch.conv3d(x, weight, bias, padding=1)
+
+
+def _pointwise(x, weight, bias):
+    if x.dim() != 5 or x.shape[1] != weight.shape[1]:
+        return torch.conv3d(x, weight, bias)
+    return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
 
 
 class _Convolution(torch.autograd.Function):
@@ -90,23 +126,38 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=LAYOUT)
-        to_x = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            if _pays(x, weight):
-                to_x = convolve(gradient, weight.transpose(0, 1).flip(2, 3, 4))
-            else:
-                to_x = nn.grad.conv3d_input(x.shape, weight, gradient, padding=1)
-        if ctx.needs_input_grad[1]:
-            to_weight = weight_gradient(x, gradient)
-        if ctx.needs_input_grad[2]:
-            to_bias = gradient.sum((0, 2, 3, 4))
-        return to_x, to_weight, to_bias
+        to_x, to_weight, to_bias = ctx.needs_input_grad
+        by_x = by_weight = by_bias = None
+        if to_x and _pays(x, weight):
+            by_x, to_x = input_gradient(gradient, weight), False
+        if to_weight and _gradient_pays(x, weight):
+            by_weight, to_weight = weight_gradient(x, gradient), False
+        if to_bias:
+            by_bias = gradient.sum((0, 2, 3, 4))
+        if to_x or to_weight:
+            ones, asked = [1, 1, 1], (to_x, to_weight, False)
+            with torch.autocast("cpu", enabled=False):
+                others = torch.ops.aten.convolution_backward(
+                    gradient, x, weight, None, ones, ones, ones, False, [0] * 3, 1, asked
+                )
+            by_x, by_weight = (others[0] if to_x else by_x), (others[1] if to_weight else by_weight)
+        return by_x, by_weight, by_bias
 
 
-def _pays(x, weight):
-    """Whether there are enough tiles for the transform of the kernel to pay; nearly any number is for its gradient."""
+def _tiles(x, weight):
+    """How many tiles there are for each channel: the more there are, the less the transforms of the kernel weigh."""
     n, _, d, h, w = x.shape
-    return 8 * n * d * -(-h // 4) * -(-w // 4) >= 3 * max(weight.shape[:2])
+    return n * d * -(-h // 4) * -(-w // 4) / max(weight.shape[:2])
+
+
+# The rules look at shapes and the processor's instructions alone: a run that is resumed computes the same.
+def _pays(x, weight):
+    return 8 * _tiles(x, weight) >= 3
+
+
+def _gradient_pays(x, weight):
+    """With AVX-512, PyTorch has a direct kernel for the gradient of the weight, which is better with few tiles."""
+    return 8 * _tiles(x, weight) >= 1 or "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
 def convolve(x, weight, bias=None):
@@ -117,9 +168,24 @@ def convolve(x, weight, bias=None):
     """
     if weight.shape[1:] != (x.shape[1], 3, 3, 3) or (bias is not None and bias.shape != weight.shape[:1]):
         raise ValueError(f"a weight of {tuple(weight.shape)}, or its bias, does not fit an input of {tuple(x.shape)}")
-    y = torch.empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=LAYOUT)
     bias = None if bias is None else bias.contiguous()
-    _call("winograd_convolve", x, y, weight.permute(2, 3, 4, 1, 0).contiguous(), bias, y)
+    return _convolve(x, weight.permute(2, 3, 4, 1, 0), bias)
+
+
+def input_gradient(gradient, weight):
+    """The gradient of `convolve`'s x, N x C x D x H x W, from its `weight` and the `gradient` of its result.
+
+    `gradient` is best in channels_last_3d; autograd does not see it. ValueError as above.
+    """
+    if weight.shape[0] != gradient.shape[1] or weight.shape[2:] != (3, 3, 3):
+        raise ValueError(f"a weight of {tuple(weight.shape)} does not fit a gradient of {tuple(gradient.shape)}")
+    return _convolve(gradient, weight.permute(2, 3, 4, 0, 1), turned=True)
+
+
+def _convolve(x, weight, bias=None, turned=False):
+    """`weight` is 3 x 3 x 3 x C x C'; it is turned about in space where `turned`."""
+    y = torch.empty((len(x), weight.shape[-1], *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=LAYOUT)
+    _call("winograd_convolve", x, y, weight.contiguous(), bias, y, turned=turned)
     return y
 
 
@@ -134,7 +200,7 @@ def weight_gradient(x, gradient):
     return to_weight.permute(4, 3, 0, 1, 2)
 
 
-def _call(name, x, outputs, *tensors):
+def _call(name, x, outputs, *tensors, turned=False):
     """Call convolutions.c, which trusts what it is given; `outputs` is, or has the shape of, what `x` becomes."""
     x = x.contiguous(memory_format=LAYOUT)
     (n, ci, d, h, w), co = x.shape, outputs.shape[1]
@@ -145,7 +211,7 @@ def _call(name, x, outputs, *tensors):
         raise ValueError(
             f"{tuple(x.shape)} to {tuple(outputs.shape)}: the same voxels and 16, 32, ... channels are wanted"
         )
-    sizes = (ctypes.c_int64 * 7)(n, d, h, w, ci, co, torch.get_num_threads())
+    sizes = (ctypes.c_int64 * 8)(n, d, h, w, ci, co, torch.get_num_threads(), turned)
     pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
     if not getattr(_library(), name)(sizes, *pointers):
         raise MemoryError(f"no memory for a convolution of {tuple(x.shape)}")
@@ -155,7 +221,7 @@ def _call(name, x, outputs, *tensors):
 def _library():
     """convolutions.c as a library. Compiled anew by each process: a stored one might meet another processor."""
     if not SOURCE.is_file():
-        raise WinogradError(f"{SOURCE} is missing: copy it to where winograd.py lies")
+        raise WinogradError(f"{SOURCE} is missing: copy it to where convolutions.py lies")
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             library = Path(folder) / "winograd.so"
