@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mtseg.allocator import keep_freed_memory
 from mtseg.results import without_nan
-from mtseg.script import outcome, scans
+from mtseg.script import fast, outcome, scans
 from mtseg.script.caselog import CaseLog
 from mtseg.script.runfolder import choose_device
 from mtseg.script.segment import costs_only_the_case, infer_case, load_networks
@@ -39,6 +39,8 @@ def infer(args):
     device = choose_device(args.gpu)
     if device.type == "cpu" and args.keep_memory:
         keep_freed_memory()
+    for note in fast.switch_on(args, device):
+        print(note)
     trained = load_networks(args, device)
     cases = scans.input_scans(args) if args.input else scans.listed_scans(args)
     folder = outcome.output_folder(args, cases.files)

@@ -29,7 +29,7 @@ from mtseg.samplers import ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
 from mtseg.script.runfolder import how_selected
 from mtseg.transforms import Compose, RandomCrop, RandomFlip, RandomRot90Flip, RandomRotFlip, ToTensor
-from mtseg.winograd import winograd_convolutions
+from mtseg.winograd import left_to_pytorch, winograd_convolutions
 
 FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
 TURNS = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "flips": [RandomFlip()], "none": []}  # --rotflip
@@ -153,7 +153,12 @@ def make_network(args, run, n_channels):
     if args.pretrained and run.resume_from is None:
         run.notes += load_fitting(net, load_checkpoint(args.pretrained), args.pretrained)
     net = net.to(run.device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
-    return winograd_convolutions(net) if args.winograd else net
+    if args.winograd:
+        left = "; ".join(f"{name} ({why})" for name, why in left_to_pytorch(net).items())
+        note = f"--winograd leaves to PyTorch: {left}"
+        run.notes += [] if note in run.notes else [note]
+        winograd_convolutions(net)
+    return net
 
 
 def load_teacher_checkpoint(args, run, model, ema_model):
@@ -174,11 +179,16 @@ def make_forward(args, run, net):
     """
     if any(parameter.requires_grad for parameter in net.parameters()):
         forward = checkpoint_blocks(net) if args.gradient_checkpointing else net
-        forward = InParts(torch.compile(forward) if args.compile else forward, args.accumulation_steps)
+        forward = InParts(compiled(forward) if args.compile else forward, args.accumulation_steps)
         forward = run.ranks.wrap(forward)
     else:
-        forward = torch.compile(net) if args.compile else net
+        forward = compiled(net) if args.compile else net
     return lambda batch: levels(forward(batch))
+
+
+def compiled(net):
+    """torch.compile of `net` with the dropout masks that eager mode draws."""
+    return torch.compile(net, options={"fallback_random": True})
 
 
 def make_supervised(args, run, unknown=False):

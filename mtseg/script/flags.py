@@ -38,7 +38,7 @@ PHANTOM_SETTINGS = {
 
 # What a run adds to its flags in config.json.
 RECORDED = {"n_channels", "has_dropout", "python", "torch", "device", "threads", "train_cases", "val_cases"}
-RECORDED |= {"selection", "unlabeled_cases", "preprocessing", "ranks"}
+RECORDED |= {"tf32", "selection", "unlabeled_cases", "preprocessing", "ranks"}
 
 # What a checkpoint without a config.json is tested with where a flag does not say otherwise: the UA-MT protocol.
 INFERENCE_SETTINGS = {
@@ -60,6 +60,8 @@ SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponenti
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
 KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
+FAST = "what is fastest on this device and changes the last digits alone; the log says what that is"
+FAST_DECIDES = ("channels_last", "winograd", "compile")
 WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... channels; changes the last digits"
 ROTFLIP = (
     "turns in the W-H plane: mirror (the family's: one of four mirror images, never the volume as it is), all (one of "
@@ -241,7 +243,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     flag("--seed", type=natural, default=1337, help="seed of weights, batches, crops, noise and dropout")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
     flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward passes")
-    rare("--compile", action=switch, default=False, help="torch.compile the networks; dropout draws other masks")
+    flag("--fast", action=switch, default=False, help=FAST)
+    rare("--compile", action=switch, default=False, help="torch.compile the networks; changes the last digits")
     rare("--channels_last", action=switch, default=False, help="memory format of the networks; changes the last bits")
     rare("--winograd", action=switch, default=False, help=WINOGRAD)
     rare("--keep_memory", action=switch, default=True, help=KEEP_MEMORY)
@@ -306,6 +309,7 @@ def inference_parser(description):
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
     flag("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--fast", action="store_true", help=FAST)
     flag("--winograd", action="store_true", help=WINOGRAD)
     flag("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
 
@@ -465,8 +469,8 @@ def config_settings(parser, path):
         raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
     left_out = []
     known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
-    settings = {}
-    for key, value in read_config(path).items():
+    config, settings = read_config(path), {}
+    for key, value in config.items():
         if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
             continue
         if key not in known and key in methods.all_flags():
@@ -474,6 +478,8 @@ def config_settings(parser, path):
             continue
         if key == "model" and value != parser.get_default("model") and value in methods.names():
             continue  # another method's name is not this one's
+        if key in FAST_DECIDES and config.get("fast") is True:
+            continue  # this machine's --fast may be another one
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0)
             raise FlagError(f"{path}: unknown key {key!r}; the nearest flag is {near[0]!r}")

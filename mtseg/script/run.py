@@ -28,7 +28,7 @@ from mtseg.collate import collate
 from mtseg.distributed import Silent, joined_ranks
 from mtseg.metrics import dice
 from mtseg.samplers import IterationSampler, ShardedSampler
-from mtseg.script import flags, runfolder
+from mtseg.script import fast, flags, runfolder
 from mtseg.script.clock import StepClock
 from mtseg.script.monitor import Monitor, check_extras
 from mtseg.script.runlog import RunLog, StopSignals, leave_signals_to_main, until_stopped
@@ -76,6 +76,7 @@ class Run:
         self.resume_from = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
         self.device = runfolder.choose_device(ranks.gpu(args.gpu), args.amp)
         self.notes = ["no GPU was found: training on the CPU"] if self.device.type == "cpu" else []
+        self.notes += fast.switch_on(args, self.device)
         if self.device.type == "cpu" and args.keep_memory:
             keep_freed_memory()
         half = torch.float16 if args.amp == "fp16" else torch.bfloat16

@@ -67,8 +67,11 @@ def load_networks(args, device):
             raise FlagError("--uncertainty mc_dropout: the network has no dropout; use an ensemble")
     parameters = sum(parameter.numel() for net in nets for parameter in net.parameters())
     nets, partners = ([optimize_for_inference(net.to(device)) for net in group] for group in (nets, partners))
-    for net in (*nets, *partners) if args.winograd else ():
-        winograd_convolutions(net)
+    for net in (*nets, *partners):
+        if args.channels_last:
+            net.to(memory_format=torch.channels_last_3d)
+        if args.winograd:
+            winograd_convolutions(net)
     return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters)
 
 

@@ -2,6 +2,7 @@
 
 from mtseg.winograd.convolutions import (
     WinogradError,
+    check_compiler,
     convolve,
     input_gradient,
     left_to_pytorch,
@@ -11,6 +12,7 @@ from mtseg.winograd.convolutions import (
 
 __all__ = [
     "WinogradError",
+    "check_compiler",
     "convolve",
     "input_gradient",
     "left_to_pytorch",

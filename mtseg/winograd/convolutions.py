@@ -57,13 +57,18 @@ def winograd_convolutions(net):
             "no 3 x 3 x 3 convolution of this network has numbers of channels that 16 divides: take --n_filters 16, or "
             "leave --winograd out"
         )
-    _library()
+    check_compiler()
     for layer in layers:
         layer._conv_forward = _conv_forward  # no method: a copy has it too, and computes with its own weight
     for layer in net.modules():
         if _is_pointwise(layer):
             layer._conv_forward = _pointwise
     return net.to(memory_format=LAYOUT)
+
+
+def check_compiler():
+    """WinogradError where the loops cannot be compiled; the first call of a process takes a second."""
+    _library()
 
 
 def left_to_pytorch(net):

@@ -1,0 +1,58 @@
+"""What --fast means on a device: the one place that decides it."""
+
+import os
+import shutil
+
+import torch
+
+from mtseg.winograd import WinogradError, check_compiler
+
+WORDS = {
+    "channels_last": "channels_last",
+    "winograd": "Winograd's convolutions",
+    "tf32": "TF32",
+    "compile": "torch.compile",
+}
+
+
+def switch_on(args, device):
+    """Set in `args` what --fast stands for on `device`, beside what other flags ask for; returns notes for the log.
+
+    Afterwards `args` has channels_last, winograd, tf32 and compile, True or False. What is chosen depends on the
+    machine and the flags alone, so that a resumed run chooses the same. float32 convolutions on a GPU round their
+    factors to TF32, with 10 bits instead of 23, only with --fast; PyTorch's own default is that they do.
+    """
+    for name in WORDS:
+        setattr(args, name, getattr(args, name, False))
+    notes = []
+    if args.fast:
+        settings, why_not = {"channels_last": True}, ""
+        if device.type == "cpu":
+            why_not = _why_not_winograd(args)
+            settings["winograd"] = not why_not
+        else:
+            settings |= {"tf32": True, "compile": _can_compile(args)}
+        vars(args).update({name: True for name, on in settings.items() if on})
+        notes.append(f"--fast: {', '.join(WORDS[name] for name, on in settings.items() if on)}{why_not}")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
+    return notes
+
+
+def _why_not_winograd(args):
+    """The words behind the log's sentence where Winograd's convolutions are left out, else ''."""
+    if args.compile or getattr(args, "amp", "off") != "off":
+        return f"; without {WORDS['winograd']}, which are for float32 in eager mode"
+    try:
+        check_compiler()
+    except WinogradError as error:
+        return f"; without {WORDS['winograd']}: {error}"
+    return ""
+
+
+def _can_compile(args):
+    """Whether torch.compile can be used on a GPU: in training, with Triton and the C compiler that it needs."""
+    if not hasattr(args, "gradient_checkpointing") or args.gradient_checkpointing:
+        return False
+    from torch.utils._triton import has_triton
+
+    return has_triton() and any(map(shutil.which, (os.environ.get("CC") or "cc", "gcc", "clang")))
