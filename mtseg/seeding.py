@@ -9,7 +9,10 @@ import torch
 def set_deterministic(deterministic):
     """Make PyTorch choose algorithms whose result does not change from run to run, or (False) the fastest ones.
 
-    Call it before the first CUDA operation: cuBLAS reads its workspace setting only once.
+    The promise holds for one machine, its versions and its number of threads or GPUs. Where PyTorch has no such
+    algorithm it warns and names the operation; a UNet's max pooling on a GPU is named although its backward pass is
+    deterministic, since its windows do not overlap. Call this before the first CUDA operation: cuBLAS reads its
+    workspace setting only once.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -352,3 +352,23 @@ def test_confidence_mask():
     assert losses.confidence_mask(torch.zeros(1, 2, 3), 0.5).all()
     with pytest.raises(ValueError, match="between 0 and 1"):
         losses.confidence_mask(B, 80)
+
+
+def test_cross_entropy_on_a_gpu_adds_up_in_a_fixed_order(monkeypatch):
+    """F.cross_entropy's own mean on a GPU has no deterministic implementation (torch.use_deterministic_algorithms)."""
+
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    reductions, cross_entropy = [], F.cross_entropy
+
+    def watched(*given, reduction="mean", **more):
+        reductions.append(reduction)
+        return cross_entropy(*given, reduction=reduction, **more)
+
+    monkeypatch.setattr(F, "cross_entropy", watched)
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 3, 32, 32, 16), torch.randint(3, (2, 32, 32, 16))
+    found = [losses.cross_entropy_loss(logits.as_subclass(OnGpu), labels).as_subclass(torch.Tensor) for _ in range(3)]
+    assert set(reductions) == {"none"} and torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[0], cross_entropy(logits, labels))
