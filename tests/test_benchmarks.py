@@ -14,8 +14,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import family  # noqa: E402
 import la_full  # noqa: E402
 import run  # noqa: E402
+import seeds  # noqa: E402
 
+from mtseg import report  # noqa: E402
 from mtseg.datasets import LAHeart  # noqa: E402
+from mtseg.script import methods  # noqa: E402
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 
@@ -97,25 +100,67 @@ FLAGS = "--max_iterations 3 --n_filters 2 --patch_size 16 16 16 --num_workers 0 
 
 
 def test_the_protocol_goes_on_until_its_table_is_full(data, tmp_path, capsys):
-    words = ["--root_path", str(data), "--out", str(tmp_path / "out"), "--methods", "train_sup", "--labels", "2", "3"]
+    """Of a recipe as of the two scripts; --root_path may name the folder of the cases, as LASeg's does."""
+    words = ["--root_path", str(data / "data"), "--out", str(tmp_path / "out"), "--methods", "train_sup", "CPS"]
+    words += ["--labels", "3"]
     assert la_full.main([*words, "--minutes", "0", "--flags", *FLAGS]) == la_full.MORE_TO_DO
     assert "2 of 2 runs are left" in capsys.readouterr().out
     assert not list(tmp_path.glob("out/**/*.pth"))
     assert la_full.main([*words, "--flags", *FLAGS]) == 0
     table = (tmp_path / "out/table.md").read_text()
-    assert table in capsys.readouterr().out
-    assert [line.split(" | ")[:4] for line in table.splitlines()[2:]] == [
-        ["| train_sup", "2", "1", "1337"],
-        ["| train_sup", "3", "1", "1337"],
-    ]
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/train_*/**/*.*")}
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| supervised", "| CPS"]
+    # It is the report's table of what lies there, of all test cases.
+    results = list(tmp_path.glob("out/*/seed*/model/*/*/iter_3_test/metrics.json"))
+    assert len(results) == 2
+    assert report.to_markdown(report.report([tmp_path / "out"], per_class=True)[0]) == table
+    cases = [{row["case"] for row in json.loads(path.read_text())["cases"]} for path in results]
+    assert cases == [{"case_6", "case_7"}] * 2
+    kept = "out/train_*/**/*.[!j]*"  # all but the JSON files, of which the whole result is put together anew
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(kept)}
     assert la_full.main([*words, "--minutes", "0", "--flags", *FLAGS]) == 0
     assert (tmp_path / "out/table.md").read_text() == table
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/train_*/**/*.*")} == before
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob(kept)} == before
     with pytest.raises(SystemExit) as stopped:
         la_full.main([*words, "--flags", "--max_iterations", "4"])
     assert stopped.value.code == 2
     assert "give the same" in capsys.readouterr().err
+
+
+def test_seeds_trains_any_script_and_prints_the_reports_table(data, tmp_path, capsys):
+    """A file of one's own, which the repository does not hold; with --keep_last, of which files of iterations stay."""
+    script = tmp_path / "train_mine.py"
+    script.write_text((ROOT / "train_sup.py").read_text().replace('model="supervised"', 'model="mine"'))
+    out = tmp_path / "out"
+    words = ["--seeds", "1", "2", "--out", str(out), str(script), "--root_path", str(data), "--labelnum", "3", *FLAGS]
+    words += ["--keep_last", "3", "--save_freq", "1"]
+    seeds.main(words)
+    table = capsys.readouterr().out
+    assert table == report.to_text(report.report([out], per_class=True)[0])
+    assert "mine" in table and "(seeds 1, 2)" in table
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
+    seeds.main(words)
+    assert capsys.readouterr().out == table
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.name != "command.json"}.items() <= (
+        before.items()
+    )
+    # What was cut off between two of the kept files goes on.
+    (weights,) = out.glob("seed1/model/*/*/iter_3.pth")
+    weights.unlink()
+    assert methods.trained_weights(out / "seed1") is None
+    with pytest.raises(SystemExit) as stopped:
+        seeds.main(["--out", str(tmp_path / "other"), "train_nothing.py"])
+    assert stopped.value.code == 2
+    assert "train_nothing.py: no such training script; there are train_mean_teacher, " in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = ROOT / "recipes/train_cps.py"
+    for word in ("recipes/train_cps.py", "train_cps", "CPS", str(recipe)):
+        assert methods.find_script(word) == recipe
+    (tmp_path / "train_own.py").write_text("")
+    assert methods.find_script("train_own.py") == tmp_path / "train_own.py"
 
 
 def test_a_training_that_outlasts_the_call_is_stopped_and_goes_on(data, tmp_path, monkeypatch):
@@ -136,19 +181,6 @@ def test_a_training_that_outlasts_the_call_is_stopped_and_goes_on(data, tmp_path
 
     monkeypatch.setattr(la_full.subprocess.Popen, "wait", wait)
     with pytest.raises(la_full.OutOfTime):
-        la_full.train("train_sup", run_folder, flags, la_full.time.monotonic() + 600)
+        la_full.train(ROOT / "train_sup.py", run_folder, flags, la_full.time.monotonic() + 600)
     state = torch.load(next(run_folder.glob("model/*/*/latest.pth")), weights_only=True)
     assert state["iteration"] >= 2
-
-
-def test_the_table_leaves_out_empty_masks_and_counts_them():
-    def rows(*dices):
-        return {
-            str(n): [{"class": 1, "dice": d, "jaccard": d, "hd95": None if d == 0 else 4.0, "asd": 1.0}]
-            for n, d in enumerate(dices)
-        }
-
-    text = la_full.table({("MT", 8, 1): rows(0.5, 0.7), ("MT", 8, 2): rows(0.0, 1.0)})
-    assert text.splitlines()[-1] == (
-        "| MT | 8 | 1 | 1, 2 | 55.00 ± 7.07 | 55.00 ± 7.07 | 4.00 ± 0.00 | 1.00 ± 0.00 | 42.4 | 1 |"
-    )

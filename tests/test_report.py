@@ -481,3 +481,11 @@ def test_files_of_other_programs_and_types_end_in_a_sentence(tmp_path, capsys):
     assert row.method == "A  [31mB"
     file.write_bytes(b"\xff\xfe\x00")
     assert "metrics.json" in run_report(capsys, file)
+
+
+def test_rows_name_the_network_whose_weights_were_tested(tmp_path):
+    for weights in ("iter_6", "ema_iter_6", "second_iter_6", "MT_best_model", "ema_MT_best_model"):
+        write_run(tmp_path, dice=[0.5], weights=weights, selection=weights)
+    write_run(tmp_path, "CPS", dice=[0.5])
+    names = [row.name.split(" (")[0] + row.name.partition(")")[2] for row in report.report([tmp_path])[1]]
+    assert sorted(names) == ["CPS", *["MT, second"], *["MT, student"] * 2, *["MT, teacher"] * 2]

@@ -1,6 +1,7 @@
 """The metrics.json files that inference.py writes, with what the config.json of the checkpoint's run adds."""
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,13 +115,13 @@ def read_result(path):
         return value if isinstance(value, dict) else {}
 
     network = settings(content.get("network"))
-    weights = ""
+    method = " and ".join(map(plain, listed(known("method", network.get("network", "unknown"), also="model"))))
+    # As run.PREFIXES has it: ema_iter_<N> is the teacher's, <name>_iter_<N> another network's.
+    named = re.fullmatch(rf"(?:(.+)_)?(?:iter_\d+|{re.escape(method)}_best_model)", first.stem)
+    weights = {"ema": "teacher"}.get(named[1], named[1]) if named else ""
+    weights = plain(weights or ("student" if "ema_decay" in config else ""))
     if len(recorded) > 1:
         weights = f"ensemble of {len(recorded)}"
-    elif first.name.startswith("ema_"):
-        weights = "teacher"
-    elif "ema_decay" in config:
-        weights = "student"
     seed, labelnum, scans = known("seed"), known("labelnum"), content.get("input")
     protocol = settings(content.get("protocol"))
     protocol = DEFAULTS | protocol if protocol else {}
@@ -131,7 +132,7 @@ def read_result(path):
     seen = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
     return Result(
         path=path,
-        method=" and ".join(map(plain, listed(known("method", network.get("network", "unknown"), also="model")))),
+        method=method,
         weights=weights,
         dataset=plain(known("dataset", "unknown", also="dataset_name")),
         labelnum=labelnum if isinstance(labelnum, int) else None,

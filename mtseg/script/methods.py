@@ -5,8 +5,15 @@ To load a script is to load PyTorch, too.
 
 import importlib.util
 import sys
+from pathlib import Path
 
 from mtseg.script import flags
+from mtseg.script.run import PREFIXES
+from mtseg.script.runfolder import numbered_weights
+
+
+class MethodError(ValueError):
+    """A method that is not there; the message is one sentence with its name and the remedy."""
 
 
 def training_scripts():
@@ -37,3 +44,34 @@ def names():
 def all_flags():
     """The names of the flags that the training scripts have, all together."""
     return {action.dest for path in training_scripts() for action in load_script(path).PARSER._actions}
+
+
+def find_script(word):
+    """The path of the training script that `word` names: a file, here or in the repository; a script of the repository
+    without its ending, or its method. Raises MethodError."""
+    for path in (Path(word), flags.HOME / word):
+        if path.suffix == ".py" and path.is_file():
+            return path.resolve()
+    scripts = training_scripts()
+    by_name = {path.stem: path for path in scripts}
+    if word in by_name:
+        return by_name[word]
+    by_method = {method_of(path): path for path in scripts}
+    if word in by_method:
+        return by_method[word]
+    raise MethodError(f"{word}: no such training script; there are {', '.join(by_name)}, or give the path of your own")
+
+
+def trained_weights(folder, weights="student", ended=False):
+    """The weights of the last iteration of the run below `folder`, of its network `weights`; None until it has ended.
+
+    `ended`: it has. With --keep_last, a run that stopped early cannot be told from one that was cut off.
+    """
+    configs = list(Path(folder).glob("model/*/*/config.json"))
+    files = numbered_weights(configs[0].parent) if configs else []
+    if not files:
+        return None
+    config = flags.read_config(configs[0])
+    if config.get("keep_last") and not ended and files[-1].stem != f"iter_{config.get('max_iterations')}":
+        return None
+    return files[-1].with_name(f"{PREFIXES.get(weights, f'{weights}_')}{files[-1].name}")
