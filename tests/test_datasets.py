@@ -4,7 +4,16 @@ import pytest
 from conftest import write_case
 from torch.utils.data import DataLoader
 
-from mtseg.datasets import DataError, LAHeart, find_root, intensity_notes, read_list, training_cases, unlabeled_cases
+from mtseg.datasets import (
+    DataError,
+    JoinedCases,
+    LAHeart,
+    find_root,
+    intensity_notes,
+    read_list,
+    training_cases,
+    unlabeled_cases,
+)
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
 
@@ -271,3 +280,17 @@ def test_a_label_that_is_not_needed_may_be_deleted(data):
     for labelnum, advice in ((4, "raise --num_classes$"), (3, "or delete its 'label'")):
         with pytest.raises(DataError, match=advice):
             LAHeart(data, num_classes=2, labelnum=labelnum)[3]
+
+
+def test_joined_cases_follow_one_another_with_their_seeds(data, tmp_path):
+    crop = Compose([RandomCrop((8, 8, 8)), ToTensor()])
+    parts = [LAHeart(data, cases=[f"case_{n}" for n in names], transform=crop) for names in ((0, 1), (), (2, 3, 4))]
+    joined = JoinedCases(parts)
+    assert (len(joined), joined.n_channels) == (5, 1)
+    for index, (part, place) in enumerate([(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]):
+        assert (joined[(index, (3, index))]["image"] == parts[part][(place, (3, index))]["image"]).all()
+    with pytest.raises(IndexError):
+        joined[5]
+    write_case(tmp_path, "a", np.zeros((2, 4, 4, 4)), np.zeros((4, 4, 4)))
+    with pytest.raises(DataError, match="case a has 2 channels and case case_0 has 1"):
+        JoinedCases([parts[0], LAHeart(tmp_path, cases=["a"])])
