@@ -124,7 +124,8 @@ def find_state_dict(checkpoint):
             break
     if not isinstance(checkpoint, dict) or not checkpoint:
         return None
-    if not all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+    tensors = [value for value in checkpoint.values() if isinstance(value, torch.Tensor)]
+    if len(tensors) < len(checkpoint) or any(t.is_meta or t.layout != torch.strided for t in tensors):
         return None
     return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): tensor for name, tensor in checkpoint.items()}
 

@@ -600,6 +600,20 @@ def test_weights_that_are_not_finite_or_absurd_never_reach_a_table(data, tmp_pat
     assert not list((tmp_path / "run").glob("*_test"))
 
 
+@pytest.mark.parametrize("odd", ["sparse", "on no device", "of no volume", "of another kind"])
+def test_odd_tensors_are_one_sentence(data, tmp_path, capsys, odd):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    state, name = torch.load(weights), "block_one_dw.conv.0.weight"
+    if odd == "sparse":
+        state[name] = state[name].to_sparse()
+    elif odd == "on no device":
+        state[name] = state[name].to("meta")
+    else:
+        state[name] = torch.zeros(3) if odd == "of no volume" else {"a": 3}
+    torch.save(state, weights)
+    assert "w0.pth: " in refused(capsys, "--model_path", weights)
+
+
 def test_outputs_that_are_no_numbers_never_reach_a_table(data, tmp_path, capsys):
     (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
     state = torch.load(weights)
@@ -624,6 +638,7 @@ def test_several_model_paths_may_be_given_by_several_flags(data, tmp_path):
         {"patch_size": "big"},
         {"patch_size": 16},
         {"n_filters": [2, 2]},
+        {"n_filters": 10**30},
         {"num_classes": True},
         {"has_dropout": "yes"},
         {"dataset_name": 3},

@@ -119,7 +119,8 @@ class VNet(nn.Module):
         """{'strides': as the shapes of the weights in the state_dict `state` tell them}; {} where it is of no V-Net."""
         state = VNet.translate(state)
         names = [f"block_{level}_dw.conv.0.weight" for level in ("one", "two", "three", "four")]
-        return {"strides": [tuple(state[name].shape[2:]) for name in names]} if state.keys() >= set(names) else {}
+        strides = [tuple(state[name].shape[2:]) for name in names if name in state]
+        return {"strides": strides} if [*map(len, strides)] == [3] * 4 and all(map(all, strides)) else {}
 
     @staticmethod
     def translate(state):

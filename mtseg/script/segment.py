@@ -50,7 +50,11 @@ def load_network(args, path):
     checkpoint = load_checkpoint(path)
     kind = NETWORKS[args.network]
     settings = network_settings(args, args.n_channels) | kind.settings_of(find_state_dict(checkpoint) or {})
-    return load_weights(kind(**settings), checkpoint, path).eval(), checkpoint
+    try:
+        net = kind(**settings)
+    except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
+        raise FlagError(f"{path}: a network of such settings is too large to be made ({settings})") from error
+    return load_weights(net, checkpoint, path).eval(), checkpoint
 
 
 def load_networks(args, device):
