@@ -18,6 +18,8 @@ UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSEr
 UNREADABLE += (LookupError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error)
 LARGEST_WEIGHT = 1e12  # its square, times the voxels that are summed over, is still far from float32's largest number
 
+UNSAFE_ADVICE = re.compile("weights_only|safe_globals")
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read, written or used; the message is one sentence with the file and the remedy."""
@@ -39,9 +41,9 @@ def write_whole(path, data):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        kept = "the previous one is still whole" if path.exists() else "nothing was left half-written"
+        left = "the previous one is still whole" if path.exists() else "nothing was left half-written"
         raise CheckpointError(
-            f"{path}: could not be saved ({error.strerror or error}), {kept}; free space there or write "
+            f"{path}: could not be saved ({error.strerror or error}), {left}; free space there or write "
             f"to another place"
         ) from error
     finally:
@@ -87,17 +89,20 @@ def load_checkpoint(path, map_location="cpu"):
             ) from error
         # PyTorch's message begins with the advice to turn weights_only off, which nobody should follow.
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", message) or re.match(r"(.+)", message)
-        reason = reason[1] if reason and "weights_only" not in reason[1] else type(error).__name__
+        reason = reason[1] if reason and not UNSAFE_ADVICE.search(reason[1]) else type(error).__name__
         raise CheckpointError(
             f"{path}: not a whole checkpoint ({reason}); copy it again or take an older one"
         ) from error
 
 
 def check_whole(path):
-    """CheckpointError where a checksum in the checkpoint `path` is not that of what it holds, or it holds a program.
+    """CheckpointError where a checksum in the checkpoint `path` is not that of what it holds, or it is something else.
 
-    Only the zip files that torch.save has written since PyTorch 1.6 have checksums; any other file passes.
+    Only the zip files that torch.save has written since PyTorch 1.6 have checksums; older checkpoints pass.
     """
+    with open(path, "rb") as file:
+        if not file.read(2).startswith((b"PK", b"\x80")):  # a zip file, a pickle
+            raise CheckpointError(f"{path}: not a whole checkpoint (it begins as none); give the path of another file")
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:

@@ -63,8 +63,8 @@ class Schedule:
             self.plateau.step(score)
 
     def state_dict(self):
-        own = {"scheduler": self.scheduler.state_dict()}
-        return own if self.plateau is None else {**own, "plateau": self.plateau.state_dict()}
+        state = {"scheduler": self.scheduler.state_dict()}
+        return state if self.plateau is None else {**state, "plateau": self.plateau.state_dict()}
 
     def load_state_dict(self, state):
         self.scheduler.load_state_dict(state["scheduler"])
@@ -97,7 +97,8 @@ class Updater:
         scale, self.lr = self.scaler.get_scale(), self.schedule.lr
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.skipped += self.scaler.get_scale() < scale  # float16 overflowed: these weights did not move
+        if self.scaler.get_scale() < scale:  # float16 overflowed: the weights did not move
+            self.skipped += 1
         self.schedule.step()
 
     def parts(self):

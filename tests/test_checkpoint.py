@@ -60,7 +60,9 @@ def test_a_truncated_checkpoint_is_named(tmp_path, net, share):
         load_checkpoint(tmp_path / "a.pth")
 
 
-@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x80\x02", b"PK\x03\x04 and no more", b"to be or not"])
+@pytest.mark.parametrize(
+    "content", [b"<html>404</html>", b"\x80\x02", b"PK\x03\x04 and no more", b"to be or not", b"case_0\ncase_1\n"]
+)
 def test_what_is_no_checkpoint_is_not_called_dangerous(tmp_path, content):
     (tmp_path / "a.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"a\.pth: not a whole checkpoint") as caught:
