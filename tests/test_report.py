@@ -114,6 +114,9 @@ def test_a_result_that_records_its_own_figures(tmp_path):
     assert float(row["inference_seconds_a_case"]) == 2.5
     text = report.to_text(table)
     assert all(words in text for words in ("9.45 M", "2.0 h", "2.5 s", "HD95 mm", "last iteration"))
+    assert (
+        "training: all iterations, each from waiting for its batch to the updated weights; without validation" in text
+    )
 
 
 def test_rows_that_are_not_comparable_say_why(tmp_path):

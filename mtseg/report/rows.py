@@ -6,7 +6,6 @@ Results are read.Result.
 import csv
 import json
 import math
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import numpy as np
 
 from mtseg.report.summary import average_seeds
 from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
-
-MARKS = "†‡§¶‖"
 
 # Runs that differ in these alone, in what a run may be resumed under or in versions, share a row. What else may differ
 # when a run goes on (its length, the weights it began with) makes another row.
@@ -195,12 +192,12 @@ def tell_apart(configs, tests=None):
         names = sorted(set().union(*settings) if settings is tests else set.intersection(*map(set, settings)))
         names = [name for name in names if len({frozen(one.get(name)) for one in settings}) > 1]
         for name in [name for name in ("exp", "config") if name in names][:1] or names:
-            values = _without_common_folders([one.get(name) for one in settings])
+            values = without_common_folders([one.get(name) for one in settings])
             for said, value in zip(words, values, strict=True):
                 if isinstance(value, list) and len(value) > 3:
                     said.append(f"{name} {values.index(value) + 1}")
                 elif value is not None:
-                    said.append(f"{name} {_plain(value)}")
+                    said.append(f"{name} {plain_setting(value)}")
                 elif settings is trained and name not in PATHS:
                     said.append(f"{name} off")
     if len(set(map(tuple, words))) < len(words):
@@ -212,7 +209,7 @@ def tell_apart(configs, tests=None):
 PATHS = ("config", "teacher_checkpoint", "pretrained")
 
 
-def _without_common_folders(values):
+def without_common_folders(values):
     """`values`, with those that are paths cut to the last parts in which all of them differ."""
     paths = {value: Path(value).parts for value in values if isinstance(value, str) and "/" in value.rstrip("/")}
     for length in range(1, max(map(len, paths.values()), default=0) + 1):
@@ -222,105 +219,7 @@ def _without_common_folders(values):
     return values
 
 
-def _words(text):
-    return re.sub("[(),;]", " ", text).split()
-
-
-def find_baseline(rows, words):
-    """The rows that `words` names, one for each data set and number of labels; RowError if none or several.
-
-    Each word is one of a row's name (method, settings, weights) or its number of labels. A row whose name has no
-    further word goes before those that have.
-    """
-    wanted = set(_words(words))
-    known = {id(row): {*_words(row.name), str(row.labelnum)} for row in rows if row.results}
-    named = [row for row in rows if row.results and wanted <= known[id(row)]]
-    named = [row for row in named if known[id(row)] <= wanted | {str(row.labelnum)}] or named
-    if not named:
-        names = "; ".join(f"{row.name} {row.labelnum}" for row in rows if row.results)
-        raise RowError(f"--baseline {words!r} names no row; there are: {names}")
-    for row in named:
-        twin = next((r for r in named if (r.dataset, r.labelnum) == (row.dataset, row.labelnum) and r is not row), None)
-        if twin:
-            places = " and ".join(f"{r.name} ({r.results[0].path.parent})" for r in (row, twin))
-            # What only one of them is called; a row that lacks such a word is meant by all of its words.
-            more = [sorted(known[id(a)] - known[id(b)]) for a, b in ((row, twin), (twin, row))]
-            calls = [[*_words(words), *m] if m else _words(r.name) for m, r in zip(more, (row, twin), strict=True)]
-            how = " or ".join(f"--baseline {' '.join(call)!r}" for call in calls)
-            how = how if any(more) else "leave one of them out"
-            raise RowError(f"--baseline {words!r} names two rows with {row.labelnum} labels, {places}; {how}")
-    return named
-
-
-def baseline_of(row, baselines):
-    """The baseline for `row`: that with as many labels on the same data, or the only one there is; None without."""
-    alike = [b for b in baselines if b.dataset == row.dataset]
-    return next((b for b in alike if b.labelnum == row.labelnum), alike[0] if len(alike) == 1 else None)
-
-
-def mark_rows(rows, reference):
-    """Fill in the `differences` of each row from `reference`, its `faults`, whatever it stands beside, and the `mark`
-    of a row that has either; returns the footnotes, [(mark, why)].
-
-    What one of two rows does not record counts as no difference.
-    """
-    footnotes = {}
-    for row in rows:
-        row.faults, row.differences = _faults(row), _differences(row, reference)
-        if row.incomparable:
-            beside = f"not comparable with {reference.name}: {'; '.join(row.differences)}"
-            why = "; ".join([*row.faults, beside] if row.differences else row.faults)
-            repeats, which = divmod(len(footnotes), len(MARKS))
-            row.mark = footnotes.setdefault(why, MARKS[which] * (repeats + 1))
-    return [(mark, f"{why}.") for why, mark in footnotes.items()]
-
-
-def _faults(row):
-    """What is wrong with a row's figures, whatever stands beside them."""
-    if row.published is not None:
-        return ["published"]
-    faults = []
-    if count := len(row.trained_on):
-        faults.append(f"tested on {count} case{'s' if count > 1 else ''} that it was trained on")
-    if any(result.replaced for result in row.results):
-        faults.append("the tested weights have been replaced since")
-    return faults
-
-
-def _differences(row, reference):
-    """What keeps a row from being compared with `reference`."""
-    reasons = []
-    if row.dataset != reference.dataset:
-        reasons.append(f"dataset {row.dataset}, not {reference.dataset}")
-    elif row.published is not None and row.test_cases != reference.test_cases:
-        reasons.append(f"{row.test_cases} test cases, not {reference.test_cases}")
-    elif row.published is None and row.case_names() != reference.case_names():
-        cases, others = set(row.case_names()), set(reference.case_names())
-        reasons.append(f"other test cases ({len(cases)}, of which {len(cases & others)} are among the {len(others)})")
-    if row.results and row.classes() != reference.classes():
-        reasons.append("other classes")
-    if row.unit != reference.unit:
-        reasons.append(f"distances in {row.unit}, not {reference.unit}")
-    for name in sorted(row.protocol.keys() & reference.protocol.keys()):
-        ours, theirs = row.protocol[name], reference.protocol[name]
-        if frozen(ours) != frozen(theirs):
-            reasons.append(f"{name} {_plain(ours)}, not {_plain(theirs)}")
-    if row.results and reference.results:
-        one, other = row.results[0], reference.results[0]
-        if one.input != other.input:
-            names = [name and f"the scans in {name}" for name in _without_common_folders([one.input, other.input])]
-            reasons.append(f"tested on {names[0] or 'the cases of a list'}, not on {names[1] or 'the cases of a list'}")
-        elif not one.input and one.preprocessing and other.preprocessing and one.preprocessing != other.preprocessing:
-            # Scans are measured on their own grid, however they were prepared; volumes of a list are not.
-            reasons.append("volumes were prepared in another way")
-    if row.selection != reference.selection:
-        reasons.append(f"checkpoint selected by {row.selection}, not {reference.selection}")
-    if row.published is not None:
-        reasons.append("cases and voxel size not checked")
-    return reasons
-
-
-def _plain(value):
+def plain_setting(value):
     if not isinstance(value, list):
         return str(value)
     return (" and " if any(isinstance(part, str) for part in value) else " x ").join(map(str, value))

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from mtseg.report.compare import baseline_of, find_baseline, mark_rows
 from mtseg.report.read import ResultError, find_results
-from mtseg.report.rows import baseline_of, find_baseline, group_results, mark_rows, read_published
+from mtseg.report.rows import group_results, read_published
 from mtseg.report.summary import RESAMPLES, paired_test, statistics
 from mtseg.results import heading, is_distance, scale
 
@@ -12,8 +13,6 @@ DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 # The lines of a cell.
 STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval", "p (pairs)")
 UNKNOWN = "-"
-NOTHING = {**dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p"), math.nan), "undefined": 0, "pairs": 0}
-NOTHING |= {"why": ""}
 
 
 @dataclass
@@ -44,22 +43,19 @@ def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_cl
         more += [] if beside else [f"{published} has no figures for these data and numbers of labels."]
         rows += beside
     footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
-    lines = []
-    for row in rows:
-        against = baseline_of(row, baselines)
-        classes = row.classes() if per_class else ()
-        for label in [*(classes if len(classes) > 1 else ()), "mean"]:
-            entries = {metric: _describe(row, metric, label, against, bool(baselines)) for metric in metrics}
-            lines.append((row, label, entries))
-    return build_table(lines, metrics, baselines, footnotes, [*more, *notes], RESAMPLES), rows
+    footnotes = [f"{mark} {why}" for mark, why in footnotes]
+    return _table(rows, metrics, baselines, footnotes, [*more, *notes], per_class), rows
 
 
-def _describe(row, metric, label, baseline, tested):
-    """What the table says of one metric of a row: its statistics, and if `tested` the test against `baseline`."""
+def _describe(row, metric, label, baselines):
+    """What the table says of one metric of a row: its statistics, and where there are `baselines` the test, or `why`
+    there is none."""
+    nothing = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p"), math.nan)
+    nothing |= {"undefined": 0, "pairs": 0, "why": ""}
     if row.published is not None:
-        return {"mean": row.published.get(metric, math.nan)}
-    entry = statistics(row.values(metric, label))
-    if not tested or baseline is row:
+        return nothing | {"mean": row.published.get(metric, math.nan)}
+    entry, baseline = nothing | statistics(row.values(metric, label)), baseline_of(row, baselines)
+    if not baselines or baseline is row:
         return entry
     if baseline is None:
         return entry | {"why": f"no baseline with {row.labelnum} labels"}
@@ -69,65 +65,60 @@ def _describe(row, metric, label, baseline, tested):
     return entry | {"p": p, "pairs": pairs, "why": why}
 
 
-def build_table(lines, metrics, baselines=(), footnotes=(), notes=(), resamples=None):
-    """The Table of `lines`: (row, class or 'mean', {metric: entry}), in the order in which they are to stand.
-
-    An entry has 'mean' and, of a row with results, what STATISTICS names: 'sd_seeds', 'sd_cases', 'low', 'high', and
-    with `baselines` 'p' and 'pairs', or 'why' there is no p; 'undefined' counts values that were left out. What an
-    entry lacks is unknown. `footnotes`: (mark, sentence); `notes`: further sentences; `resamples`: of the bootstrap.
-    """
-    rows = list({id(row): row for row, _, _ in lines}.values())
+def _table(rows, metrics, baselines, footnotes, notes, per_class):
+    """The Table of `rows`; what explains it stands between the `footnotes` and the `notes`."""
     measured = [row for row in rows if row.results]
+    several_classes = any(len(row.classes()) > 1 for row in measured)
+    per_class = per_class and several_classes
     units = {row.unit for row in rows}
     unit = next(iter(units)) if len(units) == 1 else ""
-    several_classes = len({label for row in measured for label in row.classes()}) > 1
     columns = ["dataset", "method", "labels", "class", "seeds", "statistic"]
     columns += [heading(metric, unit) for metric in metrics]
     columns += ["parameters", "training", "inference a case", "selection", "source"]
 
-    per_class = any(label != "mean" for _, label, _ in lines)
     cells, keys, records, untested, undefined = [], [], [], {}, []
-    for row, label, given in lines:
-        entries = {metric: NOTHING | given[metric] for metric in metrics}
+    lines = [(row, label) for row in rows for label in [*(row.classes() if per_class else ()), "mean"]]
+    for row, label in lines:
+        entries = {metric: _describe(row, metric, label, baselines) for metric in metrics}
         of_class = f", {'mean over the classes' if label == 'mean' else f'class {label}'}" if per_class else ""
         for metric, entry in entries.items():
             if entry["why"]:
                 untested.setdefault(f"{row.title}{row.mark}{of_class}: {entry['why']}", []).append(heading(metric))
-        left_out = [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]
-        if left_out:
-            undefined.append(
-                f"{row.title}{of_class}: not defined for an empty mask, and left out: {', '.join(left_out)}."
-            )
-        cost = _cost(row)
+        if left_out := [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]:
+            which = ", ".join(left_out)
+            undefined.append(f"{row.title}{of_class}: not defined for an empty mask, and left out: {which}.")
+        cost = {name: row.mean_of(name) for name in ("parameters", "training_seconds", "inference_seconds")}
         head = [row.dataset, row.name + row.mark, row.labelnum, label, len(row.results) or None, ""]
-        keys.append([*head, *(entry["mean"] for entry in entries.values()), *cost, row.selection, row.source])
+        means = [entry["mean"] for entry in entries.values()]
+        keys.append([*head, *means, *cost.values(), row.selection, row.source])
         texts = [[UNKNOWN if value is None else str(value)] for value in head]
         texts[5] = list(STATISTICS if baselines else STATISTICS[:-1]) if row.results else ["mean"]
         texts += [_lines(entries[m], m, row, bool(baselines), not unit) for m in metrics]
-        shown = [_count(cost[0]), _duration(cost[1]), _duration(cost[2]), row.selection, row.source]
-        cells.append([*texts, *([text] for text in shown)])
+        shown = [_count(cost["parameters"]), *(_duration(seconds) for seconds in [*cost.values()][1:])]
+        cells.append([*texts, *([text] for text in [*shown, row.selection, row.source])])
         records.append(_record(row, label, entries, cost))
 
     kept, constant = _columns_that_vary(columns, cells, per_class)
-    remarks = [*(f"{mark} {why}" for mark, why in footnotes), *constant, *_explanations(measured, baselines, resamples)]
+    explained = [*constant, *_explanations(measured, baselines)]
     if several_classes and not per_class:
-        remarks.append("All metrics are means over the classes of a case.")
+        explained.append("All metrics are means over the classes of a case.")
     for why, which in untested.items():
         of_metrics = f" ({', '.join(which)})" if len(which) < len(metrics) else ""
-        remarks.append(f"No test of {why}{of_metrics}.")
+        explained.append(f"No test of {why}{of_metrics}.")
+    notes = [*footnotes, *explained, *undefined, *notes]
     columns, *rest = ([row[i] for i in kept] for row in [columns, *cells, *keys])
-    return Table(columns, rest[: len(cells)], rest[len(cells) :], [*remarks, *undefined, *notes], records)
+    return Table(columns, rest[: len(cells)], rest[len(cells) :], notes, records)
 
 
-def _explanations(rows, baselines, resamples):
+def _explanations(rows, baselines):
     """Sentences that say what the statistics of `rows`, tested against `baselines`, are of."""
     seeds = sorted({result.seed for row in rows for result in row.results} - {None})
     named = f" ({'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))})" if seeds else ""
-    how = f" ({resamples} resamples, seed 0)" if resamples else ""
     sentences = [
         f"mean ± SD over seeds{named}: of the seeds' means over the test cases, n - 1; SD over cases: n, averaged over "
         f"the seeds.",
-        f"95 % interval: percentile bootstrap over the test cases, each averaged over the seeds first{how}.",
+        f"95 % interval: percentile bootstrap over the test cases, each averaged over the seeds first ({RESAMPLES} "
+        f"resamples, seed 0).",
     ]
     if any(row.mean_of("training_seconds") is not None for row in rows):
         sentences.append(
@@ -163,13 +154,6 @@ def _lines(entry, metric, row, tested, name_unit):
         p = "<0.001" if entry["p"] < 0.001 else f"{entry['p']:.3f}"
         lines.append(UNKNOWN if math.isnan(entry["p"]) else f"{p} ({entry['pairs']})")
     return lines
-
-
-def _cost(row):
-    """(parameters, seconds of training, seconds of inference a case), means over the runs; None is unknown."""
-    parameters = row.mean_of("parameters")
-    parameters = None if parameters is None else round(parameters)
-    return parameters, row.mean_of("training_seconds"), row.mean_of("inference_seconds")
 
 
 def _count(number):
@@ -208,5 +192,7 @@ def _record(row, label, entries, cost):
     for metric, entry in entries.items():
         record |= {f"{metric}_{name}": value for name, value in entry.items() if name != "why"}
     record |= {"unit": row.unit, "selection": row.selection}
-    record |= dict(zip(("parameters", "training_seconds", "inference_seconds_a_case"), cost, strict=True))
+    parameters = cost["parameters"] and round(cost["parameters"])
+    record |= {"parameters": parameters, "training_seconds": cost["training_seconds"]}
+    record["inference_seconds_a_case"] = cost["inference_seconds"]
     return record | {"not_comparable": row.incomparable, "source": row.source}

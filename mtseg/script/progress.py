@@ -79,8 +79,7 @@ def draw_progress(folder):
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=8)
         if len(names) > 1 or how == "points":
-            place = "lower left" if title == "loss" else "best"
-            axes.legend(handles=axes.get_legend_handles_labels()[0][-len(names) :], loc=place, fontsize=8)
+            axes.legend(handles=axes.get_legend_handles_labels()[0][-len(names) :], loc="best", fontsize=8)
     if phases:
         shades = {patch.get_label(): patch for patch in axes.patches}
         figure.legend(handles=list(shades.values()), loc="outside lower center", ncols=3, fontsize=8)
