@@ -49,14 +49,42 @@ def find_cases(source, channels=None, labels=None, broken=None):
     `channels`: those parts where they are known (settings["channels"] of a data set), in their order, else None: they
     are then those of most cases, sorted. The returned one is None where a case is one file. `labels`: folder with the
     labels, <case> or <case>_seg with any ending; without it they are looked for where the layout has them. `broken`: a
-    dict; what is wrong with the files of a case is then put there, {case: sentence}, and the others are found all the
-    same. Raises LayoutError.
+    dict that gets {case: what is wrong with its files, in a sentence}, while the other cases are returned. Raises
+    LayoutError.
     """
     source = Path(source)
-    if not source.exists():
-        raise LayoutError(f"{source}: no such file or folder")
     if labels is not None and not Path(labels).is_dir():
         raise LayoutError(f"{labels}: no such folder; give the one with the labels")
+    groups = _groups(source, channels)
+    files_of = {name: _single(files) for name, files, *_ in groups}
+    parts = sorted(channels) if channels else _usual_parts(files_of.values())
+    cases = []
+    for name, _, label, *part in groups:
+        files = files_of[name]
+        if isinstance(files, dict) and sorted(files) != parts:
+            these, usual = (", ".join(filter(None, names)) or "one file" for names in (sorted(files), parts))
+            files = LayoutError(
+                f"{next(iter(files.values()))}: case {name} has {these} where the data set has {usual} a case; add or "
+                f"remove files"
+            )
+        if isinstance(files, LayoutError):
+            if broken is None:
+                raise files
+            broken[name] = str(files)
+            continue
+        images = tuple(files[part] for part in (channels or parts))
+        cases.append(Case(name, images, _label_of(name, Path(labels)) if labels else label, *part))
+    if not cases:
+        raise LayoutError(next(iter(broken.values())))
+    if labels is not None and not any(case.label for case in cases):
+        raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {cases[0].name}.nii.gz; rename them")
+    return cases, None if parts == [""] else channels or parts
+
+
+def _groups(source, channels):
+    """[(case, {channel: file}, label, part where there are any), ...] by name, of the layout that `source` has."""
+    if not source.exists():
+        raise LayoutError(f"{source}: no such file or folder")
     if source.is_file():
         groups = _one_file(source, channels)
     elif (source / "imagesTr").is_dir() or (source / "imagesTs").is_dir():
@@ -77,34 +105,18 @@ def find_cases(source, channels=None, labels=None, broken=None):
     for before, after in itertools.pairwise(groups):
         if before[0] == after[0]:
             raise LayoutError(f"{source}: two cases are called {after[0]}; rename one of them")
-    found, cases = {}, []
-    for name, files, *_ in groups:
-        # nnU-Net numbers a single channel, too.
-        found[name] = {"": files["0000"]} if not isinstance(files, LayoutError) and files.keys() == {"0000"} else files
-    parts = channels and sorted(channels)
-    if not parts:
-        counts = Counter(tuple(sorted(files)) for files in found.values() if not isinstance(files, LayoutError))
-        parts = list(counts.most_common(1)[0][0]) if counts else [""]
-    for name, _, label, *part in groups:
-        files = found[name]
-        if not isinstance(files, LayoutError) and sorted(files) != parts:
-            here, there = (", ".join(filter(None, names)) or "one file" for names in (sorted(files), parts))
-            files = LayoutError(
-                f"{next(iter(files.values()))}: case {name} has {here} where the data set has {there} a case; add or "
-                f"remove files"
-            )
-        if isinstance(files, LayoutError):
-            if broken is None:
-                raise files
-            broken[name] = str(files)
-            continue
-        images = tuple(files[part] for part in (channels or parts))
-        cases.append(Case(name, images, _label_of(name, Path(labels)) if labels else label, *part))
-    if not cases:
-        raise LayoutError(next(iter(broken.values())))
-    if labels is not None and not any(case.label for case in cases):
-        raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {cases[0].name}.nii.gz; rename them")
-    return cases, None if parts == [""] else channels or parts
+    return groups
+
+
+def _single(files):
+    """`files`, without a channel's name where it is the only one: nnU-Net numbers a single channel, too."""
+    return {"": files["0000"]} if isinstance(files, dict) and files.keys() == {"0000"} else files
+
+
+def _usual_parts(groups):
+    """The channels that most cases have, sorted."""
+    counts = Counter(tuple(sorted(files)) for files in groups if isinstance(files, dict))
+    return list(counts.most_common(1)[0][0]) if counts else [""]
 
 
 def _with_labels_beside(groups, images):
@@ -142,7 +154,7 @@ def _flat(folder, channels=None):
         files = groups.setdefault(case, {})
         if len(paths) > 1:
             groups[case] = LayoutError(
-                f"{paths[1]}: case {case} is there twice, with another ending too; remove one of the files"
+                f"{paths[1]}: case {case} has this file with another ending too; remove one of them"
             )
         elif not isinstance(files, LayoutError):
             files[channel] = paths[0]
@@ -209,7 +221,7 @@ def _case_folders(folders):
             elif part[1] == "seg":
                 label = path
             elif part[1] in files:
-                raise LayoutError(f"{path}: is there twice, with another ending too; remove one of the files")
+                raise LayoutError(f"{path}: the case has this file with another ending too; remove one of them")
             else:
                 files[part[1]] = path
         if files:

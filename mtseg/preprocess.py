@@ -89,7 +89,7 @@ def check_settings(settings):
     return settings
 
 
-# ------------------------------------------------------------------------------------------------------------ forth
+# ------------------------------------------------------------------------------------- from the scan to the network
 
 
 def prepare(image, affine, spacing, settings, label=None):
@@ -240,7 +240,7 @@ def resample_label(label, shape):
     return result
 
 
-# ------------------------------------------------------------------------------------------------------------- back
+# ------------------------------------------------------------------------------------- from the network to the scan
 
 
 def restore(volume, grid, outside=0.0):
@@ -268,14 +268,14 @@ def grid_attributes(grid):
 
 
 def grid_from_attributes(attributes):
-    """The Grid in attributes that `grid_attributes` made, None where there is none; PreprocessError where they lie."""
-    found = {name: attributes.get(f"grid_{name}") for name in Grid._fields}
-    if all(value is None for value in found.values()):
+    """The Grid in attributes that `grid_attributes` made, None without them; PreprocessError for an impossible one."""
+    fields = {name: attributes.get(f"grid_{name}") for name in Grid._fields}
+    if all(value is None for value in fields.values()):
         return None
     try:
-        found = {name: value.tolist() for name, value in found.items()}
-        found["box"] = map(tuple, found["box"])
-        grid = Grid(**{name: tuple(value) for name, value in found.items()})
+        fields = {name: value.tolist() for name, value in fields.items()}
+        fields["box"] = map(tuple, fields["box"])
+        grid = Grid(**{name: tuple(value) for name, value in fields.items()})
         inside = all(0 <= a < b <= grid.original_shape[axis] for (a, b), axis in zip(grid.box, grid.axes, strict=True))
         if not inside or sorted(grid.axes) != [0, 1, 2] or len(grid.flips) != 3 or min(grid.shape) < 1:
             raise ValueError("the box lies outside the scan")

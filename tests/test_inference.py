@@ -412,7 +412,7 @@ def test_a_case_with_other_files_costs_only_itself(tmp_path, monkeypatch):
     assert stopped.value.code == 1
     failures = json.loads((tmp_path / "out/metrics.json").read_text())["failures"]
     assert "c0 has 0000, 0001 where the data set has one file a case" in failures["c0"]
-    assert "c2 is there twice" in failures["c2"]
+    assert "c2 has this file with another ending too" in failures["c2"]
     assert {path.name for path in (tmp_path / "out/predictions").iterdir()} == {"c1.nii.gz", "c3.nii.gz"}
 
 

@@ -184,7 +184,7 @@ MISTAKES = {
     "nan": "BraTS_002_flair.nii.gz: the image holds NaN",
     "no label": "BraTS_002_seg.nii.gz: is no label",
     "too many": "--test 9",
-    "twice": "is there twice",
+    "twice": "with another ending too",
 }
 
 

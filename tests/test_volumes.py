@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
+from mtseg import layouts, volumes
 from mtseg.volumes import VolumeError, ending, hdf5_bytes, nifti_header, read_volume, volume_bytes
 
 nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
@@ -246,6 +247,11 @@ def test_an_absurd_spacing_is_refused(tmp_path, width):
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), affine), tmp_path / "a.nii.gz")
     with pytest.raises(VolumeError, match=r"mm wide, which cannot be|not a whole"):
         read_volume(tmp_path / "a.nii.gz")
+
+
+def test_files_that_can_be_read_are_the_files_that_are_found():
+    """Neither module knows the other, so that each can be copied alone."""
+    assert volumes.ENDINGS == layouts.ENDINGS
 
 
 def spoil(path, how):

@@ -57,10 +57,10 @@ def largest_difference(net, exported, n_channels, seed=0):
     for batch, *sides in SHAPES:
         x = torch.randn(batch, n_channels, *sides, generator=generator)
         with torch.no_grad():
-            expected, found = net(x), exported(x)
-        if expected.shape != found.shape:
-            raise ExportError(f"the exported network gives {tuple(found.shape)} instead of {tuple(expected.shape)}")
-        largest = max(largest, (expected - found).abs().max().item())
+            expected, logits = net(x), exported(x)
+        if expected.shape != logits.shape:
+            raise ExportError(f"the exported network gives {tuple(logits.shape)} instead of {tuple(expected.shape)}")
+        largest = max(largest, (expected - logits).abs().max().item())
     return largest
 
 

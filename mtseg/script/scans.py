@@ -101,7 +101,7 @@ def input_scans(args):
             f"{raw}: how it is to be prepared is recorded neither in {args.model_path[0].parent / 'config.json'} nor "
             f"in {find_root(args.root_path) / 'preprocessing.json'}; give a preprocessing.json by --preprocessing"
         )
-    for kind in {ending(case.images[0]) for case in cases}:  # said once, not once a case
+    for kind in {ending(case.images[0]) for case in cases}:  # one sentence, not one a case
         if kind in PACKAGES:
             need(PACKAGES[kind], f"{args.input}: reading {kind} files")
     cases = cases[: args.num]
@@ -172,10 +172,10 @@ def preprocessing_of(args):
         if not settings:
             raise FlagError(f"{args.preprocessing}: no such preprocessing; give one that data/prepare_nifti.py wrote")
     else:
-        found = [config.get("preprocessing") for config in args.configs]
-        if any(other != found[0] for other in found):
+        recorded = [config.get("preprocessing") for config in args.configs]
+        if any(other != recorded[0] for other in recorded):
             raise FlagError("the runs of --model_path prepared their data differently; they cannot be averaged")
-        settings = found[0] or read_config(find_root(args.root_path) / "preprocessing.json")
+        settings = recorded[0] or read_config(find_root(args.root_path) / "preprocessing.json")
     if not settings:
         return None
     check_settings(settings)
