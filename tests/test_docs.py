@@ -1,13 +1,17 @@
 """What README.md and docs/ show is what there is: their code runs, their tables are those of the scripts."""
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import make_data
 
 from mtseg.script import flag_table
 
@@ -24,11 +28,10 @@ def test_the_table_of_flags_is_the_parsers():
 def repository(tmp_path_factory):
     """A copy of the repository with the recipe of the page "Write your own method" as its one new file."""
     copy = tmp_path_factory.mktemp("repository")
-    for name in ("mtseg", "recipes", "benchmarks", "tests", "docs", "data"):
-        ignored = shutil.ignore_patterns("__pycache__", "LA", "Phantom", "*.png")
-        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
-    for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
-        shutil.copy(path, copy)
+    for name in ("mtseg", "recipes", "benchmarks", "tests", "docs", "configs", "data/splits", "data/published"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), ROOT / "pyproject.toml"]:
+        shutil.copy(path, copy / path.relative_to(ROOT))
     (where, code), *others = re.findall(r"<!-- (recipes/\S+) -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert not others
     assert sum(map(bool, code.splitlines())) <= 40
@@ -62,3 +65,106 @@ def test_a_method_of_ones_own_is_found_by_tests_and_docs(repository):
     assert "recipes/train_entropy.py" in (repository / "docs/flags.md").read_text()
     chosen = "EntMin and (hidden_labels or several_channels or resuming_with_every_option)"
     assert "\n3 passed" in python(repository, "-m", "pytest", "-q", "tests/test_recipe.py", "-k", chosen)
+
+
+# ------------------------------------------------------------------------------------------------- every command runs
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+EXTRAS = ("matplotlib", "skimage", "nibabel", "nrrd", "onnx", "onnxruntime")
+# Commands that other tests or .ci/run make: installing, the tests themselves, measuring, comparing commits.
+MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|la_full\.py")
+SMALL = {"--max_iterations": 2, "--n_filters": 2, "--patch_size": "32 32 16", "--stride_xy": 16, "--stride_z": 8}
+SMALL |= {"--num_workers": 0, "--progress": 0}
+
+
+def commands(page):
+    """The shell commands of a page, in their order."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL)
+    return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def small(line):
+    """The command `line` on tiny data, with a tiny network and two iterations."""
+    line = re.sub(r"(?<=\s)/data/LA", "sets/LA", line.partition("  #")[0])
+    line = re.sub(r"iter_\d+", "iter_2", line).replace("seed1337", "seed1")
+    line = line.replace('"Training Set" data/LA', '"Training Set" made/LA')
+    line = line.replace("torchrun ", "python -m torch.distributed.run ")
+    line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
+    before, script, rest = re.match(r"(.*?)((?:recipes/)?train_\w+\.py|$)(.*)", line).groups()
+    if not script:
+        return line
+    words = shlex.split(rest)
+    for name in SMALL.keys() & set(words):
+        begin = words.index(name)
+        end = next((i for i in range(begin + 1, len(words)) if words[i].startswith("--")), len(words))
+        del words[begin:end]
+    seeds = "seeds.py" in before
+    before = before.replace("seeds.py", "seeds.py --seeds 1") if seeds else before
+    words += [w for name, value in SMALL.items() for w in (name, *str(value).split())]
+    return f"{before}{script} {shlex.join(words)}" + ("" if seeds or "--resume" in words else " --overwrite")
+
+
+def run_page(page, workspace):
+    """Run all commands of a page; those that failed, with what they printed."""
+    for made in ("data/LA_half", "data/Heart", "made"):
+        shutil.rmtree(workspace / made, ignore_errors=True)
+    environment = {**os.environ, "PYTHONPATH": str(workspace)}
+    failed = []
+    for line in commands(page):
+        if not MADE_ELSEWHERE.search(line):
+            words = ["bash", "-c", small(line)]
+            done = subprocess.run(words, cwd=workspace, env=environment, capture_output=True, text=True)
+            if done.returncode:
+                failed.append(f"{line}\n{small(line)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
+    return failed
+
+
+def write_scans(root):
+    """A folder in the Decathlon's layout: twelve labelled scans and two others."""
+    nibabel = pytest.importorskip("nibabel")
+    (root / "dataset.json").parent.mkdir(parents=True)
+    (root / "dataset.json").write_text(
+        json.dumps({"labels": {"0": "background", "1": "heart"}, "modality": {"0": "MR"}})
+    )
+    for number in range(14):
+        rng, part = np.random.default_rng(number), "Tr" if number < 12 else "Ts"
+        label = np.zeros((24, 22, 18), np.uint8)
+        label[8:16, 6:14, 5:12] = 1
+        image = np.float32(100 + 50 * label + 10 * rng.standard_normal(label.shape))
+        for kind, array in (("images", image), ("labels", label)):
+            (root / f"{kind}{part}").mkdir(exist_ok=True)
+            if kind == "images" or part == "Tr":
+                path = root / f"{kind}{part}/la_{number:03}.nii.gz"
+                nibabel.save(nibabel.Nifti1Image(array, np.diag([1.25, 1.25, 1.4, 1])), path)
+
+
+def write_challenge(root):
+    """Two cases as the Atrial Segmentation Challenge has them."""
+    nrrd = pytest.importorskip("nrrd")
+    for name in ("train", "test"):
+        case = root / (ROOT / f"data/splits/LA/{name}.list").read_text().split()[0]
+        case.mkdir(parents=True)
+        label = np.zeros((130, 130, 8), np.uint8)
+        label[60:70, 60:70, 2:6] = 255
+        nrrd.write(str(case / "lgemri.nrrd"), np.random.default_rng(0).normal(50, 20, label.shape).astype(np.float32))
+        nrrd.write(str(case / "laendo.nrrd"), label)
+
+
+@pytest.fixture(scope="module")
+def workspace(repository):
+    """The copied repository with tiny data sets in it, in which README.md's commands have run; those that failed."""
+    for extra in EXTRAS:
+        pytest.importorskip(extra)
+    make_data(repository / "data/Phantom", train=124, test=2)
+    make_data(repository / "sets/LA", train=30, test=3)
+    make_data(repository / "data/LA", train=30, test=3)
+    write_scans(repository / "Task02_Heart")
+    write_challenge(repository / "Training Set")
+    return repository, run_page(PAGES[0], repository)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_runs(page, workspace):
+    repository, failed_in_readme = workspace
+    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository)
+    assert not failed, "\n\n".join(failed)
