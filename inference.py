@@ -15,11 +15,10 @@ else they are those of the UA-MT protocol: windows of 112 x 112 x 80 voxels, str
 """
 
 from mtseg.script import flags
+from mtseg.script.inference_flags import inference_parser, parse_inference
 
-PARSER = flags.inference_parser(__doc__)
+PARSER = inference_parser(__doc__)
 flags.answer_help(PARSER, __name__)
-
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -29,8 +28,6 @@ from mtseg.script import fast, outcome, scans
 from mtseg.script.caselog import CaseLog
 from mtseg.script.runfolder import choose_device
 from mtseg.script.segment import costs_only_the_case, infer_case, load_networks
-
-LA = Path(__file__).resolve().parent / "data/LA"
 
 
 def infer(args):
@@ -83,7 +80,7 @@ def infer(args):
 
 def main(argv=None):
     with flags.one_sentence():
-        result = infer(flags.parse_inference(PARSER, argv, LA))
+        result = infer(parse_inference(PARSER, argv))
     if result.get("failures"):
         raise SystemExit(1)
     return result

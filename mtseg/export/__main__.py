@@ -35,20 +35,11 @@ from mtseg.export.convert import (
     to_torchscript,
 )
 from mtseg.metrics import dice
-from mtseg.script.flags import (
-    INFERENCE_SETTINGS,
-    FlagError,
-    Parser,
-    add_settings,
-    one_sentence,
-    positive,
-    read_config,
-    take_over,
-)
+from mtseg.script.flags import HOME, FlagError, Parser, one_sentence, positive, read_config
+from mtseg.script.inference_flags import INFERENCE_SETTINGS, add_settings, take_over
 from mtseg.script.segment import load_network
 from mtseg.sliding_window import score_cases, test_single_case
 
-LA = Path(__file__).resolve().parents[2] / "data/LA"
 TOLERANCE = 1e-4
 
 
@@ -75,7 +66,7 @@ def parse_flags(argv):
         raise FlagError("--quantize makes a second file beside that of --onnx; name one")
     args.model_path = [args.model_path]
     config = read_config(args.model_path[0].parent / "config.json")
-    take_over(parser, args, config, {"root_path": str(LA), **INFERENCE_SETTINGS})
+    take_over(parser, args, config, {"root_path": str(HOME / "data/LA"), **INFERENCE_SETTINGS})
     args.has_dropout = False  # has no weights, and inference drops nothing
     return args
 

@@ -12,7 +12,8 @@ from mtseg.averaging import rank_correlation
 from mtseg.checkpoint import write_whole
 from mtseg.layouts import stem
 from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
-from mtseg.script.flags import FlagError, listed_in
+from mtseg.script.flags import FlagError
+from mtseg.script.inference_flags import listed_in
 from mtseg.script.runfolder import selection_of
 from mtseg.script.runlog import training_seconds
 from mtseg.script.segment import POSTPROCESSING

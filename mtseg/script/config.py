@@ -1,0 +1,66 @@
+"""Files of settings: the config.json of a run, and what --config takes."""
+
+import argparse
+import difflib
+import json
+
+from mtseg.script.checks import FlagError
+from mtseg.script.parser import given_flags
+
+# What a run adds to its flags in config.json.
+RECORDED = {"n_channels", "has_dropout", "python", "torch", "device", "threads", "train_cases", "val_cases"}
+RECORDED |= {"tf32", "selection", "unlabeled_cases", "preprocessing", "ranks"}
+FAST_DECIDES = ("channels_last", "winograd", "compile")  # with --fast, on each machine anew
+
+
+def read_config(path):
+    """The settings in a config.json, {} where there is none; FlagError where it is no JSON object."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise FlagError(f"{path}: not a JSON file ({error}); repair it or move it away") from error
+    if not isinstance(config, dict):
+        raise FlagError(f"{path}: not a JSON object; repair it or move it away")
+    return config
+
+
+def config_settings(parser, path):
+    """{name: value} of the flags in the JSON file `path`; FlagError names a wrong key or value.
+
+    Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over. Settings
+    that only other scripts have are left out, and a line says so.
+    """
+    from mtseg.script import methods  # here, as it loads the other scripts, and PyTorch with them
+
+    if not path.is_file():
+        raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
+    left_out = []
+    known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    config, settings = read_config(path), {}
+    for key, value in config.items():
+        if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
+            continue
+        if key not in known and key in methods.all_flags():
+            left_out.append(key)
+            continue
+        if key == "model" and value != parser.get_default("model") and value in methods.names():
+            continue  # another method's name is not this one's
+        if key in FAST_DECIDES and config.get("fast") is True:
+            continue  # this machine's --fast may be another one
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
+            raise FlagError(f"{path}: unknown key {key!r}; the nearest flag is {near[0]!r}")
+        if value is None:
+            continue
+        switch = isinstance(known[key], argparse.BooleanOptionalAction)
+        entries = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        if isinstance(value, bool) != switch or isinstance(value, dict) or any(e.startswith("--") for e in entries):
+            raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
+        words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
+        with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
+            settings[key] = given_flags(parser, words)[key]
+    if left_out:
+        print(f"{path}: left out, since only other scripts have them: {', '.join(left_out)}", flush=True)
+    return settings

@@ -1,0 +1,150 @@
+"""The flags of inference.py, and what a run's config.json says where no flag does."""
+
+import argparse
+import json
+from pathlib import Path
+
+from mtseg.script import flags
+from mtseg.script.checks import FlagError
+from mtseg.script.config import read_config
+from mtseg.script.flags import FAST, KEEP_MEMORY, NETWORKS, NORMALIZATIONS, WINOGRAD, folder_name
+from mtseg.script.parser import Parser
+from mtseg.script.values import classes, patch_side, positive, rate
+
+# What a checkpoint without a config.json is tested with where a flag does not say otherwise: the UA-MT protocol.
+INFERENCE_SETTINGS = {
+    "network": "vnet",
+    "n_channels": 1,
+    "num_classes": 2,
+    "n_filters": 16,
+    "normalization": "batchnorm",
+    "has_dropout": True,
+    "ignore_index": None,
+    "patch_size": [112, 112, 80],
+    "stride_xy": 18,
+    "stride_z": 4,
+}
+
+
+def inference_parser(description):
+    """The parser of inference.py; flags that are None there, `parse_inference` looks up."""
+    parser = Parser(description=description)
+    flag = parser.add_argument
+    flag(
+        "--model_path",
+        type=Path,
+        nargs="+",
+        action="extend",
+        required=True,
+        help="weights: iter_<N>.pth, ema_iter_<N>.pth, latest.pth, ...; the probabilities of several are averaged",
+    )
+    flag("--root_path", help="folder with <split>.list and data/ (default: the run's)")
+    flag("--split", default="test", help="cases to segment: those of <root_path>/<split>.list")
+    flag("--num", type=positive, help="only the first cases (default: all)")
+    flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
+    flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
+    flag("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
+    flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--fast", action="store_true", help=FAST)
+    flag("--winograd", action="store_true", help=WINOGRAD)
+    flag("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
+
+    flag = parser.add_argument_group("scans instead of a list").add_argument
+    flag("--input", type=Path, metavar="PATH", help="NIfTI, NRRD or HDF5 file, folder of them, nnU-Net's imagesTs, ...")
+    flag("--labels", type=Path, metavar="DIR", help="folder with their labels (default: where the layout has them)")
+    flag("--preprocessing", type=Path, metavar="FILE", help="a preprocessing.json (default: the run's)")
+    flag("--continue", dest="go_on", action="store_true", help="pass over the cases that an earlier call finished")
+
+    flag = parser.add_argument_group("averaging and cleaning up").add_argument
+    flag("--tta", action="store_true", help="average over the eight mirrored images, too")
+    flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
+    flag("--largest_component", action="store_true", help="keep only the largest connected piece of each class")
+    flag("--fill_holes", action="store_true", help="fill background that a class encloses")
+    flag("--save_probabilities", action="store_true", help="also write <output_dir>/probabilities/<case>.h5, float16")
+    flag(
+        "--uncertainty",
+        choices=("mc_dropout", "ensemble", "teacher"),
+        help="write the predictive entropy of samples with dropout, of the networks of --model_path, or of student "
+        "and teacher (iter_<N>.pth and ema_iter_<N>.pth) to <output_dir>/uncertainty/, and its mean a case",
+    )
+    flag("--mc_samples", type=positive, default=8, help="samples of mc_dropout")
+
+    flag = parser.add_argument_group("measuring").add_argument
+    flag(
+        "--unit",
+        choices=("mm", "voxel"),
+        help="of distances (default: voxel, as in the papers; with --input mm where all spacings are known)",
+    )
+    flag("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
+
+    add_settings(parser)
+    return parser
+
+
+def add_settings(parser):
+    """The settings of a trained network, and of its windows, that its run's config.json knows."""
+    flag = parser.add_argument_group("settings, by default the run's").add_argument
+    flag("--network", choices=NETWORKS, help="architecture")
+    flag("--n_channels", type=positive, help="channels of the image")
+    flag("--num_classes", type=classes, help="classes, background included")
+    flag("--n_filters", type=positive, help="channels on the finest level")
+    flag("--normalization", choices=NORMALIZATIONS, help="after each convolution")
+    flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
+    flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
+    flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
+    flag("--ignore_index", type=int, help="label of voxels that no metric counts")
+
+
+def parse_inference(parser, argv):
+    """The flags in `argv`, and `configs`, the config.json beside each checkpoint ({} where there is none).
+
+    Settings that no flag gives are the first run's, else INFERENCE_SETTINGS and data/LA. FlagError where flags
+    contradict each other.
+    """
+    args = parser.parse_args(argv)
+    args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
+    for path, config in zip(args.model_path, args.configs, strict=True):
+        for name in ("train_cases", "unlabeled_cases", "val_cases"):
+            cases = config.get(name) or []
+            if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
+                raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
+    given, trained_on = args.root_path, str(args.configs[0].get("root_path"))
+    la = str(flags.HOME / "data/LA")
+    defaults = {"root_path": la, **INFERENCE_SETTINGS}
+    take_over(parser, args, args.configs[0], {**defaults, "dataset_name": folder_name(given or la)})
+    if given and Path(given).resolve() != Path(trained_on).resolve():
+        args.dataset_name = folder_name(given)  # the run's is that of other data
+    if args.input is None and (args.labels or args.preprocessing or args.go_on):
+        raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")
+    if args.input and args.save_result:
+        raise FlagError("--save_result is for the cases of a list: with --input predictions are written anyway")
+    if args.uncertainty == "ensemble" and len(args.model_path) < 2:
+        raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")
+    return args
+
+
+def take_over(parser, args, config, defaults):
+    """Give `args` the settings in `defaults` that no flag gave: those in `config`, a run's config.json, else these.
+
+    FlagError for a value in `config` that the flag would not take. Strides are no larger than the patch, as the
+    windows lie.
+    """
+    path = args.model_path[0].parent / "config.json"
+    for name, default in defaults.items():
+        value = config.get(name)
+        if getattr(args, name, None) is not None:
+            continue
+        wrong = f"{path}: {name} cannot be {json.dumps(value)}; repair it"
+        if value is not None and f"--{name}" in parser._option_string_actions:
+            words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            with parser.errors_as(lambda _, wrong=wrong, name=name: FlagError(f"{wrong}, or give --{name}")):
+                value = getattr(parser.parse_args(["--model_path", "", *words]), name)
+        elif value is not None and not isinstance(value, type(default)):
+            raise FlagError(wrong)
+        setattr(args, name, default if value is None else value)
+    args.stride_xy, args.stride_z = min(args.stride_xy, *args.patch_size[:2]), min(args.stride_z, args.patch_size[2])
+
+
+def listed_in(configs, *names):
+    """The set of cases that any of `configs` lists under any of `names`."""
+    return {case for config in configs for name in names for case in config.get(name) or []}
