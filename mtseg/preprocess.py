@@ -279,6 +279,8 @@ def grid_from_attributes(attributes):
         inside = all(0 <= a < b <= grid.original_shape[axis] for (a, b), axis in zip(grid.box, grid.axes, strict=True))
         if not inside or sorted(grid.axes) != [0, 1, 2] or len(grid.flips) != 3 or min(grid.shape) < 1:
             raise ValueError("the box lies outside the scan")
+        if math.prod(grid.original_shape) > MOST_VOXELS:
+            raise ValueError(f"grid_original_shape has more than {MOST_VOXELS} voxels")
     except (ValueError, TypeError, IndexError, AttributeError) as error:
         raise PreprocessError(f"its grid_ attributes contradict each other ({error}); prepare it again") from error
     return grid

@@ -169,6 +169,7 @@ def test_a_label_beside_a_prepared_file_lies_where_its_scan_does(tmp_path, monke
         ("original_affine", np.eye(3), "4 x 4"),
         ("original_affine", np.zeros((4, 4)), "4 x 4"),
         ("grid_shape", [4, 4, 4], ""),
+        ("grid_original_shape", [10**6, 10**6, 10**6], "more than 1073741824 voxels"),
     ],
 )
 def test_a_prepared_file_whose_grid_is_wrong_costs_only_itself(tmp_path, monkeypatch, attribute, value, said):
@@ -598,6 +599,19 @@ def test_weights_that_are_not_finite_or_absurd_never_reach_a_table(data, tmp_pat
     torch.save(state, weights)
     assert f"block_three.conv.0.weight holds {damage:.3g}" in refused(capsys, "--model_path", weights)
     assert not list((tmp_path / "run").glob("*_test"))
+
+
+@pytest.mark.parametrize("flag", ["--pretrained", "--teacher_checkpoint"])
+def test_nothing_is_trained_from_weights_that_are_not_finite(data, tmp_path, capsys, flag):
+    (weights,) = make_run(tmp_path / "run", num_classes=2)
+    state = torch.load(weights)
+    state["out_conv.bias"][0] = math.inf
+    torch.save(state, weights)
+    flags = {"root_path": data, "output_dir": tmp_path, "labelnum": 2, "max_iterations": 1, "n_filters": 2}
+    with pytest.raises(SystemExit) as stopped:
+        train_mean_teacher.main(words(flag, weights, num_workers=0, patch_size="16 16 16", **flags))
+    assert stopped.value.code == 2 and "w0.pth: is of a training that went wrong" in capsys.readouterr().err
+    assert not list(tmp_path.glob("model/*/*/*.pth"))
 
 
 @pytest.mark.parametrize("odd", ["sparse", "on no device", "of no volume", "of another kind"])
