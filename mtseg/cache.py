@@ -12,7 +12,6 @@ import tempfile
 from multiprocessing import reduction
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 ALIGNMENT = 64  # bytes; for any element type and a whole cache line
@@ -192,76 +191,3 @@ class CachedDataset(Dataset):
         """'image' or 'label' of a case as the cache stores it: (read-only array, levels), both as in `encode`."""
         offset, dtype, shape, levels = self._parts[case][key]
         return np.frombuffer(self._memory, dtype, math.prod(shape), offset).reshape(shape), levels
-
-
-class ResidentLoader:
-    """The batches of a DataLoader, cut and turned on the device where the whole data set lies.
-
-    For each batch of `batch_sampler`, a list of (index, seed), {'image': float32 (N, C, *patch_size), 'label': int64
-    (N, *patch_size)} on `device`: bit for bit what a DataLoader gives from `dataset` (a CachedDataset) with the
-    transforms RandomRotFlip, RandomCrop(patch_size), ToTensor. `dataset.transform` is not used.
-    """
-
-    def __init__(self, dataset, batch_sampler, patch_size, device):
-        self.batch_sampler = batch_sampler
-        self.patch_size = tuple(patch_size)
-        self.device = device
-        self._cases = []
-        for case in dataset.image_list:
-            (image, levels), (label, _) = dataset.stored(case, "image"), dataset.stored(case, "label")
-            image = image[None] if image.ndim == 3 else image
-            arrays = (image, label) if levels is None else (image, label, levels)
-            self._cases.append([torch.from_numpy(array.copy()).to(device) for array in arrays])
-
-    def __len__(self):
-        return len(self.batch_sampler)
-
-    def __iter__(self):
-        for batch in self.batch_sampler:
-            samples = [self._sample(self._cases[index], np.random.default_rng(seed)) for index, seed in batch]
-            images, labels = zip(*samples, strict=True)
-            yield {"image": torch.stack(images), "label": torch.stack(labels)}
-
-    def _sample(self, case, rng):
-        image, label, *levels = case
-        turns, flipped = int(rng.integers(4)), int(rng.integers(2)) - 3
-        window, place = random_window(label.shape, self.patch_size, turns, flipped, rng)
-
-        def cut(volume):
-            return torch.flip(torch.rot90(volume[(..., *window)], turns, dims=(-3, -2)), dims=(flipped,))
-
-        image = levels[0][cut(image).int()] if levels else cut(image)
-        return _placed(image, self.patch_size, place), _placed(cut(label).long(), self.patch_size, place)
-
-
-def _placed(part, patch_size, place):
-    """`part` at the slices `place` of a patch that is 0 elsewhere."""
-    if part.shape[-3:] == patch_size:
-        return part
-    patch = part.new_zeros((*part.shape[:-3], *patch_size))
-    patch[(..., *place)] = part
-    return patch
-
-
-def random_window(shape, patch_size, turns, flipped, rng):
-    """Where a random patch of a volume lies that is first turned and flipped, then padded to `patch_size`, then cut.
-
-    `shape`: (W, H, D) of the volume before; `turns` quarter turns from W to H, then a mirror along axis `flipped`
-    (-3 or -2). Draws three integers from `rng`, as RandomCrop does. Returns the slices (W, H, D) that are cut from the
-    volume as it was, and the slices of the patch that they fill after turning and flipping.
-    """
-    sizes = [shape[1], shape[0], shape[2]] if turns % 2 else list(shape)
-    window, place = [], []
-    for size, wanted in zip(sizes, patch_size, strict=True):
-        missing = max(wanted - size, 0)
-        first = int(rng.integers(max(size - wanted, 0) + 1)) - missing // 2
-        low, high = max(first, 0), min(first + wanted, size)
-        window.append((low, high))
-        place.append(slice(low - first, high - first))
-    low, high = window[flipped]
-    window[flipped] = sizes[flipped] - high, sizes[flipped] - low
-    for _ in range(turns):
-        # A quarter turn puts voxel (j, n - 1 - i) of n columns at (i, j).
-        window[0], window[1] = window[1], (sizes[0] - window[0][1], sizes[0] - window[0][0])
-        sizes[0], sizes[1] = sizes[1], sizes[0]
-    return tuple(slice(low, high) for low, high in window), tuple(place)

@@ -1,5 +1,6 @@
 """The benchmarks run and compare what they say; nothing here looks at a time."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -13,8 +14,11 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import family  # noqa: E402
 import la_full  # noqa: E402
+import measure  # noqa: E402
 import run  # noqa: E402
 import seeds  # noqa: E402
+import tables  # noqa: E402
+from rows import steps, windows  # noqa: E402
 
 from mtseg import report  # noqa: E402
 from mtseg.datasets import LAHeart  # noqa: E402
@@ -33,10 +37,10 @@ def test_the_familys_sample_is_the_same_sample(data, patch_size):
 
 def test_the_familys_iteration_computes_the_same():
     losses, networks = [], []
-    for way in (run.step, family.mean_teacher_step):
-        networks.append(run.mean_teacher(2, run.CPU))
+    for way in (steps.step, family.mean_teacher_step):
+        networks.append(steps.mean_teacher(2, measure.CPU))
         torch.manual_seed(3)
-        batch = run.batch_of((16, 16, 16), run.CPU)
+        batch = steps.batch_of((16, 16, 16), measure.CPU)
         losses.append([float(way(*networks[-1], *batch, 0.1, turn)) for turn in range(3)])
     np.testing.assert_allclose(*losses, rtol=1e-5)
     for ours, theirs in zip(*networks, strict=True):
@@ -68,32 +72,69 @@ def test_without_a_gpu_its_rows_say_so(capsys):
 
 def test_the_table_says_what_is_reached_and_goes_between_the_marks(tmp_path):
     times = {"mtseg": [0.001, 0.002, 0.004], "family": [0.003, 0.008, 0.004]}
-    entry = run.row("a row", times, "a note", {"family": 3, "MONAI": 1}, **{"2 ms": True})
+    entry = measure.row("a row", times, "a note", {"family": 3, "MONAI": 1}, **{"2 ms": True})
     assert entry["goals"] == {"3 x family": True, "1 x MONAI": None, "2 ms": True}
-    assert not run.row("a row", times, "", {"family": 3.5})["goals"]["3.5 x family"]
-    report = {"command": ["--only", "x"], "minutes": 1, "machine": {}, "rows": [entry, run.fact("flat", "1 2")]}
-    text = run.table(report)
+    assert not measure.row("a row", times, "", {"family": 3.5})["goals"]["3.5 x family"]
+    report = {"command": ["--only", "x"], "minutes": 1, "machine": {}, "rows": [entry, measure.fact("flat", "1 2")]}
+    text = tables.table(report)
     assert text.splitlines()[-2:] == [
         "| a row (a note) | 2 ms (1 ms .. 4 ms) | family 4 ms (3 ms .. 8 ms): 3.00 x "
         "| 3 x family: reached; 1 x MONAI: not judged; 2 ms: reached |",
         "| flat | 1 2 |  |  |",
     ]
-    assert run.table(report, short=True).splitlines()[-2:] == [
+    assert tables.table(report, short=True).splitlines()[-2:] == [
         "| a row | 2 ms | family 4 ms: 3.00 x | 3 x family: reached; 1 x MONAI: not judged; 2 ms: reached |",
         "| flat | 1 2 |  |  |",
     ]
     path = tmp_path / "README.md"
     path.write_text("before\n<!-- figures -->\nold\n<!-- end of figures -->\nafter\n")
     for _ in range(2):
-        run.put_figures(path, text)
+        tables.put_figures(path, text)
         assert path.read_text() == f"before\n<!-- figures -->\n{text}<!-- end of figures -->\nafter\n"
     path.write_text("no marks")
     with pytest.raises(ValueError, match=r"README\.md: no lines"):
-        run.put_figures(path, text)
+        tables.put_figures(path, text)
     assert path.read_text() == "no marks"
     with pytest.raises(SystemExit) as stopped:
         run.main(["--figures", str(path)])
     assert stopped.value.code == 2
+
+
+@contextlib.contextmanager
+def here(makes):
+    """As measure.apart, in this process."""
+    yield {name: make(*words) for name, (make, *words) in makes.items()}
+
+
+def test_a_comparison_or_a_row_that_fails_is_a_row_that_says_so(tmp_path, monkeypatch, capsys):
+    def broken(quick, scratch):
+        yield measure.fact("before", "1 2")
+        raise RuntimeError("no room\nat all")
+
+    def other_scores(net, image, *given, scores=windows.family.test_single_case):
+        labels, found = scores(net, image, *given)
+        return labels, found + 1e-3
+
+    monkeypatch.setitem(run.CPU_ROWS, "growth", broken)
+    monkeypatch.setattr(windows, "apart", here)
+    monkeypatch.setattr(windows, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(windows.family, "test_single_case", other_scores)
+    words = ["--quick", "--out", str(tmp_path / "all.json")]
+    run.main([*words, *(word for name in ("growth", "sliding_window", "ema") for word in ("--only", name))])
+    before, failed, window, ema = json.loads((tmp_path / "all.json").read_text())["rows"]
+    assert before["note"] == "1 2" and failed["failed"] and failed["note"] == "failed: RuntimeError: no room at all"
+    (sentence,) = window["differs"]
+    assert sentence.startswith("scores of mtseg and family differ by 0.001") and "1e-05 is allowed" in sentence
+    assert window["seconds"]["family"] and not ema["differs"]
+    printed = capsys.readouterr().out
+    assert f"NOT THE SAME: {sentence}" in printed and "EMA update" in printed
+
+
+def test_differences_are_those_that_are_not_allowed():
+    assert measure.differences("x", [1, np.nan], [1.0009, np.nan], rtol=1e-3) == []
+    assert measure.differences("x", torch.ones(2), [1, 1]) == []
+    (sentence,) = measure.differences("losses", [1, 2], [1, 2.1], rtol=1e-3)
+    assert sentence == "losses differ by 0.1 where 0.001 is allowed"
 
 
 FLAGS = "--max_iterations 3 --n_filters 2 --patch_size 16 16 16 --num_workers 0 --stride_xy 8 --stride_z 8".split()

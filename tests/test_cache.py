@@ -10,7 +10,7 @@ import torch
 from conftest import make_data, write_case
 from torch.utils.data import DataLoader
 
-from mtseg.cache import CachedDataset, CacheError, LazyArray, ResidentLoader, decode, encode
+from mtseg.cache import CachedDataset, CacheError, LazyArray, decode, encode
 from mtseg.datasets import DataError, LAHeart
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler
 from mtseg.transforms import CenterCrop, Compose, RandomCrop, RandomNoise, RandomRotFlip, ToTensor
@@ -51,16 +51,6 @@ def test_samples_are_those_of_the_files(data, patch_size, workers):
     assert (cached.n_channels, cached.image_list, len(cached)) == (plain.n_channels, plain.image_list, 6)
     loader = DataLoader(cached, batch_sampler=batches(), num_workers=workers)
     assert_same(loader, DataLoader(plain, batch_sampler=batches()))
-
-
-@pytest.mark.parametrize("patch_size", PATCHES)
-def test_batches_made_on_the_device_are_those_of_the_files(data, patch_size):
-    plain = LAHeart(data, transform=Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor()]), num_classes=2)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loader = ResidentLoader(CachedDataset(plain), batches(40), patch_size, device)
-    assert len(loader) == 40
-    made = ({key: value.cpu() for key, value in batch.items()} for batch in loader)
-    assert_same(made, DataLoader(plain, batch_sampler=batches(40)))
 
 
 def test_any_transform_sees_the_same_volumes(data):

@@ -1,0 +1,263 @@
+"""Rows: a Mean Teacher iteration, on the CPU and on a GPU, its convolutions and the teacher's update."""
+
+import copy
+import functools
+import math
+import os
+from pathlib import Path
+from statistics import median
+
+import family
+import numpy as np
+import torch
+import torch.nn.functional as F
+from measure import CPU, GPU, apart, by_turns, differences, fact, matmul_rate, resident, row
+from torch.utils.data import DataLoader
+
+from mtseg.allocator import keep_freed_memory
+from mtseg.cache import CachedDataset
+from mtseg.ema import update_ema_variables
+from mtseg.losses import multiclass_dice_loss, softmax_mse_loss
+from mtseg.networks.vnet import VNet
+from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.winograd import (
+    WinogradError,
+    check_compiler,
+    convolve,
+    input_gradient,
+    weight_gradient,
+    winograd_convolutions,
+)
+from rows.volumes import LA_PATCH, SMALL_PATCH, la_volumes, training_set
+
+PLAIN = "mtseg without --winograd"
+LAYOUTS = (torch.contiguous_format, torch.channels_last_3d, torch.channels_last_3d)
+
+
+def compiler_error():
+    """None where Winograd's loops can be compiled, else why not."""
+    try:
+        check_compiler()
+    except WinogradError as error:
+        return f"without --winograd: {error}"
+
+
+def mean_teacher(n_filters, device, memory_format=torch.contiguous_format):
+    """A student, its teacher and the optimizer, the same for the same arguments."""
+    torch.manual_seed(0)
+    model = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).to(memory_format=memory_format)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    return model, copy.deepcopy(model).requires_grad_(False), optimizer
+
+
+def step(model, ema_model, optimizer, volume, label, noise, weight, iteration, autocast=False):
+    """The iteration of train_mean_teacher.py; the loss stays on the device."""
+    labeled_bs = len(label)
+    with torch.autocast(volume.device.type, torch.bfloat16, enabled=autocast):
+        outputs = model(volume)
+        with torch.no_grad():
+            ema_outputs = ema_model(volume[labeled_bs:] + noise)
+    outputs, ema_outputs = outputs.float(), ema_outputs.float()
+    supervised = F.cross_entropy(outputs[:labeled_bs], label) + multiclass_dice_loss(outputs[:labeled_bs], label)
+    loss = 0.5 * supervised + weight * softmax_mse_loss(outputs[labeled_bs:], ema_outputs)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    update_ema_variables(model, ema_model, 0.99, iteration)
+    return loss.detach()
+
+
+def batch_of(patch_size, device):
+    """Two labelled and two unlabelled patches, and the noise on the latter."""
+    rng = np.random.default_rng(0)
+    volume = rng.standard_normal((4, 1, *patch_size)).astype(np.float32)
+    noise = np.clip(0.1 * rng.standard_normal((2, 1, *patch_size)), -0.2, 0.2).astype(np.float32)
+    return [torch.from_numpy(array).to(device) for array in (volume, (volume[:2, 0] > 1).astype(np.int64), noise)]
+
+
+def cpu_step(quick, scratch):
+    """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
+    n_filters, no_compiler = 16, compiler_error()
+    # Not smaller when quick: over the few values at the bottom of such patches, batch norm amplifies rounding.
+    for patch_size, rounds in [(SMALL_PATCH, 2)] if quick else [(SMALL_PATCH, 7), (LA_PATCH, 3)]:
+        told = {name: [] for name in (["mtseg", PLAIN, "family"] if no_compiler is None else ["mtseg", "family"])}
+        with apart({name: (step_way, name, patch_size, n_filters, not no_compiler) for name in told}) as ways:
+
+            def listen(name, turn, ways=ways, told=told):
+                told[name].append(ways[name](turn))
+
+            times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
+        told, system, size = ({name: [f[i] for f in found] for name, found in told.items()} for i in range(3))
+        differs = []
+        for name, numbers in told.items():  # the second follows a step, over which batch norm amplifies rounding
+            for turn, tolerance in enumerate((1e-5, 1e-3)):
+                what = f"losses of iteration {turn + 1}, {name}, family,"
+                differs += differences(what, numbers[turn], told["family"][turn], rtol=tolerance)
+        batch = batch_of(patch_size, CPU)
+        work = operations(mean_teacher(n_filters, CPU), *batch)
+        peak = matmul_rate(torch.float32, CPU, 512 if quick else 1536)
+        rate = work / median(times["mtseg"])
+        note = (
+            f"{no_compiler or 'with --winograd'}; {work / 1e9:.3g} GFLOP as PyTorch counts them, at {rate / 1e9:.3g} "
+        )
+        note += f"GFLOP/s, {rate / peak:.0%} of a large matrix product's; "
+        ours, theirs = (f"{median(system[name][1:]):.2f} s" for name in ("mtseg", "family"))
+        note += f"CPU time in the system, for new pages, {ours} (family {theirs}); "
+        ours, theirs = (f"{size[name][-1]:.1f} GiB" for name in ("mtseg", "family"))
+        note += f"the process had at the most {ours} (family {theirs})"
+        yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 2}, differs)
+
+
+def step_way(name, patch_size, n_filters, compiled):
+    """One way of `cpu_step`: a function of the turn that returns the loss, the seconds of CPU time that the system took
+    meanwhile, and the GiB that the process had at the most so far."""
+    volume, label, noise = batch_of(patch_size, CPU)
+    if name == "family":
+        networks, iteration = mean_teacher(n_filters, CPU), family.mean_teacher_step
+    else:
+        keep_freed_memory()  # as train_mean_teacher.py does
+        networks, iteration = mean_teacher(n_filters, CPU, torch.channels_last_3d), step
+        if name == "mtseg" and compiled:
+            for net in networks[:2]:
+                winograd_convolutions(net)
+
+    def way(turn):
+        before = os.times().system
+        torch.manual_seed(turn + 1)
+        told = float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
+        seconds = os.times().system - before
+        return told, seconds, resident("VmHWM") / 2**30 if Path("/proc/self/status").exists() else math.nan
+
+    return way
+
+
+def convolution_rates(quick, scratch):
+    """How fast V-Net's 3 x 3 x 3 convolutions are computed, by PyTorch and by Winograd's algorithm."""
+    for patch_size in [(16, 16, 16)] if quick else [SMALL_PATCH, LA_PATCH]:
+        rates = {}
+        for level in range(5):
+            channels, sides = 16 * 2**level, [side // 2**level for side in patch_size]
+            shapes = [(4, channels, *sides), (channels, channels, 3, 3, 3), (4, channels, *sides)]
+            x, weight, gradient = (torch.randn(shape).to(memory_format=torch.channels_last_3d) for shape in shapes)
+
+            def backward(wanted, x=x, weight=weight, gradient=gradient):
+                ones, none = [1] * 3, [0] * 3
+                arguments = (gradient, x, weight, None, ones, ones, ones, False, none, 1)
+                return lambda _: torch.ops.aten.convolution_backward(*arguments, wanted)
+
+            ways = {
+                "forward": lambda _, x=x, weight=weight: F.conv3d(x, weight, padding=1),
+                "gradient of the input": backward((True, False, False)),
+                "gradient of the weights": backward((False, True, False)),
+            }
+            if compiler_error() is None:
+                ways |= {
+                    "Winograd's forward": lambda _, x=x, weight=weight: convolve(x, weight),
+                    "input": lambda _, gradient=gradient, weight=weight: input_gradient(gradient, weight),
+                    "weights": lambda _, x=x, gradient=gradient: weight_gradient(x, gradient),
+                }
+            work = 2 * 27 * channels * x.numel()
+            rates[channels] = {name: work / min(times) / 1e9 for name, times in by_turns(ways, 3).items()}
+        yield fact(
+            f"convolutions, 4 patches of {'x'.join(map(str, patch_size))}, GFLOP/s: channels: " + ", ".join(ways),
+            "; ".join(f"{channels}: {', '.join(f'{rate:.0f}' for rate in r.values())}" for channels, r in rates.items())
+            + f"; a large matrix product: {matmul_rate(torch.float32, CPU, 512 if quick else 1536) / 1e9:.0f}",
+            gigaflops=rates,
+        )
+
+
+def operations(networks, volume, label, noise):
+    """Floating-point operations of an iteration, as PyTorch counts them (convolutions).
+
+    Counted on a corner of the patches: V-Net has as many for each voxel, as the sides are multiples of 16.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    corner = [tensor[..., :16, :16, :16].contiguous() for tensor in (volume, label, noise)]
+    with FlopCounterMode(display=False) as counter:
+        step(*networks, *corner, 0.1, 1)
+    return counter.get_total_flops() * volume.numel() / corner[0].numel()
+
+
+def ema(quick, scratch, device=CPU):
+    """The teacher's update, beside a loop over tensors, and its share of an iteration."""
+    model, teacher, optimizer = mean_teacher(4 if quick else 16, device)
+    expected, loop_teacher = copy.deepcopy(teacher), copy.deepcopy(teacher)
+    for parameter in model.parameters():
+        parameter.data.mul_(1.01)
+    family.update_ema_variables(model, expected, 0.99, 5)
+    update_ema_variables(model, teacher, 0.99, 5)
+    differs = []
+    for (name, ours), theirs in zip(teacher.named_parameters(), expected.parameters(), strict=True):
+        tolerance = 0 if device.type == "cpu" else 1e-6
+        differs += differences(f"averages {name}", ours.detach().cpu(), theirs.detach().cpu(), rtol=tolerance)
+    ways = {
+        "mtseg": lambda turn: update_ema_variables(model, teacher, 0.99, 500),
+        "family": lambda turn: family.update_ema_variables(model, loop_teacher, 0.99, 500),
+    }
+    times = by_turns(ways, 5 if quick else 30, device, warm_up=3)
+    patch_size = (16, 16, 16) if quick else SMALL_PATCH
+    batch = batch_of(patch_size, device)
+    whole = median(by_turns({"step": lambda turn: step(model, teacher, optimizer, *batch, 0.1, 9)}, 3, device)["step"])
+    share = median(times["mtseg"]) / whole
+    note = f"{share:.2%} of an iteration with patches of {'x'.join(map(str, patch_size))}"
+    yield row("EMA update", times, note, differs=differs, **{"2 % of a step": share <= 0.02})
+
+
+def gpu_step(quick, scratch):
+    """A Mean Teacher iteration on the GPU, with the time it waits for data."""
+    root, patch_size, _ = la_volumes(quick, scratch)
+    cached = CachedDataset(training_set(root, patch_size, 8))
+    count = len(cached)
+    batches = TwoStreamBatchSampler(range(count // 2), range(count // 2, count), 4, 2, seed=1)
+    if count < 4:
+        batches = ShuffledBatchSampler(range(count), 2, seed=1)
+    sampler = IterationSampler(batches, 1, 0, 10**6)
+    feed = iter(DataLoader(cached, batch_sampler=sampler, num_workers=2, pin_memory=True))
+
+    def next_volume(_=None):
+        return next(feed)["image"].to(GPU, non_blocking=True)
+
+    volume, label, noise = batch_of(patch_size, GPU)
+    plain, fast, eager = (mean_teacher(16, GPU, layout) for layout in LAYOUTS)
+    compiled = [torch.compile(net, options={"fallback_random": True}) for net in fast[:2]]
+    ways = {  # as with --fast --amp bf16, and without the compiler's part of it
+        "mtseg": lambda turn: step(*compiled, fast[2], next_volume(), label, noise, 0.1, 9, autocast=True),
+        "mtseg, not compiled": lambda turn: step(*eager, next_volume(), label, noise, 0.1, 9, autocast=True),
+        "family": lambda turn: family.mean_teacher_step(*plain, volume, label, noise, 0.1, 9),
+        "data alone": next_volume,
+    }
+    times = by_turns(ways, 20, GPU, warm_up=5)
+    work = operations(plain, volume, label, noise)
+    rate, peak = work / median(times["mtseg"]), matmul_rate(torch.bfloat16, GPU, 8192)
+    moved = bytes_moved(fast[0], volume, element_size=2)
+    note = (
+        f"bf16, channels last, compiled; {work / 1e12:.2f} TFLOP at {rate / 1e12:.0f} TFLOP/s, {rate / peak:.0%} of a "
+        f"large matrix product's; at least {moved / 1e9:.1f} GB moved, {moved / median(times['mtseg']) / 1e12:.2f} TB/s"
+    )
+    waiting = median(times["data alone"]) / median(times["mtseg"])
+    note += f"; making the data is {waiting:.1%} of it"
+    goals = {"30 ms": median(times["mtseg"]) <= 0.03, "data 5 %": waiting <= 0.05}
+    yield row("step on the GPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 4}, **goals)
+
+
+def bytes_moved(model, volume, element_size):
+    """What an iteration moves at least: each layer's input and output, once forward in student and in half the batch
+    in the teacher, twice backward."""
+    moved = []
+
+    def count(_module, inputs, output):
+        moved.append(inputs[0].numel() + output.numel())
+
+    leaves = [module for module in model.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(count) for module in leaves]
+    with torch.no_grad():
+        model(volume)
+    for hook in hooks:
+        hook.remove()
+    return 3.5 * sum(moved) * element_size
+
+
+def gpu_ema(quick, scratch):
+    """The teacher's update on the GPU."""
+    return ema(quick, scratch, GPU)
