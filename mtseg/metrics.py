@@ -172,19 +172,19 @@ class _Surfaces:
 
     def distances(self, spacing, source=0, target=1):
         """From each surface voxel of mask `source` to the nearest of mask `target`, in the order of the array."""
-        there = self.voxels[source]
-        distance, left = np.empty(len(there)), np.arange(len(there))
+        voxels = self.voxels[source]
+        distance, left = np.empty(len(voxels)), np.arange(len(voxels))
         # Most surface voxels of a usable prediction have their partner a few voxels away.
         for length, steps in self._steps(spacing):
             distance[left] = length
-            hit = self._shifted(self.maps[target], steps[0]).take(there)
+            hit = self._shifted(self.maps[target], steps[0]).take(voxels)
             for step in steps[1:]:
-                hit |= self._shifted(self.maps[target], step).take(there)
+                hit |= self._shifted(self.maps[target], step).take(voxels)
             missed = np.flatnonzero(~hit)
-            left, there = left[missed], there[missed]
-            if not len(there):
+            left, voxels = left[missed], voxels[missed]
+            if not len(voxels):
                 return distance
-        distance[left] = self._far(there, target, spacing)
+        distance[left] = self._far(voxels, target, spacing)
         return distance
 
     def _far(self, voxels, target, spacing):
@@ -217,31 +217,31 @@ def _both_ways(result, reference, voxelspacing, connectivity):
     return surfaces.distances(spacing, 0, 1), surfaces.distances(spacing, 1, 0)
 
 
-def _hd(there, back):
-    return math.nan if there is None else float(max(there.max(), back.max()))
+def _hd(forth, back):
+    return math.nan if forth is None else float(max(forth.max(), back.max()))
 
 
-def _hd95(there, back):
-    return math.nan if there is None else float(np.percentile(np.concatenate((there, back)), 95))
+def _hd95(forth, back):
+    return math.nan if forth is None else float(np.percentile(np.concatenate((forth, back)), 95))
 
 
-def _asd(there):
-    return math.nan if there is None else float(there.mean())
+def _asd(forth):
+    return math.nan if forth is None else float(forth.mean())
 
 
-def _assd(there, back):
-    return math.nan if there is None else float(np.concatenate((there, back)).mean())
+def _assd(forth, back):
+    return math.nan if forth is None else float(np.concatenate((forth, back)).mean())
 
 
-def _nsd(there, back, tolerance, both_empty):
+def _nsd(forth, back, tolerance, both_empty):
     if not tolerance >= 0:
         raise ValueError(f"the tolerance of a surface Dice is a distance of at least 0, not {tolerance}")
-    if there is None:
+    if forth is None:
         return float(both_empty)
     # Three voxels of 0.1 mm lie within 0.3 mm, whatever the rounding of 3 * 0.1.
     limit = tolerance * (1 + 1e-9)
-    within = np.count_nonzero(there <= limit) + np.count_nonzero(back <= limit)
-    return float(within / (len(there) + len(back)))
+    within = np.count_nonzero(forth <= limit) + np.count_nonzero(back <= limit)
+    return float(within / (len(forth) + len(back)))
 
 
 def surface_distances(result, reference, voxelspacing=None, connectivity=1):
@@ -291,16 +291,16 @@ def nsd(result, reference, voxelspacing=None, tolerance=1.0, connectivity=1):
     runs between the voxels by their area (Nikolov et al., arXiv:1809.04430); at a tolerance of one voxel its values are
     clearly higher. Name the definition beside the number.
     """
-    there, back = _both_ways(result, reference, voxelspacing, connectivity)
-    return _nsd(there, back, tolerance, both_empty=not (np.any(result) or np.any(reference)))
+    forth, back = _both_ways(result, reference, voxelspacing, connectivity)
+    return _nsd(forth, back, tolerance, both_empty=not (np.any(result) or np.any(reference)))
 
 
 # ------------------------------------------------------------------------------------------------- several at a time
 def calculate_metric_percase(pred, gt, voxelspacing=None):
     """(dice, jaccard, hd95, asd) of one case, as in UA-MT's tables; NaN distances where a mask is empty."""
     pred, gt = _masks(pred, gt)
-    there, back = _both_ways(pred, gt, voxelspacing, connectivity=1)
-    return dice(pred, gt), jaccard(pred, gt), _hd95(there, back), _asd(there)
+    forth, back = _both_ways(pred, gt, voxelspacing, connectivity=1)
+    return dice(pred, gt), jaccard(pred, gt), _hd95(forth, back), _asd(forth)
 
 
 def all_metrics(result, reference, voxelspacing=None, tolerance=1.0):
@@ -309,13 +309,13 @@ def all_metrics(result, reference, voxelspacing=None, tolerance=1.0):
     `tolerance`: that of `nsd`, in the unit of `voxelspacing`.
     """
     result, reference = _masks(result, reference)
-    there, back = _both_ways(result, reference, voxelspacing, connectivity=1)
+    forth, back = _both_ways(result, reference, voxelspacing, connectivity=1)
     overlap = (dice, jaccard, precision, recall, specificity, accuracy, f1, volume_similarity)
     return {
         **{metric.__name__: metric(result, reference) for metric in overlap},
-        "hd": _hd(there, back),
-        "hd95": _hd95(there, back),
-        "asd": _asd(there),
-        "assd": _assd(there, back),
-        "nsd": _nsd(there, back, tolerance, both_empty=not (result.any() or reference.any())),
+        "hd": _hd(forth, back),
+        "hd95": _hd95(forth, back),
+        "asd": _asd(forth),
+        "assd": _assd(forth, back),
+        "nsd": _nsd(forth, back, tolerance, both_empty=not (result.any() or reference.any())),
     }

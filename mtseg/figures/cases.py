@@ -207,8 +207,10 @@ def pick_for_gallery(scores, worst=5):
     picked = [("best", ordered[0]), ("median", ordered[(len(ordered) - 1) // 2])]
     last = ordered[-worst:][::-1]
     picked += [("worst" if n == 0 else f"{n + 1}. worst", case) for n, case in enumerate(last)]
-    seen = set()
-    return [(place, case) for place, case in picked if not (case in seen or seen.add(case))]
+    places = {}
+    for place, case in picked:
+        places.setdefault(case, place)
+    return [(place, case) for case, place in places.items()]
 
 
 def best_median_worst(folder):

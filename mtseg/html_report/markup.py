@@ -61,17 +61,18 @@ def sort_key(value):
 def html_table(columns, rows, keys, differs=()):
     """A table whose columns sort by a click. `rows`: for each a list of cells, a cell a list of lines; `keys`: for each
     a list of what to sort by; `differs`: indices of rows to highlight."""
-    numeric = [all(isinstance(row[i], (int, float, type(None))) for row in keys) for i in range(len(columns))]
+    numbers = [all(isinstance(row[i], (int, float, type(None))) for row in keys) for i in range(len(columns))]
+    kinds = [" class=number" if numeric else "" for numeric in numbers]
     lines = ['<div class="wide"><table class="sortable"><thead><tr>']
-    for name, right in zip(columns, numeric, strict=True):
+    for name, kind in zip(columns, kinds, strict=True):
         label = f'<button type="button">{html.escape(name)}</button>'
-        lines.append(f'<th scope="col"{" class=number" * right}>{label}</th>')
+        lines.append(f'<th scope="col"{kind}>{label}</th>')
     lines.append("</tr></thead><tbody>")
     for number, (row, key) in enumerate(zip(rows, keys, strict=True)):
         lines.append('<tr class="differs">' if number in differs else "<tr>")
-        for cell, value, right in zip(row, key, numeric, strict=True):
+        for cell, value, kind in zip(row, key, kinds, strict=True):
             text = "\n".join(html.escape(line) for line in cell)
-            lines.append(f'<td{" class=number" * right} data-key="{html.escape(sort_key(value))}">{text}</td>')
+            lines.append(f'<td{kind} data-key="{html.escape(sort_key(value))}">{text}</td>')
         lines.append("</tr>")
     return "\n".join([*lines, "</tbody></table></div>"])
 

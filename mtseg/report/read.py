@@ -129,7 +129,7 @@ def read_result(path):
         protocol["tolerance"] = number("tolerance")
     cases = {row["case"] for row in rows}
     segmented, seconds = number("segmented") or len(cases), number("inference_seconds")
-    seen = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
+    learned = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
     return Result(
         path=path,
         method=method,
@@ -151,7 +151,7 @@ def read_result(path):
         network=network,
         input=None if scans is None else plain(scans),
         preprocessing=settings(content.get("preprocessing") or config.get("preprocessing")) or None,
-        trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *seen]})),
+        trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *learned]})),
     )
 
 

@@ -193,16 +193,16 @@ def tell_apart(configs, tests=None):
         names = [name for name in names if len({frozen(one.get(name)) for one in settings}) > 1]
         for name in [name for name in ("exp", "config") if name in names][:1] or names:
             values = without_common_folders([one.get(name) for one in settings])
-            for said, value in zip(words, values, strict=True):
+            for parts, value in zip(words, values, strict=True):
                 if isinstance(value, list) and len(value) > 3:
-                    said.append(f"{name} {values.index(value) + 1}")
+                    parts.append(f"{name} {values.index(value) + 1}")
                 elif value is not None:
-                    said.append(f"{name} {plain_setting(value)}")
+                    parts.append(f"{name} {plain_setting(value)}")
                 elif settings is trained and name not in PATHS:
-                    said.append(f"{name} off")
+                    parts.append(f"{name} off")
     if len(set(map(tuple, words))) < len(words):
-        words = [[*said, str(number)] for number, said in enumerate(words, start=1)]
-    return [f" ({'; '.join(said)})" if said else "" for said in words]
+        words = [[*parts, str(number)] for number, parts in enumerate(words, start=1)]
+    return [f" ({'; '.join(parts)})" if parts else "" for parts in words]
 
 
 # Settings that are files: a run without one is not told apart by that.
