@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -330,11 +331,9 @@ def test_figures_print_the_numbers_of_the_tables(two_classes, tmp_path, capsys):
             draw(["overlay", f"{two_classes}/{folder}", "--case", case, "--out", str(tmp_path / "picture.svg")])
             line = f"mean Dice {100 * dice:.2f} %, mean HD95 {shown}"
             assert f"case {case}: {Path(folder).name} {line}" in capsys.readouterr().out
-        scores = {
-            name: figures.score(read())
-            for name, read in figures.case_readers(two_classes / folder).items()
-            if read()["label"] is not None
-        }
+        scores = {name: figures.score(read()) for name, read in figures.case_readers(two_classes / folder).items()}
+        assert [name for name, dice in scores.items() if dice is None] == ([] if folder == "saved" else ["case_0"])
+        scores = {name: dice for name, dice in scores.items() if dice is not None}
         assert scores == pytest.approx(row.per_case("dice"))
 
 
@@ -343,11 +342,36 @@ def test_predictions_of_scans_without_labels_are_drawn(two_classes, tmp_path, ca
     draw(["overlay", str(two_classes / "scans"), "--case", "case_0", *words])
     draw(["compare", f"A={two_classes}/scans", f"B={two_classes}/scans", "--case", "case_0", *words])
     assert "case case_0: A no label; B no label" in capsys.readouterr().out
-    for kind in ("gallery", "surfaces"):
+    draw(["gallery", str(two_classes / "scans"), *words])  # of the cases that have labels
+    picked, count = figures.best_median_worst(two_classes / "scans")
+    assert count == 3 and "case_0" not in {name for _, name, _ in picked}
+    assert figures.caption(picked[0][2]).startswith("mean Dice ")
+    with pytest.raises(SystemExit) as stopped:
+        draw(["surfaces", str(two_classes / "scans"), "--case", "case_0", *words])
+    assert stopped.value.code == 2
+    assert "case_0 has no label" in capsys.readouterr().err
+
+
+def test_scans_that_cannot_be_drawn_end_in_a_sentence(two_classes, tmp_path, capsys):
+    results = tmp_path / "results"
+
+    def error():
         with pytest.raises(SystemExit) as stopped:
-            draw([kind, str(two_classes / "scans"), *(["--case", "case_0"] if kind == "surfaces" else []), *words])
-        assert stopped.value.code == 2
-        assert "label" in capsys.readouterr().err
+            draw(["gallery", str(results), "--out", str(tmp_path / "picture.png")])
+        text = capsys.readouterr().err
+        assert (stopped.value.code, text.count("\n")) == (2, 1)
+        return text
+
+    shutil.copytree(two_classes / "scans", results)
+    shutil.rmtree(results / "predictions")
+    assert "holds no predictions" in error()
+    (results / "metrics.json").write_text("{}")
+    assert "not a whole record of inference.py --input" in error()
+    shutil.rmtree(results)
+    shutil.copytree(two_classes / "scans", results)
+    record = (results / "cases.jsonl").read_text()
+    (results / "cases.jsonl").write_text(record.replace(f"{two_classes}/imagesTs", "/gone/imagesTs"))
+    assert "the scans were in /gone/imagesTs" in error()
 
 
 def test_a_class_has_one_colour_in_all_that_is_drawn(styled):

@@ -15,7 +15,7 @@ import numpy as np
 from mtseg.datasets import read_hdf5
 from mtseg.layouts import find_cases, stem
 from mtseg.metrics import dice, hd95
-from mtseg.preprocess import to_classes
+from mtseg.preprocess import PreprocessError, to_classes
 from mtseg.volumes import ENDINGS, read_channels, read_on_grid, read_volume
 
 RECORDED = ("num_classes", "ignore_index", "spacing")  # of how a case was measured, in its file
@@ -107,7 +107,7 @@ def readers_of_scans(results):
     if not source.exists():
         raise CaseError(f"{path}: the scans were in {source}, which is gone; put them back, or segment again")
     cases, _ = find_cases(source, preprocessing.get("channels"), labels, broken={})
-    written = {stem(file): file for file in (results / "predictions").iterdir() if stem(file)}
+    written = {stem(file): file for file in (results / "predictions").glob("*") if stem(file)}
     return {
         case.name: partial(read_scan, case, written[case.name], values, num_classes, ignore_index, unit)
         for case in cases
@@ -128,7 +128,10 @@ def read_scan(case, path, values, num_classes, ignore_index, unit):
     if volume.array.shape[-3:] != prediction.shape:
         raise CaseError(f"{path}: lies on the grid of the scan, {case.images[0]} was prepared; give --input the scans")
     label = volume.label if case.label is None else read_on_grid(case.label, volume)
-    label = None if label is None else to_classes(label, values, ignore_index)
+    try:
+        label = None if label is None else to_classes(label, values, ignore_index)
+    except PreprocessError as error:
+        raise CaseError(f"{case.label or case.images[0]}: {error}") from error
     spacing = tuple(map(float, volume.spacing)) if unit == "mm" else None
     arrays = {"image": volume.array, "label": label, "prediction": prediction}
     return checked(arrays, path, num_classes, values, ignore_index, spacing)
@@ -142,10 +145,14 @@ def mean_over_classes(metric, case, *arguments):
 
 
 def score(case):
-    """The Dice of a case; CaseError where it has no label."""
-    if case["label"] is None:
-        raise CaseError("the scans have no labels, so none is best or worst; name one by --case, and draw its overlay")
-    return mean_over_classes(dice, case)
+    """The Dice of a case, None where it has no label."""
+    return None if case["label"] is None else mean_over_classes(dice, case)
+
+
+def scores_of(readers):
+    """{case: Dice} of `case_readers`, without the cases that have no label."""
+    scores = {name: score(read()) for name, read in readers.items()}
+    return {name: dice for name, dice in scores.items() if dice is not None}
 
 
 def caption(case):
@@ -195,10 +202,8 @@ def order_cases(scores):
 def median_case(folder):
     """The case of median Dice in `folder`, or the first one where there are no labels."""
     readers = case_readers(folder)
-    if next(iter(readers.values()))()["label"] is None:
-        return next(iter(readers))
-    scores = {name: score(read()) for name, read in readers.items()}
-    return order_cases(scores)[(len(scores) - 1) // 2]
+    ordered = order_cases(scores_of(readers))
+    return ordered[(len(ordered) - 1) // 2] if ordered else next(iter(readers))
 
 
 def pick_for_gallery(scores, worst=5):
@@ -214,10 +219,12 @@ def pick_for_gallery(scores, worst=5):
 
 
 def best_median_worst(folder):
-    """[(place, name, case)] of the predictions in `folder`: `pick_for_gallery` by Dice; and how many there are.
+    """[(place, name, case)] of the predictions in `folder`: `pick_for_gallery` by Dice; and how many have one.
 
     One case at a time is in memory, and those that are picked.
     """
     readers = case_readers(folder)
-    scores = {name: score(read()) for name, read in readers.items()}
-    return [(place, name, readers[name]()) for place, name in pick_for_gallery(scores)], len(readers)
+    scores = scores_of(readers)
+    if not scores:
+        raise CaseError(f"{folder}: its scans have no labels, so none is best or worst; draw the overlay of one")
+    return [(place, name, readers[name]()) for place, name in pick_for_gallery(scores)], len(scores)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtseg.report.read import plain
 from mtseg.report.summary import average_seeds
 from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
 
@@ -221,5 +222,5 @@ def without_common_folders(values):
 
 def plain_setting(value):
     if not isinstance(value, list):
-        return str(value)
-    return (" and " if any(isinstance(part, str) for part in value) else " x ").join(map(str, value))
+        return plain(value)
+    return (" and " if any(isinstance(part, str) for part in value) else " x ").join(map(plain, value))
