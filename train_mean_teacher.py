@@ -53,7 +53,7 @@ def train(args, run):
 
     # ---------------------------------------------------------------------------------------------------- training
     with run.started(data, {"student": model, "teacher": ema_model}, updater):
-        for iteration, volume, label in run.batches(data):  # labelled patches first; the others' labels are hidden
+        for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             compared = volume[first:]
             noise = torch.clamp(torch.randn_like(compared) * 0.1, -0.2, 0.2)
             view = strong_view(compared, strengths, label[first:], volume[: data.labeled_bs], ignore_index=data.unknown)

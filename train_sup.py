@@ -28,7 +28,7 @@ def train(args, run):
     supervised = build.make_supervised(args, run, unknown=bool(strengths))
 
     with run.started(data, {"student": model}, updater):
-        for _, volume, label in run.batches(data):
+        for _, volume, label in run.batches():
             view = strong_view(volume, strengths, label, volume, label, ignore_index=data.unknown)
             with run.autocast:
                 outputs = student(view.image)

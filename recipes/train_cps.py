@@ -36,7 +36,7 @@ def train(args, run):
 
     # ---------------------------------------------------------------------------------------------------- training
     with run.started(data, {"student": model_one, "second": model_two}, updater):
-        for iteration, volume, label in run.batches(data):  # labelled patches first; the others' labels are hidden
+        for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             with run.autocast:
                 outputs_one, outputs_two = first(volume), second(volume)
 

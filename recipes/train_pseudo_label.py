@@ -52,7 +52,7 @@ def train(args, run):
 
     # ---------------------------------------------------------------------------------------------------- training
     with run.started(data, {"student": model, "teacher": ema_model}, updater):
-        for iteration, volume, label, hidden in run.batches_with_hidden_labels(data):  # labelled patches first
+        for iteration, volume, label, hidden in run.batches_with_hidden_labels():  # labelled patches first
             labeled, unlabeled = volume[:labeled_bs], volume[labeled_bs:]
             noise = torch.clamp(torch.randn_like(unlabeled) * 0.1, -0.2, 0.2)
             view = strong_view(unlabeled, strengths, hidden[labeled_bs:], labeled, ignore_index=unknown)

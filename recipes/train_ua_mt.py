@@ -49,7 +49,7 @@ def train(args, run):
 
     # ---------------------------------------------------------------------------------------------------- training
     with run.started(data, {"student": model, "teacher": ema_model}, updater):
-        for iteration, volume, label in run.batches(data):  # labelled patches first; the others' labels are hidden
+        for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             unlabeled = volume[labeled_bs:]
             with run.autocast:
                 outputs = student(volume)

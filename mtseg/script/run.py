@@ -3,7 +3,7 @@
     def train(args, run):
         ...                                                # data, networks, updater: mtseg/script/build.py
         with run.started(data, networks, updater):
-            for iteration, volume, label in run.batches(data):
+            for iteration, volume, label in run.batches():
                 ...                                        # the method
                 updater.step(loss)
                 run.end_iteration(loss=loss, ...)
@@ -169,19 +169,19 @@ class Run:
             self.monitor = Monitor(self.folder, self.start, log.say, *views)
             yield log
 
-    def batches(self, data):
+    def batches(self):
         """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.
 
-        `volume` (N, C, W, H, D), float; `label` (N, W, H, D), integer. The labelled patches are the first
-        `data.labeled_bs`; the labels of the others are `data.unknown`, whatever the files hold. All that is drawn
+        `volume` (N, C, W, H, D), float; `label` (N, W, H, D), integer. The first `data.labeled_bs` patches, `data` of
+        build.read_data, are labelled; the labels of the others are `data.unknown`, whatever the files hold. All that is drawn
         until the next iteration is a function of seed, iteration and process.
         """
-        for iteration, volume, label, _ in self.batches_with_hidden_labels(data):
+        for iteration, volume, label, _ in self.batches_with_hidden_labels():
             yield iteration, volume, label
 
-    def batches_with_hidden_labels(self, data):
+    def batches_with_hidden_labels(self):
         """As `batches`, with the labels as the files hold them as a fourth: to watch a method, never to train on."""
-        args, ranks = self.args, self.ranks
+        args, ranks, data = self.args, self.ranks, self.data
         stop_at = self.start if self.progress["waited"] == args.patience else args.max_iterations
         sampler = IterationSampler(data.sampler, args.seed, self.start, stop_at)
         loader = DataLoader(
