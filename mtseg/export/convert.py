@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from mtseg.script.endings import first_line
+
 # Two shapes to compare on: neither the batch nor any side is the same, and each side is a multiple of 16.
 SHAPES = ((1, 32, 48, 32), (2, 48, 32, 64))
 OPSET = 17
@@ -84,7 +86,7 @@ def to_onnx(net, n_channels):
         try:
             torch.onnx.export(net, (torch.zeros(1, n_channels, 32, 32, 32),), content, **options)
         except Exception as error:  # PyTorch's export errors have many types
-            raise ExportError(f"{type(net).__name__} cannot be written as ONNX ({_first_line(error)})") from error
+            raise ExportError(f"{type(net).__name__} cannot be written as ONNX ({first_line(error)})") from error
     return content.getvalue()
 
 
@@ -95,7 +97,7 @@ def to_torchscript(net, n_channels):
         try:
             torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, 32, 32, 32)), content)
         except Exception as error:
-            raise ExportError(f"{type(net).__name__} cannot be traced ({_first_line(error)})") from error
+            raise ExportError(f"{type(net).__name__} cannot be traced ({first_line(error)})") from error
     return content.getvalue()
 
 
@@ -113,7 +115,7 @@ def to_torch_export(net, n_channels):
             program = torch.export.export(net, (example,), dynamic_shapes=(shapes,))
             torch.export.save(program, content)
         except Exception as error:
-            raise ExportError(f"{type(net).__name__} cannot be exported ({_first_line(error)})") from error
+            raise ExportError(f"{type(net).__name__} cannot be exported ({first_line(error)})") from error
     return content.getvalue()
 
 
@@ -160,7 +162,7 @@ def quantize(content, how, windows=()):
                         weight_type=quantization.QuantType.QInt8,
                     )
             except Exception as error:
-                raise ExportError(f"{how} quantization failed ({_first_line(error)}); export without it") from error
+                raise ExportError(f"{how} quantization failed ({first_line(error)}); export without it") from error
         return target.read_bytes()
 
 
@@ -202,7 +204,3 @@ class quiet(warnings.catch_warnings):
     def __exit__(self, *error):
         logging.disable(self.before)
         super().__exit__(*error)
-
-
-def _first_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -108,3 +108,8 @@ def sentence(error, errors=()):
         reason = error.strerror or (text.splitlines() or [type(error).__name__])[-1]
         return f"{error.filename}: {reason}" if error.filename else reason
     return None
+
+
+def first_line(error):
+    """The first line of an error's message, for a sentence; the error's name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

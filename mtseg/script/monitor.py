@@ -14,6 +14,7 @@ import shutil
 import time
 from pathlib import Path
 
+from mtseg.script.endings import first_line
 from mtseg.script.progress import draw_progress, number_in
 from mtseg.script.runlog import read_metrics
 
@@ -33,7 +34,9 @@ def check_extras(tensorboard=False, wandb=None):
         try:
             known = _import_wandb().login()
         except Exception as error:
-            raise MonitorError(f"--wandb online: {_line(error)}; run `wandb login`, or take --wandb offline") from error
+            raise MonitorError(
+                f"--wandb online: {first_line(error)}; run `wandb login`, or take --wandb offline"
+            ) from error
         if not known:
             raise MonitorError("--wandb online: nobody is logged in; run `wandb login`, or take --wandb offline")
     elif wandb:
@@ -69,7 +72,9 @@ class Monitor:
             raise
         except Exception as error:
             flag = "--tensorboard" if tensorboard and not self.views else f"--wandb {wandb}"
-            raise MonitorError(f"{self.folder}: {flag} could not begin ({_line(error)}); go on without it") from error
+            raise MonitorError(
+                f"{self.folder}: {flag} could not begin ({first_line(error)}); go on without it"
+            ) from error
         for row in read_metrics(self.folder / "metrics.csv") if start and self.views else ():
             if int(row["iteration"]) <= start:
                 self._show(row)
@@ -97,7 +102,7 @@ class Monitor:
             function(*arguments)
         except Exception as error:  # whatever it is, the training is worth more than the view
             del self.views[name]
-            self.say(f"{name} failed and is given up ({_line(error)}); metrics.csv holds everything")
+            self.say(f"{name} failed and is given up ({first_line(error)}); metrics.csv holds everything")
 
     def _draw(self):
         if not self.picture_works:
@@ -110,7 +115,7 @@ class Monitor:
             self.say("progress.png is not drawn without Matplotlib: pip install matplotlib")
         except Exception as error:
             self.picture_works = False
-            self.say(f"progress.png failed and is given up ({_line(error)}); metrics.csv holds everything")
+            self.say(f"progress.png failed and is given up ({first_line(error)}); metrics.csv holds everything")
         # Matplotlib's objects refer to each other in circles: left to Python's own rounds, several pictures lie in
         # memory at a time, and later blocks between them keep it from being one piece again.
         gc.collect()
@@ -170,7 +175,7 @@ def _import_tensorboard():
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MonitorError(f"--tensorboard needs TensorBoard ({_line(error)}): pip install tensorboard") from error
+        raise MonitorError(f"--tensorboard needs TensorBoard ({first_line(error)}): pip install tensorboard") from error
     return SummaryWriter
 
 
@@ -182,10 +187,5 @@ def _import_wandb():
 
         wandb.init, wandb.Settings  # noqa: B018  a folder of that name, as every run leaves one, imports too
     except (ImportError, AttributeError) as error:
-        raise MonitorError(f"--wandb needs Weights & Biases ({_line(error)}): pip install wandb") from error
+        raise MonitorError(f"--wandb needs Weights & Biases ({first_line(error)}): pip install wandb") from error
     return wandb
-
-
-def _line(error):
-    """The first line of an error's message, for a sentence."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from mtseg.checkpoint import CheckpointError, load_weights, save_checkpoint, write_whole
+from mtseg.script.endings import first_line
 from mtseg.script.runfolder import numbered_weights
 
 
@@ -62,9 +63,8 @@ class RunState:
         except CheckpointError:
             raise
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise CheckpointError(
-                f"{path}: its {name} is not that of such a run ({reason}); take another copy, or start anew"
+                f"{path}: its {name} is not that of such a run ({first_line(error)}); take another copy, or start anew"
             ) from error
         return state["iteration"], state["progress"]
 
