@@ -404,6 +404,14 @@ def test_several_channels_and_classes(tmp_path, model):
     assert weights(folder, "iter_2.pth")["out_conv.weight"].shape[0] == 4
 
 
+def test_a_threshold_that_compares_nothing_is_seen_in_the_log(data, tmp_path):
+    """The share of the voxels that are compared is a column: it says that a threshold of 1 compares none."""
+    some = column(run("MT", data, tmp_path / "some", consistency_threshold=0.5), "compared_share")
+    assert some == [1, 1, 1, 1]  # the larger one of two probabilities is always so large
+    none = run("MT", data, tmp_path / "none", consistency_threshold=1)
+    assert column(none, "compared_share") == column(none, "consistency_dist") == [0, 0, 0, 0]
+
+
 def test_a_file_of_settings_made_for_another_script_is_taken(data, tmp_path, capsys):
     first = run("MT", data, tmp_path / "first", consistency_type="kl", rotflip="all", max_iterations=1)
     again = run("UAMT", data, tmp_path / "again", "--config", str(first / "config.json"), max_iterations=1)

@@ -410,6 +410,8 @@ def test_validation_keeps_the_best_and_confesses_the_test_set(tmp_path, data):
         folder = train_mean_teacher.main(flags(data, out, labelnum=2, val_list=tmp_path / f"{name}.list", val_freq=2))
         log = (folder / "log.txt").read_text()
         assert log.count("validation Dice of the teacher") == 3
+        # The first validation is a new best of both networks; the log says so, with its iteration.
+        assert re.search(r"iteration 2: validation Dice of the student 0\.\d+, the best so far", log)
         assert ("selected on the test set" in log) == (name == "test")
         assert (folder / "ema_MT_best_model.pth").exists()
         result = inference.main(["--model_path", str(folder / "MT_best_model.pth")])
@@ -502,13 +504,19 @@ def test_nifti_without_nibabel_says_what_to_install(capsys, monkeypatch, runs, t
 
 
 @pytest.mark.parametrize("script", [train_mean_teacher, train_sup, inference])
-def test_help_says_what_every_flag_is_and_its_default(script, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        script.main(["--help"])
-    assert stopped.value.code == 0
-    text = capsys.readouterr().out
-    assert len(set(re.findall(r"^  (--\w+)", text, re.MULTILINE))) > 20
-    assert "(default: None)" not in text
+def test_help_is_a_page_and_help_all_says_what_every_flag_is_and_its_default(script, capsys):
+    shown = {}
+    for words in (["--help"], ["--help", "all"]):
+        with pytest.raises(SystemExit) as stopped:
+            script.main(words)
+        assert stopped.value.code == 0
+        text = capsys.readouterr().out
+        assert "(default: None)" not in text
+        shown[words[-1]] = set(re.findall(r"^  (--\w+)", text, re.MULTILINE))
+        assert words[-1] == "all" or len(text.splitlines()) <= 75
+    assert 20 < len(shown["--help"]) <= 40
+    every = {word for action in script.PARSER._actions for word in action.option_strings[:1]} - {"-h"}
+    assert shown["all"] == every and shown["--help"] < every
 
 
 # ------------------------------------------------------------------------------------------------- the built-in data

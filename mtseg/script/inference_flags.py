@@ -28,54 +28,42 @@ INFERENCE_SETTINGS = {
 
 def inference_parser(description):
     """The parser of inference.py; flags that are None there, `parse_inference` looks up."""
-    parser = Parser(description=description)
-    flag = parser.add_argument
-    flag(
-        "--model_path",
-        type=Path,
-        nargs="+",
-        action="extend",
-        required=True,
-        help="weights: iter_<N>.pth, ema_iter_<N>.pth, latest.pth, ...; the probabilities of several are averaged",
-    )
+    parser = Parser(description=description, usage="%(prog)s --model_path FILE ... [flags]")
+    flag, rare = parser.group("what to segment, with what")
+    weights = "weights, such as iter_<N>.pth or ema_iter_<N>.pth; the probabilities of several are averaged"
+    flag("--model_path", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help=weights)
     flag("--root_path", help="folder with <split>.list and data/ (default: the run's)")
     flag("--split", default="test", help="cases to segment: those of <root_path>/<split>.list")
     flag("--num", type=positive, help="only the first cases (default: all)")
     flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
-    flag("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
+    rare("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
     flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
     flag("--fast", action="store_true", help=FAST)
-    flag("--winograd", action="store_true", help=WINOGRAD)
-    flag("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
+    rare("--winograd", action="store_true", help=WINOGRAD)
+    rare("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
 
-    flag = parser.add_argument_group("scans instead of a list").add_argument
+    flag, rare = parser.group("scans instead of a list")
     flag("--input", type=Path, metavar="PATH", help="NIfTI, NRRD or HDF5 file, folder of them, nnU-Net's imagesTs, ...")
     flag("--labels", type=Path, metavar="DIR", help="folder with their labels (default: where the layout has them)")
-    flag("--preprocessing", type=Path, metavar="FILE", help="a preprocessing.json (default: the run's)")
+    rare("--preprocessing", type=Path, metavar="FILE", help="a preprocessing.json (default: the run's)")
     flag("--continue", dest="go_on", action="store_true", help="pass over the cases that an earlier call finished")
 
-    flag = parser.add_argument_group("averaging and cleaning up").add_argument
+    flag, rare = parser.group("averaging and cleaning up")
     flag("--tta", action="store_true", help="average over the eight mirrored images, too")
     flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
     flag("--largest_component", action="store_true", help="keep only the largest connected piece of each class")
     flag("--fill_holes", action="store_true", help="fill background that a class encloses")
-    flag("--save_probabilities", action="store_true", help="also write <output_dir>/probabilities/<case>.h5, float16")
-    flag(
-        "--uncertainty",
-        choices=("mc_dropout", "ensemble", "teacher"),
-        help="write the predictive entropy of samples with dropout, of the networks of --model_path, or of student "
-        "and teacher (iter_<N>.pth and ema_iter_<N>.pth) to <output_dir>/uncertainty/, and its mean a case",
-    )
-    flag("--mc_samples", type=positive, default=8, help="samples of mc_dropout")
+    rare("--save_probabilities", action="store_true", help="also write <output_dir>/probabilities/<case>.h5, float16")
+    methods = ("mc_dropout", "ensemble", "teacher")
+    entropy = "write the entropy of several predictions to <output_dir>/uncertainty/, and its mean a case"
+    flag("--uncertainty", choices=methods, help=entropy)
+    rare("--mc_samples", type=positive, default=8, help="samples of --uncertainty mc_dropout")
 
-    flag = parser.add_argument_group("measuring").add_argument
-    flag(
-        "--unit",
-        choices=("mm", "voxel"),
-        help="of distances (default: voxel, as in the papers; with --input mm where all spacings are known)",
-    )
-    flag("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
+    flag, rare = parser.group("measuring")
+    unit = "of distances (default: voxel, as in the papers; with --input mm where all spacings are known)"
+    flag("--unit", choices=("mm", "voxel"), help=unit)
+    rare("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
 
     add_settings(parser)
     return parser
@@ -83,16 +71,16 @@ def inference_parser(description):
 
 def add_settings(parser):
     """The settings of a trained network, and of its windows, that its run's config.json knows."""
-    flag = parser.add_argument_group("settings, by default the run's").add_argument
+    flag, rare = parser.group("settings, by default the run's")
     flag("--network", choices=NETWORKS, help="architecture")
-    flag("--n_channels", type=positive, help="channels of the image")
+    rare("--n_channels", type=positive, help="channels of the image")
     flag("--num_classes", type=classes, help="classes, background included")
     flag("--n_filters", type=positive, help="channels on the finest level")
-    flag("--normalization", choices=NORMALIZATIONS, help="after each convolution")
+    rare("--normalization", choices=NORMALIZATIONS, help="after each convolution")
     flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
     flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
     flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
-    flag("--ignore_index", type=int, help="label of voxels that no metric counts")
+    rare("--ignore_index", type=int, help="label of voxels that no metric counts")
 
 
 def parse_inference(parser, argv):

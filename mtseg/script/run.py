@@ -172,9 +172,9 @@ class Run:
     def batches(self):
         """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.
 
-        `volume` (N, C, W, H, D), float; `label` (N, W, H, D), integer. The first `data.labeled_bs` patches, `data` of
-        build.read_data, are labelled; the labels of the others are `data.unknown`, whatever the files hold. All that is drawn
-        until the next iteration is a function of seed, iteration and process.
+        `volume` (N, C, W, H, D), float; `label` (N, W, H, D), integer. With the `data` of build.read_data: the first
+        `data.labeled_bs` patches are labelled, and the labels of the others are `data.unknown`, whatever the files
+        hold. All that is drawn until the next iteration is a function of seed, iteration and process.
         """
         for iteration, volume, label, _ in self.batches_with_hidden_labels():
             yield iteration, volume, label
