@@ -699,6 +699,7 @@ def test_runs_with_deep_supervision_and_residual_blocks_are_tested(data, tmp_pat
     net = UNet(1, 2, 2, "batchnorm", **{name[2:]: True for name in settings})
     assert result["parameters"] == sum(parameter.numel() for parameter in net.parameters())
     assert {row["case"] for row in result["cases"]} == {"case_6", "case_7"}
+    assert all(result["network"][name[2:]] for name in settings)
 
 
 @pytest.mark.parametrize("kind", ["LASeg", "MC-Net"])

@@ -72,7 +72,7 @@ def parse_flags(argv):
 
 
 def export(args):
-    net, _ = load_network(args, args.model_path[0])
+    net, *_ = load_network(args, args.model_path[0])
     cases = measured_cases(args) if args.quantize else None  # a mistake here leaves no file behind
     formats = {
         "onnx": (to_onnx, OnnxNet),

@@ -98,8 +98,9 @@ class UNet(nn.Module):
 
     @staticmethod
     def settings_of(state):
-        """{'residual', 'deep_supervision'}: whether the state_dict `state` has the weights of either."""
-        return {"residual": "encoder.1.shortcut.weight" in state, "deep_supervision": "out_conv.1.weight" in state}
+        """What the weights in the state_dict `state` tell beside the defaults: residual, deep_supervision, or {}."""
+        weights = {"residual": "encoder.1.shortcut.weight", "deep_supervision": "out_conv.1.weight"}
+        return {setting: True for setting, weight in weights.items() if weight in state}
 
     def forward(self, x, turnoff_drop=False):
         if x.dim() != self.dims + 2:

@@ -116,11 +116,12 @@ class VNet(nn.Module):
 
     @staticmethod
     def settings_of(state):
-        """{'strides': as the shapes of the weights in the state_dict `state` tell them}; {} where it is of no V-Net."""
+        """What the weights in the state_dict `state` tell beside the defaults: {'strides': ...}, or {}."""
         state = VNet.translate(state)
         names = [f"block_{level}_dw.conv.0.weight" for level in ("one", "two", "three", "four")]
         strides = [tuple(state[name].shape[2:]) for name in names if name in state]
-        return {"strides": strides} if [*map(len, strides)] == [3] * 4 and all(map(all, strides)) else {}
+        told = [*map(len, strides)] == [3] * 4 and all(map(all, strides)) and strides != [(2, 2, 2)] * 4
+        return {"strides": strides} if told else {}
 
     @staticmethod
     def translate(state):

@@ -76,7 +76,7 @@ def result_of(args, trained, cases, entries):
         "protocol": protocol_of(args),
         "unit": cases.unit,
         "tolerance": args.tolerance,
-        "network": {name: getattr(args, name) for name in NETWORK},
+        "network": {name: getattr(args, name) for name in NETWORK} | trained.settings,
         "method": one_or_all(config.get("model") for config in args.configs),
         "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
         "seed": one_or_all(config.get("seed") for config in args.configs),

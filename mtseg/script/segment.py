@@ -36,30 +36,33 @@ ONE_CASE = (VolumeError, PreprocessError, NotFiniteScoresError, MemoryError, tor
 
 class Trained(NamedTuple):
     """`nets`: networks in eval mode, on the device. `partners`: their teachers or students, for --uncertainty teacher.
-    `checkpoints`: what the files of `nets` hold. `sha256`: of these files. `parameters`: of all `nets` together."""
+    `checkpoints`: what the files of `nets` hold. `sha256`: of these files. `parameters`: of all `nets` together.
+    `settings`: what the weights of the first tell of it beside the flags."""
 
     nets: list
     partners: list
     checkpoints: list
     sha256: list
     parameters: int
+    settings: dict
 
 
 def load_network(args, path):
-    """(network in eval mode on the CPU, what the file at `path` holds); settings that the weights tell are theirs."""
+    """(network in eval mode on the CPU, what the file at `path` holds, the settings that its weights tell)."""
     checkpoint = load_checkpoint(path)
     kind = NETWORKS[args.network]
-    settings = network_settings(args, args.n_channels) | kind.settings_of(find_state_dict(checkpoint) or {})
+    told = kind.settings_of(find_state_dict(checkpoint) or {})
+    settings = network_settings(args, args.n_channels) | told
     try:
         net = kind(**settings)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
         raise FlagError(f"{path}: a network of such settings is too large to be made ({settings})") from error
-    return load_weights(net, checkpoint, path).eval(), checkpoint
+    return load_weights(net, checkpoint, path).eval(), checkpoint, told
 
 
 def load_networks(args, device):
     """The Trained networks of --model_path."""
-    nets, checkpoints = zip(*(load_network(args, path) for path in args.model_path), strict=True)
+    nets, checkpoints, told = zip(*(load_network(args, path) for path in args.model_path), strict=True)
     partners = []
     for path in args.model_path if args.uncertainty == "teacher" else ():
         name = path.name.removeprefix("ema_") if path.name.startswith("ema_") else f"ema_{path.name}"
@@ -76,7 +79,7 @@ def load_networks(args, device):
             net.to(memory_format=torch.channels_last_3d)
         if args.winograd:
             winograd_convolutions(net)
-    return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters)
+    return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters, told[0])
 
 
 def segment(trained, image, args):
