@@ -48,7 +48,7 @@ def train(args, run):
     ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
 
     # ---------------------------------------------------------------------------------------------------- training
-    with run.started(data, {"student": model, "teacher": ema_model}, updater):
+    with run.started(data, {"student": model, "teacher": ema_model}, updater, fixed_length=True):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             unlabeled = volume[labeled_bs:]
             with run.autocast:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_ua_mt
 from conftest import ball, make_data, write_case
 
 import inference
@@ -235,6 +236,25 @@ def test_a_run_on_data_that_was_prepared_anew_is_not_resumed(data, tmp_path, cap
     (data / "preprocessing.json").write_text(json.dumps({"spacing": [2.0, 1.0, 1.0]}))
     said = sentence(capsys, train_sup.main, [*words(data, tmp_path, max_iterations=5), "--resume"])
     assert "prepared in another way" in said
+
+
+def test_a_run_is_not_resumed_on_other_data_of_the_same_names(copied, tmp_path, capsys):
+    _, out, folder = copied
+    other = make_data(tmp_path / "other")
+    label = ball((24, 20, 14), (9, 9, 9), 4).astype(np.uint8)
+    write_case(other, "case_0", label.astype(np.float32), label)
+    arguments = [*words(other, out, max_iterations=5), "--resume"]
+    assert "other data of the same names" in sentence(capsys, train_sup.main, arguments)
+    state = torch.load(folder / "latest.pth", weights_only=True)
+    del state["config"]["data_crc32"]  # a run of before this was recorded
+    torch.save(state, folder / "latest.pth")
+    train_sup.main(arguments)
+
+
+def test_a_method_that_depends_on_its_length_is_not_resumed_under_another(data, tmp_path, capsys):
+    train_ua_mt.main(words(data, tmp_path, max_iterations=2))
+    said = sentence(capsys, train_ua_mt.main, [*words(data, tmp_path, max_iterations=4), "--resume"])
+    assert "--max_iterations is 4 and was 2" in said
 
 
 def test_a_supervised_run_of_before_the_networks_had_names_is_resumed(copied):

@@ -1,5 +1,6 @@
 """Data, networks and optimizer as the flags of a training script ask for them. Nothing here is a method."""
 
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ class Data:
     processes, labelled patches first. `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of
     this process's share. `unknown`: stands for the label of a voxel that has none. `n_channels`: of the images.
     `cases`: {'train_cases', 'val_cases', ...: names}. `selection`: how the reported checkpoint is chosen.
-    `preprocessing`: the data set's, or None. `description`, `notes`: for the log.
+    `checksum`: of the first case's voxels. `preprocessing`: the data set's, or None. `description`, `notes`: for the
+    log.
     """
 
     train: Any
@@ -55,6 +57,7 @@ class Data:
     n_channels: int
     cases: dict
     selection: str
+    checksum: int
     preprocessing: dict | None
     description: str
     notes: list
@@ -75,6 +78,7 @@ def read_data(args, run):
 
     train, odd = training_set(args, args.root_path, cases["train_cases"], args.labelnum)
     notes += odd
+    checksum = checksum_of(train.read(cases["train_cases"][0]))
     if cases.get("unlabeled_cases"):
         more, odd = training_set(args, unlabeled_root, cases["unlabeled_cases"], labelnum=0)
         train, notes = JoinedCases([train, more]), notes + odd
@@ -105,10 +109,16 @@ def read_data(args, run):
         n_channels=train.n_channels,
         cases=cases,
         selection=selection,
+        checksum=checksum,
         preprocessing=flags.read_config(root / "preprocessing.json") or None,
         description=description,
         notes=how + notes,
     )
+
+
+def checksum_of(case):
+    """The CRC-32 of a case's voxels: by it a resumed run notices other data under the same names."""
+    return zlib.crc32(case["label"].tobytes(), zlib.crc32(case["image"].tobytes()))
 
 
 def choose_cases(args, root, unlabeled):

@@ -93,17 +93,18 @@ class Run:
         return self.ranks.gather(batch)
 
     @contextlib.contextmanager
-    def started(self, data, networks, updater):
+    def started(self, data, networks, updater, fixed_length=False):
         """The context of the training loop. It resumes the run, locks its folder and opens its logs; at the end it
         writes the weights or, after Ctrl-C, what resuming needs.
 
         `data`: of build.read_data. `networks`: {name: network}; all are saved and validated, and the Dice of the first
-        one decides on patience and plateau. `updater`: an optim.Updater.
+        one decides on patience and plateau. `updater`: an optim.Updater. `fixed_length`: the method depends on
+        --max_iterations, so that a run cannot be resumed under another one.
         """
         self.data, self.networks, self.updater = data, networks, updater
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
-        with self._opened(data) as self.log:
+        with self._opened(data, fixed_length) as self.log:
             self.iteration, self.last, self.phase, self.waiting = self.start, False, None, None
             self.clock = StepClock(self.device)
             total = {"total": self.args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
@@ -123,13 +124,18 @@ class Run:
             self.log.say(f"done; test it with:\npython inference.py --model_path {weights}")
 
     @contextlib.contextmanager
-    def _opened(self, data):
+    def _opened(self, data, fixed_length):
         """A context in which the run's folder is this process's. It gives the log, in which the run has begun."""
         args, ranks = self.args, self.ranks
         parts = {f"{prefix}model": self.networks[name] for name, prefix in self.prefixes.items()}
         weights = {prefix: f"{prefix}model" for prefix in self.prefixes.values()}
         config = {**vars(args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
-        config |= {"preprocessing": data.preprocessing, "ranks": ranks.world_size, **runfolder.versions(self.device)}
+        config |= {
+            "data_crc32": data.checksum,
+            "preprocessing": data.preprocessing,
+            "ranks": ranks.world_size,
+            **runfolder.versions(self.device),
+        }
         parts |= self.updater.parts()
         self.state = RunState(self.folder, parts, weights, config, ranks.is_main, self._remedy)
         self.start, self.progress = 0, {**dict.fromkeys(self.networks, -1.0), "waited": 0, "skipped": 0}
@@ -143,7 +149,9 @@ class Run:
             rows_in, log_freq = self.folder, args.log_freq
             if self.resume_from is not None:
                 checkpoint = load_checkpoint(self.resume_from, self.device)
-                notes += runfolder.check_same_run(config, checkpoint, self.resume_from, parts, self.defaults)
+                notes += runfolder.check_same_run(
+                    config, checkpoint, self.resume_from, parts, self.defaults, fixed_length
+                )
                 self.start, self.progress = self.state.load(checkpoint, self.resume_from, self.progress)
                 rows_in, log_freq_before = self.resume_from.parent, checkpoint["config"].get("log_freq")
                 log_freq = max(log_freq, log_freq_before if isinstance(log_freq_before, int) else 1)

@@ -14,6 +14,7 @@ FREE_SETTINGS = {
     *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "output_dir", "config"),
     *("resume", "overwrite", "test_only", "gpu", "num_workers", "cache", "keep_memory", "max_iterations", "patience"),
     *("save_freq", "keep_last", "log_freq", "val_freq", "stride_xy", "stride_z", "selection"),
+    "data_crc32",
     *("tensorboard", "wandb", "progress", "pretrained", "teacher_checkpoint", "teacher_checkpoint_for"),
 }
 # With these schedules the length of a run decides every learning rate, or the validations do.
@@ -175,10 +176,11 @@ def lock_folder(folder):
     return file, []
 
 
-def check_same_run(config, state, path, parts, defaults):
+def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     """RunError if `state`, read from `path`, is not of such a run: other parts, other settings in `config`, longer.
 
     `defaults`: {flag: default} of the script. A flag that the run did not know yet must have its default.
+    `fixed_length`: the run's length must be the same too.
     Returns a list: a sentence on versions that differ, which may change the last bits of the numbers, or nothing.
     """
     if not is_state(state, parts):
@@ -191,14 +193,19 @@ def check_same_run(config, state, path, parts, defaults):
     for name in ("train_cases", "val_cases", "unlabeled_cases"):
         if before.get(name) != config.get(name):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
+    if before.get("data_crc32") not in (None, config.get("data_crc32")):
+        raise RunError(f"{path}: the run was started on other data of the same names; give its --root_path")
     prepared = before.pop("preprocessing", None), config.get("preprocessing")
     if None not in prepared and prepared[0] != prepared[1]:
         raise RunError(f"{path}: the data has been prepared in another way since; restore preprocessing.json and data/")
     differing = {name: (config.get(name), value) for name, value in before.items() if config.get(name) != value}
     # A flag that the script has lost since may have been off.
     differing = {name: values for name, values in differing.items() if name in config or values[1]}
-    free = FREE_SETTINGS - ({"max_iterations"} if config.get("lr_schedule") in LENGTH_SCHEDULES else set())
-    free -= PLATEAU_SETTINGS if config.get("lr_schedule") == "plateau" else set()
+    free = set(FREE_SETTINGS)
+    if fixed_length or config.get("lr_schedule") in LENGTH_SCHEDULES:
+        free.remove("max_iterations")
+    if config.get("lr_schedule") == "plateau":
+        free -= PLATEAU_SETTINGS
     changed = [
         f"--{name} is {now} and was {then}"
         for name, (now, then) in differing.items()
