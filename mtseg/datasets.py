@@ -247,8 +247,6 @@ class LAHeart(Dataset):
             sample["rng"] = np.random.default_rng(seed)
         try:
             sample = self.transform(sample)
-        except MemoryError:
-            raise
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(

@@ -19,6 +19,7 @@ from conftest import make_data, needs_compiler, only_on_the_cpu, write_case
 import train_mean_teacher
 from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
+from mtseg.optim import Updater
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import methods
 from mtseg.script import run as run_module
@@ -358,13 +359,24 @@ def test_mixed_precision_trains_and_counts_skipped_steps(data, tmp_path):
 @only_on_the_cpu
 @needs_compiler
 @pytest.mark.parametrize("model", SCRIPTS)
-def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(data, tmp_path, model):
+def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(data, tmp_path, model, monkeypatch):
     small = {"n_filters": 16, "max_iterations": 2, "labelnum": 2, "save_freq": 1}
     plain = run(model, data, tmp_path / "plain", **small)
     whole = run(model, data, tmp_path / "whole", "--winograd", **small)
     first, expected = column(whole, "loss")[0], column(plain, "loss")[0]
     assert first != expected and first == pytest.approx(expected, rel=1e-4)
-    run(model, data, tmp_path / "cut", "--winograd", **{**small, "max_iterations": 1})
+    step, steps = Updater.step, []
+
+    def cut_off(updater, loss):
+        steps.append(loss)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        step(updater, loss)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Updater, "step", cut_off)
+        with pytest.raises(SystemExit):
+            run(model, data, tmp_path / "cut", "--winograd", **small)
     resumed = run(model, data, tmp_path / "cut", "--winograd", "--resume", **small)
     assert same(weights(resumed, "iter_2.pth"), weights(whole, "iter_2.pth"))
 
