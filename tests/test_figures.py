@@ -199,6 +199,8 @@ def test_mistakes_end_in_a_sentence(predictions, tmp_path, capsys, monkeypatch):
         (["compare", f"A={a}", f"B={other}", "--case", "case_0"], "the label of case_0 is not that of"),
         (["boxes", tmp_path / "runs"], "other test cases"),
         (["curves", a], "config.json"),
+        (["curves", tmp_path / "runs", tmp_path / "nowhere"], "nowhere: no run"),
+        (["overlay", f"{a}/case_0.h5"], "--case case_0"),
         (["curves", tmp_path / "runs"], "not a run with config.json and metrics.csv"),
     ]:
         with pytest.raises(SystemExit) as stopped:

@@ -79,6 +79,8 @@ def case_readers(folder):
     """{case: function that reads it} of the predictions in `folder`, that of --save_result or the one with the results
     of `inference.py --input`. Raises CaseError where there are none."""
     folder = Path(folder)
+    if folder.is_file():
+        raise CaseError(f"{folder}: is a file; give its folder, {folder.parent}, and --case {stem(folder) or 'NAME'}")
     results = folder.parent if folder.name == "predictions" else folder
     if (results / "cases.jsonl").is_file():
         readers = readers_of_scans(results)

@@ -35,10 +35,13 @@ class RunError(ValueError):
 
 
 def find_runs(paths):
-    """The folders of the runs at or under `paths`, each once; RunError where there is none."""
-    runs = {config.parent.resolve(): config.parent for p in paths for config in sorted(Path(p).rglob("config.json"))}
-    if not runs:
-        raise RunError(f"{', '.join(map(str, paths))}: no run with a config.json there; give runs' folders")
+    """The folders of the runs at or under `paths`, each once; RunError where there is none at or under one of them."""
+    runs = {}
+    for path in map(Path, paths):
+        configs = sorted(path.rglob("config.json"))
+        if not configs:
+            raise RunError(f"{path}: no run with a config.json there; give runs' folders, or folders above them")
+        runs |= {config.parent.resolve(): config.parent for config in configs}
     return list(runs.values())
 
 
