@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, insta
 
 from mtseg.layouts import LayoutError, find_cases, read_dataset_json
 from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
-from mtseg.script.flags import Parser, one_sentence
+from mtseg.script.flags import Parser, natural, one_sentence
 from mtseg.splits import add_split_flags, describe, split_by_patient, write_split
 from mtseg.volumes import read_channels, read_on_grid, read_volume
 
@@ -44,12 +44,14 @@ def settings_of(args, cases, channels):
             raise PreprocessError(f"{args.like}: has channels {settings['channels']}, {args.source} has {channels}")
         return settings
     described = args.source / "dataset.json"
-    content = read_dataset_json(described) if described.is_file() else {"labels": None, "channels": None}
+    content = (
+        read_dataset_json(described) if described.is_file() else {"labels": None, "channels": None, "ignore": None}
+    )
     if channels and content["channels"] not in (None, len(channels)):
         raise LayoutError(
             f"{described}: speaks of {content['channels']} channels, but a case has {len(channels)} files"
         )
-    values = content["labels"]
+    values, ignore = content["labels"], content["ignore"] if args.ignore is None else args.ignore
     if values is None:
         values = {0}
         for label in (case.label for case in cases if case.label):
@@ -59,6 +61,8 @@ def settings_of(args, cases, channels):
             values |= {int(value) for value in held}
         values = sorted(values)
     settings = {name: getattr(args, name) for name in ("orientation", "crop", "normalization", "window", "spacing")}
+    if ignore is not None:
+        settings["ignore"], values = ignore, [value for value in values if value != ignore]
     return check_settings({**settings, "labels": values, "channels": channels})
 
 
@@ -115,7 +119,8 @@ def prepare_all(args):
         shutil.rmtree(temporary, ignore_errors=True)
     print(f"{len(cases)} cases in {args.out}: {describe(split)}")
     classes = ", ".join(f"{number} is {value}" for number, value in enumerate(settings["labels"]))
-    print(f"train with --num_classes {len(settings['labels'])}; of the label's values, class {classes}")
+    ignored = " --ignore_index 255" if settings.get("ignore") is not None else ""
+    print(f"train with --num_classes {len(settings['labels'])}{ignored}; of the label's values, class {classes}")
     return split
 
 
@@ -126,6 +131,12 @@ def parse_flags(argv):
     flag("out", type=Path, help="folder to make, e.g. data/Heart")
     flag(
         "--labels", type=Path, metavar="DIR", help="folder with the labels, called as the cases (default: the layout's)"
+    )
+    flag(
+        "--ignore",
+        type=natural,
+        metavar="VALUE",
+        help="the labels' value where nobody labelled; such voxels become 255 (default: dataset.json's 'ignore')",
     )
     flag = parser.add_argument_group("preparation").add_argument
     flag("--spacing", nargs="+", default=["none"], metavar="MM", help="resample to X Y Z millimetres")

@@ -232,24 +232,29 @@ def _case_folders(folders):
 
 
 def read_dataset_json(path):
-    """{'labels': ascending values, or None; 'channels': their number, or None} of a dataset.json of either version.
+    """{'labels': ascending values, or None; 'channels': their number, or None; 'ignore': a value, or None} of a
+    dataset.json of either version.
 
     The Decathlon's has {"0": "background", ...} and "modality", nnU-Net v2's {"background": 0, ...} and
-    "channel_names". A region of v2 (a list of values) stands for the values in it. Raises LayoutError.
+    "channel_names". A region of v2 (a list of values) stands for the values in it; its label "ignore" is that of voxels
+    that nobody labelled, and none of the labels. Raises LayoutError.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         labels, channels = content.get("labels"), content.get("channel_names", content.get("modality"))
+        ignore = None
         if labels is not None:
-            if any(str(name).lower() == "ignore" for name in labels):
-                raise LayoutError(f"{path}: has a label to be ignored, which is not understood here; relabel it")
             values = set()
             for name, value in labels.items():
                 whole = name if isinstance(value, str) else value
-                values |= {int(v) for v in (whole if isinstance(whole, list) else [whole])}
+                numbers = {int(v) for v in (whole if isinstance(whole, list) else [whole])}
+                if str(name).lower() == "ignore":
+                    (ignore,) = numbers
+                else:
+                    values |= numbers
             labels = sorted(values | {0})
-        return {"labels": labels, "channels": None if channels is None else len(channels)}
-    except LayoutError:
-        raise
+            if ignore in labels:
+                raise ValueError(f"'ignore' has the value {ignore} of another label")
+        return {"labels": labels, "channels": None if channels is None else len(channels), "ignore": ignore}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise LayoutError(f"{path}: not a dataset.json ({' '.join(str(error).split())}); repair it") from error

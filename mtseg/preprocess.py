@@ -9,6 +9,8 @@ What is done is a dict of settings that JSON can hold:
     window          [centre, width] for "ct", in the image's unit (Hounsfield), else None
     spacing         [x, y, z] millimetres along the axes after orientation, None keeps the scan's own
     labels          the value that each class has in label files, ascending, background first: [0, 1, 2, 4]
+    ignore          the value that label files have where nobody labelled, which becomes IGNORED; None, or no such
+                    key: there is none
     channels        the name's part by which a case's files differ, one a channel: ["0000", "0001"]; None: one file
 
 Every step is known by its Grid alone, so that `restore` undoes it.
@@ -21,6 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy import optimize
+
+IGNORED = 255  # in prepared labels: a voxel that nobody labelled
 
 # Of a resampled scan: 4 GiB a channel, a hundred times the scan's own, or a hundredth along an axis. What goes beyond
 # is a mistake in a header.
@@ -82,6 +86,9 @@ def check_settings(settings):
         problems.append(f"labels {labels!r}")
     elif labels != sorted(set(labels)) or labels[0] != 0:
         problems.append(f"labels {labels!r}")
+    ignore = settings.get("ignore")
+    if ignore is not None and (type(ignore) is not int or ignore in (labels or ()) or len(labels or ()) > IGNORED):
+        problems.append(f"ignore {ignore!r} beside the labels {labels!r}")
     if channels is not None and not (isinstance(channels, list) and all(isinstance(c, str) for c in channels)):
         problems.append(f"channels {channels!r}")
     if problems:
@@ -108,7 +115,9 @@ def prepare(image, affine, spacing, settings, label=None):
         raise PreprocessError("the image holds NaN or infinity; repair it")
     if label is not None and label.shape != original_shape:
         raise PreprocessError(f"the image is {original_shape} voxels and its label {label.shape}; they must agree")
-    label = None if label is None else to_classes(label, settings["labels"])
+    if label is not None:
+        ignore = settings.get("ignore")
+        label = to_classes(label, settings["labels"], None if ignore is None else IGNORED, ignore)
 
     axes, flips = (0, 1, 2), (0, 0, 0)
     if settings["orientation"] == "RAS":
@@ -143,20 +152,22 @@ def prepare(image, affine, spacing, settings, label=None):
     cut = 0
     if label is not None:
         label = orient(label, axes, flips)
-        cut = int(np.count_nonzero(label) - np.count_nonzero(label[inside]))
+        labelled = (label > 0) & (label != (IGNORED if settings.get("ignore") is not None else 0))
+        cut = int(np.count_nonzero(labelled) - np.count_nonzero(labelled[inside]))
         label = resample_label(label[inside], size)
     grid = Grid(original_shape, axes, flips, box, size)
     return Prepared(channels[0] if np.ndim(image) == 3 else channels, label, grid, spacing, rows, cut)
 
 
-def to_classes(label, values, ignore_index=None):
-    """uint8 class of each voxel: the index of its value in `values` (ascending); `ignore_index` stays what it is.
+def to_classes(label, values, ignore_index=None, ignore=None):
+    """uint8 class of each voxel: the index of its value in `values` (ascending).
 
+    `ignore_index`: the class of voxels that nobody labelled, whose value is `ignore` (None: `ignore_index` itself).
     PreprocessError for other values.
     """
-    label = np.asarray(label)
+    label, ignore = np.asarray(label), ignore_index if ignore is None else ignore
     place = np.searchsorted(values, label).clip(max=len(values) - 1)
-    ignored = np.zeros(label.shape, bool) if ignore_index is None else label == ignore_index
+    ignored = np.zeros(label.shape, bool) if ignore is None else label == ignore
     wrong = label[(np.asarray(values)[place] != label) & ~ignored]
     if wrong.size:
         raise PreprocessError(f"the label has a voxel of value {wrong[0]}, but labels are {list(values)}; repair it")

@@ -754,13 +754,16 @@ def read_rows(path):
         return list(csv.DictReader(file))
 
 
-def test_ignored_voxels_of_scans_are_in_no_metric(tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", [255, 3])
+def test_ignored_voxels_of_scans_are_in_no_metric(tmp_path, monkeypatch, value):
+    """As --ignore_index of the run says, or as the labels of the training data had them."""
     monkeypatch.setattr(segment, "test_single_case", seen)
     source = make_scans(tmp_path)
     label = read(tmp_path / "labels/c0.nii.gz").copy()
-    label[3:5] = 255
+    label[3:5] = value
     save(tmp_path / "labels/c0.nii.gz", label)
-    (weights,) = make_run(tmp_path / "run", ignore_index=255)
+    changes = {"ignore_index": 255} if value == 255 else {"preprocessing": {**SETTINGS, "ignore": 3}}
+    (weights,) = make_run(tmp_path / "run", **changes)
     result = infer(weights, source, labels=tmp_path / "labels", output_dir=tmp_path / "out")
     assert [row["dice"] for row in result["cases"]] == [1] * 4
 

@@ -136,6 +136,30 @@ def test_patients_are_recognised_in_the_names_and_said(tmp_path, capsys):
     assert "every case is taken for another patient" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("told", ["dataset.json", "--ignore"])
+def test_voxels_that_nobody_labelled_become_255(tmp_path, capsys, told):
+    source = make_decathlon(tmp_path / "in", version=2)
+    labels = {}
+    for path in sorted((source / "labelsTr").iterdir()):
+        label = np.asarray(nibabel.load(path).dataobj).copy()
+        label[10:13] = 3
+        save(path, label)
+        labels[path.name[:-7]] = label
+    content = {"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}, "channel_names": {"0": "T1", "1": "T2"}}
+    if told == "--ignore":
+        (source / "dataset.json").unlink()
+    else:
+        (source / "dataset.json").write_text(json.dumps(content))
+    main(words(source, tmp_path / "out", **({"ignore": 3} if told == "--ignore" else {})))
+    assert "train with --num_classes 3 --ignore_index 255" in capsys.readouterr().out
+    settings = json.loads((tmp_path / "out/preprocessing.json").read_text())
+    assert (settings["labels"], settings["ignore"]) == ([0, 1, 2], 3)
+    for case, label in labels.items():
+        expected = np.flip(np.where(label == 3, 255, label), 0)[2:-2, 1:-1, 1:-1]
+        np.testing.assert_array_equal(read(tmp_path / "out", case)[0]["label"], expected)
+    assert len(LAHeart(tmp_path / "out", num_classes=3, ignore_index=255)) == 4
+
+
 def test_several_channels_in_one_file_and_a_spacing(tmp_path):
     image, label = scan(0, 3)
     save(tmp_path / "in/a.nii.gz", np.moveaxis(image, 0, -1))
@@ -264,7 +288,8 @@ def test_without_nibabel_it_says_what_to_install(tmp_path, monkeypatch, capsys):
         "{",
         "[]",
         '{"labels": {"a": "x"}}',
-        '{"labels": {"ignore": 3, "a": 1}}',
+        '{"labels": {"ignore": [3, 4], "a": 1}}',
+        '{"labels": {"ignore": 1, "a": 1}}',
         '{"labels": {"a": 1}, "modality": {"0": "T1"}}',
     ],
 )

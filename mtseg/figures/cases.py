@@ -103,7 +103,7 @@ def readers_of_scans(results):
         preprocessing = record["preprocessing"] or {}
         result = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
         num_classes, ignore_index = result["network"]["num_classes"], result["protocol"].get("ignore_index")
-        values = preprocessing.get("labels", list(range(num_classes)))
+        values, ignore = preprocessing.get("labels", list(range(num_classes))), preprocessing.get("ignore")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CaseError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error
     if not source.exists():
@@ -111,13 +111,13 @@ def readers_of_scans(results):
     cases, _ = find_cases(source, preprocessing.get("channels"), labels, broken={})
     written = {stem(file): file for file in (results / "predictions").glob("*") if stem(file)}
     return {
-        case.name: partial(read_scan, case, written[case.name], values, num_classes, ignore_index, unit)
+        case.name: partial(read_scan, case, written[case.name], values, num_classes, ignore_index, ignore, unit)
         for case in cases
         if case.name in written
     }
 
 
-def read_scan(case, path, values, num_classes, ignore_index, unit):
+def read_scan(case, path, values, num_classes, ignore_index, ignore, unit):
     """The case of a scan (layouts.Case) on its own grid, with its prediction in the file `path`."""
     volume = read_channels(case.images)
     hdf5 = path.suffix in ENDINGS[-2:]
@@ -131,7 +131,7 @@ def read_scan(case, path, values, num_classes, ignore_index, unit):
         raise CaseError(f"{path}: lies on the grid of the scan, {case.images[0]} was prepared; give --input the scans")
     label = volume.label if case.label is None else read_on_grid(case.label, volume)
     try:
-        label = None if label is None else to_classes(label, values, ignore_index)
+        label = None if label is None else to_classes(label, values, ignore_index, None if hdf5 else ignore)
     except PreprocessError as error:
         raise CaseError(f"{case.label or case.images[0]}: {error}") from error
     spacing = tuple(map(float, volume.spacing)) if unit == "mm" else None

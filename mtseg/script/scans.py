@@ -14,7 +14,7 @@ from mtseg.checkpoint import write_whole
 from mtseg.datasets import LAHeart, find_root
 from mtseg.layouts import find_cases
 from mtseg.phantom import make_phantom
-from mtseg.preprocess import Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
+from mtseg.preprocess import IGNORED, Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
 from mtseg.script.flags import FlagError, read_config
 from mtseg.volumes import (
     VolumeError,
@@ -94,6 +94,8 @@ def read_listed(dataset, case, unit):
 def input_scans(args):
     """The Cases of --input, which are prepared as the training data was."""
     settings, broken = preprocessing_of(args), {}
+    if settings and settings.get("ignore") is not None:
+        args.ignore_index = IGNORED
     cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels, broken=broken)
     raw = next((case.images[0] for case in cases if ending(case.images[0]) not in HDF5), None)
     if raw and settings is None:
@@ -145,7 +147,8 @@ def read_input(case, settings, args):
         if case.label is not None:
             scan = scan._replace(label=None, spacing=volume.spacing, label_prepared=scan.grid is None)
             try:
-                scan = scan._replace(label=to_classes(read_on_grid(case.label, volume), values, args.ignore_index))
+                label, ignore = read_on_grid(case.label, volume), (settings or {}).get("ignore")
+                scan = scan._replace(label=to_classes(label, values, args.ignore_index, ignore))
             except VolumeError as error:
                 scan = scan._replace(label_error=str(error))
             except PreprocessError as error:
