@@ -297,7 +297,7 @@ def test_wrong_fields_in_latest_pth_are_one_sentence(copied, capsys, number):
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("flag", ["--resume", "--pretrained", "--teacher_checkpoint"])
+@pytest.mark.parametrize("flag", ["--resume", "--pretrained", "--teacher_checkpoint", "--model_path"])
 def test_a_damaged_checkpoint_is_noticed_by_every_flag_that_takes_one(finished, tmp_path, capsys, flag):
     data, folder = finished
     damaged = tmp_path / "latest.pth"
@@ -306,7 +306,10 @@ def test_a_damaged_checkpoint_is_noticed_by_every_flag_that_takes_one(finished, 
     content[content.index(weights.numpy().tobytes())] ^= 64
     damaged.write_bytes(content)
     script = train_mean_teacher if flag == "--teacher_checkpoint" else train_sup
-    said = sentence(capsys, script.main, [*words(data, tmp_path / "out", max_iterations=6), flag, str(damaged)])
+    arguments = words(data, tmp_path / "out", max_iterations=6)
+    if flag == "--model_path":
+        script, arguments = inference, ["--root_path", str(data)]
+    said = sentence(capsys, script.main, [*arguments, flag, str(damaged)])
     assert f"{damaged}: is damaged (the checksum of" in said
     assert not list(tmp_path.rglob("config.json"))
 
