@@ -141,3 +141,14 @@ def test_bf16_on_a_cpu_is_refused_whatever_the_processor(no_gpu, data, tmp_path,
             run(data, tmp_path, "--amp", "bf16")
         assert stopped.value.code == 2 and "gradients of bf16 convolutions are wrong" in capsys.readouterr().err
     assert not list(tmp_path.glob("model"))
+
+
+def test_a_run_that_goes_on_with_other_instructions_says_so(no_gpu, data, tmp_path, monkeypatch):
+    """Which layers Winograd's algorithm takes depends on them, and so do the last digits of PyTorch itself."""
+    folder = run(data, tmp_path, max_iterations=1)
+    then = config_of(folder)["instructions"]
+    assert then == torch.backends.cpu.get_cpu_capability()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+    run(data, tmp_path, "--resume")
+    said = f"the last bits of the numbers may change: instructions is OTHER and was {then}"
+    assert said in (folder / "log.txt").read_text()

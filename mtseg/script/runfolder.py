@@ -20,7 +20,7 @@ FREE_SETTINGS = {
 # With these schedules the length of a run decides every learning rate, or the validations do.
 LENGTH_SCHEDULES = ("poly", "cosine")
 PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
-VERSIONS = ("python", "torch", "device", "threads", "ranks")
+VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
 # What inference.py writes into the folder with a checkpoint's results.
 RESULT_FILES = ("metrics.csv", "metrics.json", "cases.jsonl")
 RESULT_FOLDERS = ("predictions", "probabilities", "uncertainty")
@@ -251,5 +251,6 @@ def versions(device):
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a class of its own, which checkpoints read as weights only may not hold
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
