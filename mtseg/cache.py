@@ -2,8 +2,7 @@
 
     dataset = CachedDataset(LAHeart(root, transform=Compose([RandomRotFlip(), RandomCrop(patch_size), ToTensor()])))
 
-gives the samples of the LAHeart that it wraps, bit for bit, for any transform. Where the volumes fit on the GPU,
-`ResidentLoader` keeps them there and makes the same batches there.
+gives the samples of the LAHeart that it wraps, bit for bit, for any transform.
 """
 
 import math
