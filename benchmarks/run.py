@@ -4,7 +4,7 @@
     python benchmarks/run.py --quick                       # tiny sizes, less than two minutes: does it all still run?
     python benchmarks/run.py --only loader --only metrics  # some rows
     python benchmarks/run.py --out benchmarks/run.json     # every single time, with machine and versions
-    python benchmarks/run.py --figures benchmarks/run.json # its table, into both README.md
+    python benchmarks/run.py --figures benchmarks/run.json # its table, into docs/speed.md
 
 All ways of one row run by turns, for several rounds, those of steps and windows in a process each; printed are the
 median over the rounds, the smallest and the largest time, the median over the rounds of the ratio to mtseg's time, and
@@ -73,7 +73,7 @@ def main(argv=None):
     parser.add_argument("--only", action="append", choices=[*CPU_ROWS, *GPU_ROWS], help="this row; may be repeated")
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="also write all times there")
     parser.add_argument(
-        "--figures", type=Path, metavar="FILE.json", help="measure nothing: put its table into both README.md"
+        "--figures", type=Path, metavar="FILE.json", help="measure nothing: put its table into docs/speed.md"
     )
     args = parser.parse_args(argv)
     if args.figures:
@@ -113,19 +113,15 @@ def measured(rows, name, quick, scratch):
 
 
 def figures(path, parser):
-    """Print the table of the report `path`, and put it into benchmarks/README.md, and in short into README.md.
-
-    A mistake ends with exit code 2.
-    """
+    """Print the table of the report `path`, and put it into docs/speed.md. A mistake ends with exit code 2."""
     try:
         report = json.loads(path.read_text())
-        text, short = table(report), table(report, short=True)
+        text = table(report)
     except (OSError, ValueError, LookupError, TypeError) as error:
         parser.error(f"{path}: not a report of this script ({error}); write one with --out")
     print(text, end="")
     try:
-        put_figures(ROOT / "benchmarks" / "README.md", text)
-        put_figures(ROOT / "README.md", short)
+        put_figures(ROOT / "docs/speed.md", text)
     except ValueError as error:
         parser.error(str(error))
     return report

@@ -24,12 +24,12 @@ def show(entry):
     sys.stdout.flush()
 
 
-def table(report, short=False):
-    """The rows of a report as a table in Markdown, below a line about the machine; `short`: medians, no notes."""
+def table(report):
+    """The rows of a report as a table in Markdown, below a line about the machine."""
 
     def words(times):
         low, middle, high = (f"{value:.3g} s" if value >= 1 else f"{1000 * value:.3g} ms" for value in spread(times))
-        return middle if short else f"{middle} ({low} .. {high})"
+        return f"{middle} ({low} .. {high})"
 
     def spread(times):
         return min(times), median(times), max(times)
@@ -38,15 +38,14 @@ def table(report, short=False):
         f"`python benchmarks/run.py {' '.join(report['command'])}`, {report['minutes']:.0f} minutes; "
         + ", ".join(f"{name} {value}" for name, value in report["machine"].items()),
         "",
-        f"| what | mtseg: median{'' if short else ' (smallest .. largest)'} "
-        "| beside it, and mtseg is so many times as fast | to reach |",
+        "| what | mtseg: median (smallest .. largest) | beside it, and mtseg is so many times as fast | to reach |",
         "|---|---|---|---|",
     ]
     for entry in report["rows"]:
         times = entry.get("seconds", {"mtseg": []})
         others = [f"{way} {words(times[way])}: {ratio(times, way):.2f} x" for way in times if way != "mtseg"]
         ours = words(times["mtseg"]) if times["mtseg"] else entry["note"]
-        note = f" ({entry['note']})" if entry["note"] and times["mtseg"] and not short else ""
+        note = f" ({entry['note']})" if entry["note"] and times["mtseg"] else ""
         lines.append(f"| {entry['what']}{note} | {ours} | {'; '.join(others)} | {verdicts(entry)} |")
     return "\n".join(lines) + "\n"
 

@@ -17,6 +17,7 @@ from mtseg.script import flag_table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/write_your_own_method.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TINY = "--labelnum 3 --max_iterations 2 --n_filters 2 --num_workers 0 --patch_size 16 16 16 --stride_xy 8 --stride_z 8"
 
 
@@ -67,9 +68,14 @@ def test_a_method_of_ones_own_is_found_by_tests_and_docs(repository):
     assert "\n3 passed" in python(repository, "-m", "pytest", "-q", "tests/test_recipe.py", "-k", chosen)
 
 
+def test_every_link_leads_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 # ------------------------------------------------------------------------------------------------- every command runs
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 EXTRAS = ("matplotlib", "skimage", "nibabel", "nrrd", "onnx", "onnxruntime")
 # Commands that other tests or .ci/run make: installing, the tests themselves, measuring, comparing commits.
 MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|la_full\.py")
