@@ -231,7 +231,7 @@ def open_in_chromium(path, tmp_path):
     """(the page's HTML after its scripts have run, what it wrote to the console)."""
     words = [chromium(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
     words += ["--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
-    done = subprocess.run([*words, path.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*words, path.as_uri()], capture_output=True, text=True, timeout=600)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 

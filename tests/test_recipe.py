@@ -464,7 +464,7 @@ def test_two_processes_train_and_one_goes_on(data, tmp_path):
     (tmp_path / "val.list").write_text("case_5\n")
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = [str(ROOT / "train_mean_teacher.py"), *words.split()]
-    done = subprocess.run([*start, *script, "--max_iterations", "2"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*start, *script, "--max_iterations", "2"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "model" / "LA_vnet_3_labeled" / "MT"
     assert len(column(folder, "loss")) == 2

@@ -186,7 +186,7 @@ def start(script, arguments, until):
         start_new_session=True,
     )
     folder = Path(arguments[arguments.index("--output_dir") + 1])
-    deadline = time.time() + 120
+    deadline = time.time() + 600
     while time.time() < deadline and process.poll() is None:
         for path in folder.glob("model/*/*/metrics.csv"):
             if len(path.read_text().splitlines()) > until:
@@ -221,7 +221,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, number):
     arguments = flags(data, tmp_path, max_iterations=1000, save_freq=1000, num_workers=2)
     process = start(train_mean_teacher, arguments, 3)
     os.killpg(process.pid, number)  # to the workers as well, as a terminal and a batch system do
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 128 + number, err
     assert "Traceback" not in err
     command = shlex.split(next(line for line in out.splitlines() if line.endswith("--resume")))
