@@ -390,6 +390,7 @@ def test_a_run_that_is_stopped_is_saved_and_leaves_no_temporary_file(data, tmp_p
     arguments = words(data, tmp_path / "out", max_iterations=100000, save_freq=100000, num_workers=1)
     command = [sys.executable, "-u", str(ROOT / "train_sup.py"), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "inductor")  # PyTorch's own, which it keeps
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while "labelled cases on" not in process.stdout.readline():
