@@ -6,6 +6,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import dataclasses
 import shlex
 import shutil
+import signal
 from pathlib import Path
 
 import h5py
@@ -14,6 +15,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Under nohup, or behind &, a process inherits that these signals are ignored; those that are sent them here do not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 COMPILER = shlex.split(os.environ.get("CC") or "cc")[0]
 needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a C compiler: {COMPILER}")
