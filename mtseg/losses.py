@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import nn
 
 SMOOTH = 1e-5
-TERMS = ("ce", "dice", "focal", "tversky")
 
 
 def dice_loss(score, target):
@@ -65,8 +64,8 @@ def tversky_loss(input_logits, target, alpha=0.3, beta=0.7, include_background=F
 def _mean_over_classes(loss, input_logits, target, include_background, ignore_index):
     """The mean of loss(probability, is this class) over classes, with both 0 on ignored voxels."""
     probabilities = F.softmax(_widened(input_logits), dim=1)
-    ignored = None if ignore_index is None else target == ignore_index
-    if ignored is not None:
+    if ignore_index is not None:
+        ignored = target == ignore_index
         probabilities = probabilities.masked_fill(ignored.unsqueeze(1), 0)
         target = target.long().masked_fill(ignored, -1)
     classes = range(0 if include_background else 1, input_logits.shape[1])
@@ -107,6 +106,9 @@ def dice_ce_loss(input_logits, target):
     Cross-entropy is the mean over all voxels of the batch, in nats; Dice is `multiclass_dice_loss` without background.
     """
     return 0.5 * (cross_entropy_loss(input_logits, target) + multiclass_dice_loss(input_logits, target))
+
+
+TERMS = {"ce": cross_entropy_loss, "dice": multiclass_dice_loss, "focal": focal_loss, "tversky": tversky_loss}
 
 
 def parse_loss(text):
@@ -154,7 +156,7 @@ class SupervisedLoss(nn.Module):
         super().__init__()
         self.terms = parse_loss(spec)
         self.ignore_index = ignore_index
-        self.deep_supervision_weights = deep_supervision_weights
+        self.deep_supervision_weights = None
         if class_weights is not None:
             class_weights = torch.tensor(_checked_weights(class_weights, "class weights"))
         if deep_supervision_weights is not None:
@@ -163,7 +165,7 @@ class SupervisedLoss(nn.Module):
         self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, outputs, target):
-        outputs = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+        outputs = levels(outputs)
         weights = self.deep_supervision_weights
         if weights is None:
             weights = [0.5**level for level in range(len(outputs))]
@@ -181,17 +183,13 @@ class SupervisedLoss(nn.Module):
         return loss, {f"loss_{name}": part.detach() for name, part in parts.items()}
 
     def _term(self, name, logits, target):
-        if name == "ce":
-            return cross_entropy_loss(logits, target, self.class_weights, self.ignore_index)
-        if name == "focal":
-            return focal_loss(logits, target, class_weights=self.class_weights, ignore_index=self.ignore_index)
-        loss = {"dice": multiclass_dice_loss, "tversky": tversky_loss}[name]
-        return loss(logits, target, ignore_index=self.ignore_index)
+        weights = {"class_weights": self.class_weights} if name in ("ce", "focal") else {}
+        return TERMS[name](logits, target, ignore_index=self.ignore_index, **weights)
 
 
 def levels(outputs):
     """The outputs of a network as a list, finest first: a network without deep supervision gives a single tensor."""
-    return outputs if isinstance(outputs, list) else [outputs]
+    return [outputs] if isinstance(outputs, torch.Tensor) else outputs
 
 
 def nearest_labels(target, size):
@@ -226,7 +224,7 @@ def softmax_kl_loss(input_logits, target_logits, reduction="mean"):
     input_logits, target_logits = _pair(input_logits, target_logits)
     terms = F.kl_div(F.log_softmax(input_logits, dim=1), F.softmax(target_logits, dim=1), reduction="none")
     # Reduced here, since kl_div warns that the meaning of its reduction 'mean' will change.
-    return {"mean": terms.mean, "sum": terms.sum, "none": lambda: terms}[reduction]()
+    return _reduced(terms, reduction)
 
 
 def softmax_ce_loss(input_logits, target_logits, reduction="mean"):
@@ -238,7 +236,7 @@ def softmax_ce_loss(input_logits, target_logits, reduction="mean"):
     """
     input_logits, target_logits = _pair(input_logits, target_logits)
     terms = -F.softmax(target_logits, dim=1) * F.log_softmax(input_logits, dim=1)
-    return {"mean": terms.mean, "sum": terms.sum, "none": lambda: terms}[reduction]()
+    return _reduced(terms, reduction)
 
 
 def confidence_mask(target_logits, threshold):
@@ -267,6 +265,10 @@ def masked_mean(loss_map, mask):
         )
     voxels = mask.sum() * loss_map.shape[1]
     return loss_map.masked_fill(~mask, 0).sum() / voxels.clamp_min(1)
+
+
+def _reduced(terms, reduction):
+    return {"mean": terms.mean, "sum": terms.sum, "none": lambda: terms}[reduction]()
 
 
 def _widened(tensor):
