@@ -9,7 +9,6 @@ case came from is left out.
 
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import h5py
@@ -19,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, insta
 
 from mtseg.datasets import DataError, read_hdf5
 from mtseg.script.flags import Parser, one_sentence
+from mtseg.script.newdata import new_folder, write_case
 
 
 def halve(volume):
@@ -38,19 +38,17 @@ def halve_label(label):
     return result
 
 
-def halve_file(path, target):
-    """Write the case in the HDF5 file `path`, halved, to the new file `target`."""
-    target.parent.mkdir(parents=True)
-    with h5py.File(path) as whole, h5py.File(target, "w") as half:
+def halved(path):
+    """(data sets, attributes) of the HDF5 file `path`, halved."""
+    with h5py.File(path) as whole:
         image, label = (read_hdf5(whole, name) for name in ("image", "label"))
         if image is None or image.ndim not in (3, 4) or min(image.shape[-3:]) < 2:
             raise DataError(f"{path}: has no 'image' of at least 2 x 2 x 2 voxels; make it again or remove the folder")
-        half.create_dataset("image", data=halve(image[...]), compression="gzip")
-        if label is not None:
-            half.create_dataset("label", data=halve_label(label[...]), compression="gzip")
-        for name, value in whole.attrs.items():
-            if not name.startswith(("grid_", "original_")):
-                half.attrs[name] = 2 * value if name == "spacing" else value
+        arrays = {"image": halve(image[...])} | ({} if label is None else {"label": halve_label(label[...])})
+        attributes = {name: value for name, value in whole.attrs.items() if not name.startswith(("grid_", "original_"))}
+    if "spacing" in attributes:
+        attributes["spacing"] = 2 * attributes["spacing"]
+    return arrays, attributes
 
 
 def halve_all(root, out):
@@ -58,19 +56,11 @@ def halve_all(root, out):
     files = sorted(root.glob("data/*/mri_norm2.h5"))
     if not files:
         raise DataError(f"{root}: no data/<case>/mri_norm2.h5 in it; name another folder")
-    if out.exists():
-        raise DataError(f"{out}: exists already; name another folder or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".halve.", dir=out.parent))
-    temporary.chmod(0o755)
-    try:
+    with new_folder(out) as folder:
         for path in files:
-            halve_file(path, temporary / path.relative_to(root))
+            write_case(folder, path.parent.name, *halved(path))
         for path in root.glob("*.list"):
-            shutil.copy(path, temporary)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            shutil.copy(path, folder)
     return len(files)
 
 

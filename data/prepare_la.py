@@ -13,17 +13,16 @@ whole. Mind that this looks at the labels of unlabelled and of test cases too: r
 little about whole scans. --crop margins cuts the same share off every scan's borders instead and looks at no label.
 """
 
-import os
-import shutil
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
+from mtseg.layouts import LayoutError
 from mtseg.script.flags import FlagError, Parser, fraction, natural, one_sentence
+from mtseg.script.newdata import new_folder, write_case
 from mtseg.volumes import need, read_on_grid, read_volume
 
 SPLITS = Path(__file__).resolve().parent / "splits" / "LA"
@@ -49,20 +48,16 @@ def margin_box(shape, share):
     return (*(slice(int(n * share), n - int(n * share)) for n in shape[:2]), slice(None))
 
 
-class PrepareError(ValueError):
-    """A folder that cannot be prepared; the message is one sentence with the file and the remedy."""
-
-
 def prepare_case(folder, rng, crop, share):
-    """(image float32, label uint8, spacing in millimetres or None) of a case's folder, normalised and cropped."""
+    """(data sets, attributes) of a case's folder, normalised and cropped."""
     volume = read_volume(folder / "lgemri.nrrd")
     label = (read_on_grid(folder / "laendo.nrrd", volume) > 0).astype(np.uint8)
     if crop == "label" and not label.any():
-        raise PrepareError(f"{folder / 'laendo.nrrd'}: the label is empty; use --crop margins")
+        raise LayoutError(f"{folder / 'laendo.nrrd'}: the label is empty; use --crop margins")
     box = label_box(label, rng) if crop == "label" else margin_box(label.shape, share)
     image = volume.array
     image = ((image - image.mean()) / max(image.std(), 1e-8)).astype(np.float32)
-    return image[box], label[box], volume.spacing
+    return {"image": image[box], "label": label[box]}, {} if volume.spacing is None else {"spacing": volume.spacing}
 
 
 def prepare(source, out, crop="label", share=0.25, seed=0):
@@ -70,28 +65,17 @@ def prepare(source, out, crop="label", share=0.25, seed=0):
     need("nrrd", f"{source}: reading .nrrd files")
     cases = sorted(path.parent.name for path in source.glob("*/lgemri.nrrd"))
     if not cases:
-        raise PrepareError(f"{source}: no <case>/lgemri.nrrd in it; give the challenge's 'Training Set' folder")
-    if out.exists():
-        raise PrepareError(f"{out}: exists already; name another folder or remove it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+        raise LayoutError(f"{source}: no <case>/lgemri.nrrd in it; give the challenge's 'Training Set' folder")
+    with new_folder(out) as folder:
         for number, case in enumerate(cases):
-            image, label, spacing = prepare_case(source / case, np.random.default_rng([seed, number]), crop, share)
-            (temporary / "data" / case).mkdir(parents=True)
-            with h5py.File(temporary / "data" / case / "mri_norm2.h5", "w") as file:
-                file.create_dataset("image", data=image, compression="gzip")
-                file.create_dataset("label", data=label, compression="gzip")
-                if spacing is not None:
-                    file.attrs["spacing"] = spacing
-            print(f"{case}: {' x '.join(map(str, image.shape))}")
+            arrays, attributes = prepare_case(source / case, np.random.default_rng([seed, number]), crop, share)
+            write_case(folder, case, arrays, attributes)
+            print(f"{case}: {' x '.join(map(str, arrays['image'].shape))}")
         for name in ("train", "test"):
             listed = [case for case in (SPLITS / f"{name}.list").read_text().split() if case in cases]
             if not listed:
-                raise PrepareError(f"{source}: no case of it is in {SPLITS / name}.list; give the challenge's folder")
-            (temporary / f"{name}.list").write_text("".join(f"{case}\n" for case in listed))
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+                raise LayoutError(f"{source}: no case of it is in {SPLITS / name}.list; give the challenge's folder")
+            (folder / f"{name}.list").write_text("".join(f"{case}\n" for case in listed))
     return cases
 
 
@@ -109,7 +93,7 @@ def main(argv=None):
     flag("--share", type=fraction, default=0.25, help="with --crop margins: share of W and H cut at each end")
     flag("--seed", type=natural, default=0, help="seed of the random margins of --crop label (default: 0)")
     args = parser.parse_args(argv)
-    with one_sentence(PrepareError):
+    with one_sentence():
         if args.share >= 0.5:
             raise FlagError(f"--share {args.share}: cut at both ends, nothing would be left; it is below 0.5")
         cases = prepare(args.source, args.out, args.crop, args.share, args.seed)

@@ -16,12 +16,9 @@ crop and its normalisation: inference.py puts predictions back onto the scan's o
 """
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
@@ -29,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, insta
 from mtseg.layouts import LayoutError, find_cases, read_dataset_json
 from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
 from mtseg.script.flags import Parser, natural, one_sentence
+from mtseg.script.newdata import new_folder, write_case
 from mtseg.splits import add_split_flags, describe, split_by_patient, write_split
 from mtseg.volumes import read_channels, read_on_grid, read_volume
 
@@ -44,14 +42,12 @@ def settings_of(args, cases, channels):
             raise PreprocessError(f"{args.like}: has channels {settings['channels']}, {args.source} has {channels}")
         return settings
     described = args.source / "dataset.json"
-    content = (
-        read_dataset_json(described) if described.is_file() else {"labels": None, "channels": None, "ignore": None}
-    )
-    if channels and content["channels"] not in (None, len(channels)):
+    content = read_dataset_json(described) if described.is_file() else {}
+    if channels and content.get("channels") not in (None, len(channels)):
         raise LayoutError(
             f"{described}: speaks of {content['channels']} channels, but a case has {len(channels)} files"
         )
-    values, ignore = content["labels"], content["ignore"] if args.ignore is None else args.ignore
+    values, ignore = content.get("labels"), content.get("ignore") if args.ignore is None else args.ignore
     if values is None:
         values = {0}
         for label in (case.label for case in cases if case.label):
@@ -67,25 +63,23 @@ def settings_of(args, cases, channels):
 
 
 def prepare_case(case, settings):
-    """(datasets, attributes, labelled voxels cut away) of a case's HDF5 file."""
+    """(data sets, attributes, labelled voxels cut away) of a case's HDF5 file."""
     volume = read_channels(case.images)
     label = None if case.label is None else read_on_grid(case.label, volume)
     try:
         done = prepare(volume.array, volume.affine, volume.spacing, settings, label)
     except PreprocessError as error:
         raise PreprocessError(f"{case.images[0]}: {error}") from error
-    datasets = {"image": done.image} | ({} if label is None else {"label": done.label})
+    arrays = {"image": done.image} | ({} if label is None else {"label": done.label})
     attributes = {**grid_attributes(done.grid), "normalization": done.normalization}
     for name, value in (("spacing", done.spacing), ("original_affine", volume.affine)):
         if value is not None:
             attributes[name] = value
-    return datasets, attributes, done.cut
+    return arrays, attributes, done.cut
 
 
-def prepare_all(args):
-    """Write all cases of `args.source` to the new folder `args.out`; returns the split."""
-    if args.out.exists():
-        raise LayoutError(f"{args.out}: exists already; name another folder or remove it")
+def prepare_all(args, folder):
+    """Write all cases of `args.source` to the new folder `folder`; returns (split, settings)."""
     cases, channels = find_cases(args.source, labels=args.labels)
     prepared = next((case for case in cases if case.images[0].suffix in (".h5", ".hdf5")), None)
     if prepared:
@@ -98,30 +92,24 @@ def prepare_all(args):
         **asked,
     )
     settings = settings_of(args, cases, channels)
-    temporary = args.out.with_name(f".{args.out.name}.{os.getpid()}.tmp")
-    try:
-        for case in cases:
-            datasets, attributes, cut = prepare_case(case, settings)
-            path = temporary / "data" / case.name / "mri_norm2.h5"
-            path.parent.mkdir(parents=True)
-            with h5py.File(path, "w") as file:
-                for name, array in datasets.items():
-                    file.create_dataset(name, data=array, compression="gzip")
-                file.attrs.update(attributes, fixed_test=bool(case.label and case.part == "Ts"))
-            note = "" if case.label else "; without a label"
-            if cut:
-                note = f"; {cut} labelled voxels lie where all channels are 0 and were cut off"
-            print(f"{case.name}: {' x '.join(map(str, datasets['image'].shape))}{note}", flush=True)
-        (temporary / "preprocessing.json").write_text(json.dumps(settings, indent=1))
-        write_split(temporary, split, asked)
-        os.replace(temporary, args.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{len(cases)} cases in {args.out}: {describe(split)}")
+    for case in cases:
+        arrays, attributes, cut = prepare_case(case, settings)
+        write_case(folder, case.name, arrays, {**attributes, "fixed_test": bool(case.label and case.part == "Ts")})
+        note = "" if case.label else "; without a label"
+        if cut:
+            note = f"; {cut} labelled voxels lie where all channels are 0 and were cut off"
+        print(f"{case.name}: {' x '.join(map(str, arrays['image'].shape))}{note}", flush=True)
+    (folder / "preprocessing.json").write_text(json.dumps(settings, indent=1))
+    write_split(folder, split, asked)
+    return split, settings
+
+
+def print_summary(out, split, settings):
+    """What was made, and the flags of the training scripts that go with it."""
+    print(f"{sum(map(len, split['patients'].values()))} cases in {out}: {describe(split)}")
     classes = ", ".join(f"{number} is {value}" for number, value in enumerate(settings["labels"]))
     ignored = " --ignore_index 255" if settings.get("ignore") is not None else ""
     print(f"train with --num_classes {len(settings['labels'])}{ignored}; of the label's values, class {classes}")
-    return split
 
 
 def parse_flags(argv):
@@ -174,7 +162,10 @@ def parse_flags(argv):
 def main(argv=None):
     args = parse_flags(argv)
     with one_sentence():
-        return prepare_all(args)
+        with new_folder(args.out) as folder:
+            split, settings = prepare_all(args, folder)
+        print_summary(args.out, split, settings)
+    return split
 
 
 if __name__ == "__main__":
