@@ -449,6 +449,9 @@ def test_curves_do_not_call_two_runs_of_one_seed_two_seeds(tmp_path, styled):
     assert legend_of(figures.curves(runs(1, 2))) == ["MT, 8 labels (2 seeds)"]
     assert legend_of(figures.curves(runs(1, 1))) == ["MT, 8 labels (2 runs)"]
     assert legend_of(figures.curves(runs(1))) == ["MT, 8 labels"]
+    # As in the report, a setting that an older run does not record is no difference.
+    older = [write_metrics(tmp_path / "older", 1, ROWS), write_metrics(tmp_path / "newer", 2, ROWS, init="none")]
+    assert legend_of(figures.curves(figures.read_runs(older))) == ["MT, 8 labels (2 seeds)"]
     first = [write_metrics(tmp_path / f"{lr}", 1, ROWS, base_lr=lr) for lr in (0.01, 0.1)]
     assert legend_of(figures.curves(figures.read_runs(first))) == [
         "MT, 8 labels (base_lr 0.01)",

@@ -246,6 +246,28 @@ def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no
     assert {method: row["seeds"] for (method, _), row in rows.items()} == {"MT": "1", "MT (config mine.json)": "1 2"}
 
 
+def test_a_result_without_its_runs_settings_pools_no_runs_that_differ(tmp_path):
+    """A metrics.json that was copied elsewhere: other runs of the method stay apart, and it is no seed of either."""
+    for seed, base_lr in ((1, 0.01), (2, 0.01), (3, 0.1), (4, 0.1)):
+        write_run(tmp_path, seed=seed, dice=[0.5, 0.6 + seed / 100], config={"base_lr": base_lr})
+    run = next(tmp_path.glob("seed4/model/*/MT"))
+    result = json.loads((run / "iter_6_test/metrics.json").read_text())
+    (run / "iter_6_test/metrics.json").write_text(json.dumps(result | {"method": "MT", "seed": 4, "labelnum": 8}))
+    (run / "config.json").unlink()
+    _, rows = report.report([tmp_path])
+    assert {row.name: [r.seed for r in row.results] for row in rows} == {
+        "MT (base_lr 0.01), student": [1, 2],
+        "MT (base_lr 0.1), student": [3],
+        "MT": [4],
+    }
+    # Where it is called the same, a word tells it from the others.
+    for seed in (1, 2, 3):
+        file = next(tmp_path.glob(f"seed{seed}/model/*/MT/config.json"))
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "ema_decay"}))
+    names = {row.name for row in report.report([tmp_path])[1]}
+    assert names == {"MT (base_lr 0.01)", "MT (base_lr 0.1)", "MT (settings not recorded)"}
+
+
 def test_what_is_found_twice_counts_once(tmp_path):
     write_run(tmp_path / "a", dice=[0.5])
     write_run(tmp_path / "b", dice=[0.5])

@@ -1,12 +1,11 @@
 """Training curves of runs, and box plots of their results. Needs Matplotlib."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
-from mtseg.report.rows import ALIKE, tell_apart
+from mtseg.report.rows import frozen, settings_to_compare, tell_apart
 from mtseg.script.flags import read_config
 from mtseg.script.progress import (
     BLACK,
@@ -61,15 +60,17 @@ def read_runs(runs):
     several = len({config.get("dataset_name") for config in configs}) > 1
     groups = {}
     for number, config in enumerate(configs):
-        name = f"{config['model']}, {config['labelnum']} labels" + (
-            f", {config.get('dataset_name')}" if several else ""
-        )
-        settings = json.dumps({k: v for k, v in config.items() if k not in ALIKE}, sort_keys=True)
-        groups.setdefault(name, {}).setdefault(settings, []).append(number)
+        name = f"{config['model']}, {config['labelnum']} labels"
+        groups.setdefault(f"{name}, {config.get('dataset_name')}" if several else name, []).append(number)
     names = {}
-    for name, alike in groups.items():
-        words = tell_apart([configs[members[0]] for members in alike.values()]) if len(alike) > 1 else [""]
-        names |= {number: name + w for w, members in zip(words, alike.values(), strict=True) for number in members}
+    for name, members in groups.items():
+        compared = settings_to_compare([configs[number] for number in members])
+        alike = {}
+        for number in members:
+            settings = {setting: configs[number][setting] for setting in compared}
+            alike.setdefault(frozen(settings), []).append(number)
+        words = tell_apart([configs[same[0]] for same in alike.values()]) if len(alike) > 1 else [""]
+        names |= {number: name + w for w, same in zip(words, alike.values(), strict=True) for number in same}
     return [(names[n], config.get("seed"), columns[n]) for n, config in enumerate(configs)]
 
 

@@ -121,21 +121,28 @@ def frozen(value):
     return json.dumps(value, sort_keys=True, default=str)
 
 
+def settings_to_compare(configs):
+    """The names of the settings that runs of one method, with these `configs`, must share to stand in one row.
+
+    A setting that some run does not record, since its version had no such flag, is no difference. A config without any
+    setting (its file is gone) does not count.
+    """
+    return set().union(*configs).intersection(*filter(None, configs)) - ALIKE
+
+
 def group_results(results):
     """(rows, notes): results that differ in the seed alone become one Row. Raises RowError on two of one seed.
 
     The same checkpoint tested twice in the same way counts once. Rows that would have the same name are told apart by
-    the settings in which they differ. A setting that one run of a method does not record, since its version had no such
-    flag, counts as no difference between its runs.
+    the settings in which they differ.
     """
-    groups, notes, recorded = {}, [], {}
+    groups, notes = {}, []
+    methods = {result.method for result in results}
+    compared = {m: settings_to_compare([r.config for r in results if r.method == m]) - {"exp"} for m in methods}
     for result in results:
-        recorded.setdefault(result.method, set(result.config)).intersection_update(result.config)
-    for result in results:
-        compared = recorded[result.method] - ALIKE - {"exp"}
-        settings = {name: value for name, value in result.config.items() if name in compared}
+        settings = {name: value for name, value in result.config.items() if name in compared[result.method]}
         how = [result.network, result.selection, result.unit, result.protocol, result.case_names(), result.classes()]
-        how += [result.input, result.preprocessing]
+        how += [result.input, result.preprocessing, bool(result.config)]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, [])
         twin = next((other for other in members if result.sha256 and other.sha256 == result.sha256), None)
@@ -174,6 +181,7 @@ def _how_tested(row):
     prepared = {f"prepared with {name}": value for name, value in (first.preprocessing or {}).items()}
     how = {**row.protocol, "selection": row.selection, "unit": row.unit, "cases": row.test_cases, **prepared}
     how |= {name: value for name, value in first.network.items() if name not in first.config}
+    how |= {} if first.config else {"settings": "not recorded"}
     return how | {"tested on": "a list" if first.input is None else first.input}
 
 
@@ -184,26 +192,32 @@ def tell_apart(configs, tests=None):
     of an experiment, or of its --config, says enough where it differs. Of files and folders the words hold the last
     parts, from where on they differ; lists too long to print are numbered.
     """
-    trained = [{k: v for k, v in config.items() if k not in ALIKE or k == "config"} for config in configs]
-    if len({frozen(settings.setdefault("config", None)) for settings in trained}) < len(trained):
-        for settings in trained:
-            del settings["config"]
-    words = [[] for _ in trained]
-    for settings in (trained, tests or [{} for _ in trained]):
-        names = sorted(set().union(*settings) if settings is tests else set.intersection(*map(set, settings)))
-        names = [name for name in names if len({frozen(one.get(name)) for one in settings}) > 1]
-        for name in [name for name in ("exp", "config") if name in names][:1] or names:
+    known = [config for config in configs if config]
+    by_training = differing(known, settings_to_compare(configs))
+    if len({frozen(config.get("config")) for config in configs}) == len(configs):
+        by_training = ["config"]
+    if "exp" in by_training:
+        by_training = ["exp"]
+    tests = tests or [{}] * len(configs)
+    words = [[] for _ in configs]
+    for settings, names in ((configs, by_training), (tests, differing(tests, set().union(*tests)))):
+        for name in names:
             values = without_common_folders([one.get(name) for one in settings])
-            for parts, value in zip(words, values, strict=True):
+            for parts, one, value in zip(words, settings, values, strict=True):
                 if isinstance(value, list) and len(value) > 3:
                     parts.append(f"{name} {values.index(value) + 1}")
                 elif value is not None:
                     parts.append(f"{name} {plain_setting(value)}")
-                elif settings is trained and name not in PATHS:
+                elif name in one and name not in PATHS:
                     parts.append(f"{name} off")
     if len(set(map(tuple, words))) < len(words):
         words = [[*parts, str(number)] for number, parts in enumerate(words, start=1)]
     return [f" ({'; '.join(parts)})" if parts else "" for parts in words]
+
+
+def differing(settings, names):
+    """Those of `names` that have several values in `settings`, a list of dicts."""
+    return sorted(name for name in names if len({frozen(one.get(name)) for one in settings}) > 1)
 
 
 # Settings that are files: a run without one is not told apart by that.
