@@ -94,21 +94,30 @@ class Run:
 
     @contextlib.contextmanager
     def started(self, data, networks, updater, fixed_length=False):
-        """The context of the training loop. It resumes the run, locks its folder and opens its logs; at the end it
-        writes the weights or, after Ctrl-C, what resuming needs.
+        """The context of the training loop. It locks the run's folder, resumes the run and opens its logs; at the end
+        it writes the weights or, after Ctrl-C, what resuming needs.
 
         `data`: of build.read_data. `networks`: {name: network}; all are saved and validated, and the Dice of the first
         one decides on patience and plateau. `updater`: an optim.Updater. `fixed_length`: the method depends on
         --max_iterations, so that a run cannot be resumed under another one.
         """
+        args, ranks = self.args, self.ranks
         self.data, self.networks, self.updater = data, networks, updater
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
-        with self._opened(data, fixed_length) as self.log:
-            self.iteration, self.last, self.phase, self.waiting = self.start, False, None, None
+        weights = {self.prefixes[name]: net for name, net in networks.items()}
+        self.state = RunState(self.folder, weights, updater.parts(), self._config(), ranks.is_main, self._remedy)
+        lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
+        self.notes += [*data.notes, *without_locks]
+        with lock:
+            ranks.wait()  # until the folder is this run's
+            rows = self._resume(fixed_length)
+            ranks.wait()  # until all have read what lies there
+            self._open_logs(*rows)
+            self.last, self.phase, self.waiting = False, None, None
             self.clock = StepClock(self.device)
-            total = {"total": self.args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
-            with StopSignals() as self.stop, tqdm(**total, disable=not self.ranks.is_main) as self.bar:
+            total = {"total": args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
+            with StopSignals() as self.stop, tqdm(**total, disable=not ranks.is_main) as self.bar:
                 yield
             self._settle()
             self.monitor.close()
@@ -118,64 +127,59 @@ class Run:
                 self.log.say(f"stopped after iteration {self.iteration}; all is saved, and this goes on:\n{again}")
                 raise SystemExit(128 + self.stop.received)
             self.state.save_weights(self.iteration)
-            if self.iteration < self.args.max_iterations:
-                self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
-            weights = self.folder / f"iter_{self.iteration}.pth"
-            self.log.say(f"done; test it with:\npython inference.py --model_path {weights}")
+            if self.iteration < args.max_iterations:
+                self.log.say(f"stopped early: no better validation Dice in {args.patience} validations")
+            result = self.folder / f"iter_{self.iteration}.pth"
+            self.log.say(f"done; test it with:\npython inference.py --model_path {result}")
 
-    @contextlib.contextmanager
-    def _opened(self, data, fixed_length):
-        """A context in which the run's folder is this process's. It gives the log, in which the run has begun."""
-        args, ranks = self.args, self.ranks
-        parts = {f"{prefix}model": self.networks[name] for name, prefix in self.prefixes.items()}
-        weights = {prefix: f"{prefix}model" for prefix in self.prefixes.values()}
-        config = {**vars(args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
-        config |= {
-            "data_crc32": data.checksum,
-            "preprocessing": data.preprocessing,
-            "ranks": ranks.world_size,
-            **runfolder.versions(self.device),
-        }
-        parts |= self.updater.parts()
-        self.state = RunState(self.folder, parts, weights, config, ranks.is_main, self._remedy)
+    def _config(self):
+        """What config.json says: the flags, and what else the numbers depend on."""
+        data = self.data
+        config = {**vars(self.args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
+        config |= {"data_crc32": data.checksum, "preprocessing": data.preprocessing, "ranks": self.ranks.world_size}
+        return config | runfolder.versions(self.device)
+
+    def _resume(self, fixed_length):
+        """Take over the state of the run that goes on, where one does, at iteration `start`.
+
+        Returns the folder of its metrics.csv, and the iterations between two rows there.
+        """
+        args = self.args
+        rows = self.folder, args.log_freq
         self.start, self.progress = 0, {**dict.fromkeys(self.networks, -1.0), "waited": 0, "skipped": 0}
-        notes = [*self.notes, *data.notes]
-        lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
-        with lock:
-            notes += without_locks
-            ranks.wait()
-            # Looked at once more: while the data was read, another process may have trained there.
-            self.resume_from = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
-            rows_in, log_freq = self.folder, args.log_freq
-            if self.resume_from is not None:
-                checkpoint = load_checkpoint(self.resume_from, self.device)
-                notes += runfolder.check_same_run(
-                    config, checkpoint, self.resume_from, parts, self.defaults, fixed_length
-                )
-                self.start, self.progress = self.state.load(checkpoint, self.resume_from, self.progress)
-                rows_in, log_freq_before = self.resume_from.parent, checkpoint["config"].get("log_freq")
-                log_freq = max(log_freq, log_freq_before if isinstance(log_freq_before, int) else 1)
-                del checkpoint  # it holds all weights a second time
-                self.updater.skipped = self.progress["skipped"]
-                notes.append(f"resuming at iteration {self.start} from {self.resume_from}")
-            elif args.resume:
-                notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
-            ranks.wait()  # until all have read what lies there
-            if not ranks.is_main:
-                self.monitor = Silent()
-                yield Silent()
-                return
-            if args.overwrite and not (self.resume_from and runfolder.is_inside(self.resume_from, self.folder)):
-                runfolder.remove_run(self.folder, {*PREFIXES.values(), *weights}, args.model)
-            log = RunLog(self.folder, self.start, rows_in, log_freq)
-            self.state.save_config()
-            log.say(shlex.join(self.command))
-            log.say(f"{self.folder}: {data.description} on {config['device']}")
-            for note in (*notes, *log.notes):
-                log.say(note)
-            views = (args.tensorboard, args.wandb, config, args.progress or None)
-            self.monitor = Monitor(self.folder, self.start, log.say, *views)
-            yield log
+        # Looked at once more: while the data was read, another process may have trained there.
+        self.resume_from = path = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
+        if path is not None:
+            checkpoint = load_checkpoint(path, self.device)
+            self.notes += runfolder.check_same_run(
+                self.state.config, checkpoint, path, self.state.parts, self.defaults, fixed_length
+            )
+            self.start, self.progress = self.state.load(checkpoint, path, self.progress)
+            self.updater.skipped = self.progress["skipped"]
+            before = checkpoint["config"].get("log_freq")
+            rows = path.parent, max(args.log_freq, before if isinstance(before, int) else 1)
+            self.notes.append(f"resuming at iteration {self.start} from {path}")
+        elif args.resume:
+            self.notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
+        self.iteration = self.start
+        return rows
+
+    def _open_logs(self, rows_in, rows_apart):
+        """Begin the log, config.json and the monitor; in other processes than the main one they are silent."""
+        args = self.args
+        if not self.ranks.is_main:
+            self.log = self.monitor = Silent()
+            return
+        if args.overwrite and not (self.resume_from and runfolder.is_inside(self.resume_from, self.folder)):
+            runfolder.remove_run(self.folder, {*PREFIXES.values(), *self.prefixes.values()}, args.model)
+        self.log = RunLog(self.folder, self.start, rows_in, rows_apart)
+        self.state.save_config()
+        self.log.say(shlex.join(self.command))
+        self.log.say(f"{self.folder}: {self.data.description} on {self.state.config['device']}")
+        for note in (*self.notes, *self.log.notes):
+            self.log.say(note)
+        views = (args.tensorboard, args.wandb, self.state.config, args.progress or None)
+        self.monitor = Monitor(self.folder, self.start, self.log.say, *views)
 
     def batches(self):
         """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.
@@ -278,8 +282,9 @@ class Run:
         args, scores = self.args, {}
         self.state.check_finite(self.iteration)
         self.progress["waited"] += 1
+        first, *_ = self.networks
         windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
-        for number, (name, net) in enumerate(self.networks.items()):
+        for name, net in self.networks.items():
             cases = self.ranks.share(self.data.val.image_list)
             of_cases = self.ranks.join(score_cases(net, map(self.data.val.read, cases), dice, *windows))
             score = scores[self.val_columns[name]] = sum(of_cases) / len(of_cases)
@@ -289,10 +294,9 @@ class Run:
             if best:
                 self.progress[name] = score
                 self.state.save_best(self.prefixes[name], args.model)
-                if number == 0:
+                if name == first:
                     self.progress["waited"] = 0
-            if number == 0:
-                self.updater.schedule.validated(score)
+        self.updater.schedule.validated(scores[self.val_columns[first]])
         return scores
 
     def _save(self):

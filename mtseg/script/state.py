@@ -19,17 +19,17 @@ class RunState:
     """Everything a run goes on from, in <folder>/latest.pth: the state_dicts of `parts`, the iteration, `progress`.
 
     It is written whole and with finite weights, or stays as it was.
-    `parts`: dict of name -> anything with state_dict and load_state_dict (networks, optimizer, schedule, scaler).
-    `weights`: of those, prefix -> name of the networks whose plain state_dicts are results, such as {"": "model",
-    "ema_": "ema_model"}. `config`: the run's settings, kept beside. With `writes=False`, for all but one of several
+    `networks`: {prefix: network}, such as {"": student, "ema_": teacher}; their state_dicts alone are the results, in
+    files that begin with the prefix. `others`: {name: optimizer, schedule or scaler}. `parts`: both together, a network
+    as <prefix>model. `config`: the run's settings, kept beside. With `writes=False`, for all but one of several
     processes, everything is checked and nothing written. `remedy`: a function of the iteration that tells in words what
     to do when training went to NaN.
     """
 
-    def __init__(self, folder, parts, weights, config, writes=True, remedy=lambda iteration: "lower --base_lr"):
+    def __init__(self, folder, networks, others, config, writes, remedy):
         self.folder = Path(folder)
-        self.parts = parts
-        self.weights = weights
+        self.networks = networks
+        self.parts = {**{f"{prefix}model": net for prefix, net in networks.items()}, **others}
         self.config = config
         self.writes = writes
         self.remedy = remedy
@@ -70,16 +70,16 @@ class RunState:
 
     def check_finite(self, iteration):
         """NotFiniteError where a network has a weight that is no number."""
-        for name in self.weights.values():
-            if not all(value.isfinite().all() for value in self.parts[name].state_dict().values()):
-                self.fail(f"the weights are not finite after iteration {iteration}", iteration)
+        for net in self.networks.values():
+            if not all(value.isfinite().all() for value in net.state_dict().values()):
+                self._fail(f"the weights are not finite after iteration {iteration}", iteration)
 
     def check_loss(self, loss, iteration):
         """NotFiniteError where the float `loss` is no number."""
         if not math.isfinite(loss):
-            self.fail(f"the loss became {loss} at iteration {iteration}", iteration)
+            self._fail(f"the loss became {loss} at iteration {iteration}", iteration)
 
-    def fail(self, what, iteration):
+    def _fail(self, what, iteration):
         """NotFiniteError: what happened, what is left of the run, and what to do."""
         latest = self.folder / "latest.pth"
         left = f"{latest} keeps the last good state" if latest.exists() else "no checkpoint was written yet"
@@ -96,8 +96,8 @@ class RunState:
 
     def save_weights(self, iteration, keep_last=None):
         """Write iter_<iteration>.pth of each network; with `keep_last`, only the newest so many stay."""
-        for prefix, name in self.weights.items() if self.writes else ():
-            save_checkpoint(self.parts[name].state_dict(), self.folder / f"{prefix}iter_{iteration}.pth")
+        for prefix, net in self.networks.items() if self.writes else ():
+            save_checkpoint(net.state_dict(), self.folder / f"{prefix}iter_{iteration}.pth")
             if keep_last is not None:
                 for path in numbered_weights(self.folder, prefix)[:-keep_last]:
                     path.unlink()
@@ -105,8 +105,7 @@ class RunState:
     def save_best(self, prefix, name):
         """Write the weights of the network that `prefix` stands for to <prefix><name>_best_model.pth."""
         if self.writes:
-            net = self.parts[self.weights[prefix]]
-            save_checkpoint(net.state_dict(), self.folder / f"{prefix}{name}_best_model.pth")
+            save_checkpoint(self.networks[prefix].state_dict(), self.folder / f"{prefix}{name}_best_model.pth")
 
 
 def same_kind(saved, fresh):
