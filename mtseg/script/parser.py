@@ -6,8 +6,6 @@ import difflib
 import shutil
 import sys
 
-from mtseg.script.values import classes, even, natural, patch_side, positive
-
 
 class Formatter(argparse.RawDescriptionHelpFormatter):
     """Help with values and default behind each flag; without `everything`, only the flags that people often set."""
@@ -21,7 +19,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
             super().add_argument(action)
 
     def _get_default_metavar_for_optional(self, action):
-        return "N" if action.type in (int, positive, natural, classes, patch_side, even) else "X"
+        return "N" if getattr(action.type, "kind", action.type) is int else "X"
 
     def _metavar_formatter(self, action, default_metavar):
         metavar = action.metavar or ("X" if action.choices else default_metavar)

@@ -1,69 +1,34 @@
 """What a flag takes: argparse types, whose message says what is wrong with the text that was given."""
 
 import argparse
+import math
 
 
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return number
+def checked(name, kind, allowed, problem):
+    """An argparse type: the `kind` (int or float) of a text where `allowed` is true of it; else '<text> <problem>'."""
 
+    def value(text):
+        number = kind(text)
+        if not allowed(number):
+            raise argparse.ArgumentTypeError(f"{text} {problem}")
+        return number
 
-def natural(text):
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return number
-
-
-def even(text):
-    number = positive(text)
-    if number % 2:
-        raise argparse.ArgumentTypeError(f"{text} is not even")
-    return number
-
-
-def classes(text):
-    number = int(text)
-    if not 2 <= number <= 256:
-        raise argparse.ArgumentTypeError(f"{text} is not between 2 and 256 (background is a class)")
-    return number
-
-
-def patch_side(text):
-    number = positive(text)
-    if number % 16:
-        raise argparse.ArgumentTypeError(f"{text} is not a multiple of 16, and the networks halve a patch four times")
-    return number
-
-
-def rate(text):
-    number = float(text)
-    if not 0 <= number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
-    return number
-
-
-def fraction(text):
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return number
-
-
-def below_one(text):
-    number = fraction(text)
-    if number == 1:
-        raise argparse.ArgumentTypeError(f"{text} is not below 1")
-    return number
+    value.__name__ = name  # argparse's word for a text that is no number: 'invalid <name> value'
+    value.kind = kind
+    return value
 
 
 def within(limit):
-    def bounded(text):
-        number = rate(text)
-        if number > limit:
-            raise argparse.ArgumentTypeError(f"{text} is above {limit}")
-        return number
+    return checked("number", float, lambda number: 0 <= number <= limit, f"is not between 0 and {limit}")
 
-    return bounded
+
+NOT_HALVED = "is not a positive multiple of 16, and the networks halve a patch four times"
+
+positive = checked("positive", int, lambda number: number >= 1, "is below 1")
+natural = checked("natural", int, lambda number: number >= 0, "is negative")
+even = checked("even", int, lambda number: number >= 1 and number % 2 == 0, "is not even and above 0")
+classes = checked("classes", int, lambda number: 2 <= number <= 256, "is not between 2 and 256 (background is a class)")
+patch_side = checked("patch_side", int, lambda number: number >= 1 and number % 16 == 0, NOT_HALVED)
+rate = checked("rate", float, lambda number: 0 <= number < math.inf, "is not a finite number of at least 0")
+fraction = within(1)
+below_one = checked("below_one", float, lambda number: 0 <= number < 1, "is not at least 0 and below 1")
