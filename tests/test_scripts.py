@@ -422,6 +422,18 @@ def test_validation_keeps_the_best_and_confesses_the_test_set(tmp_path, data):
         assert last["selection"] == ("last iteration" if name == "val" else "test set")
 
 
+@pytest.mark.parametrize(("patience", "ends"), [(50, 6), (2, 3)])
+def test_weights_from_before_the_end_are_not_called_the_last_iteration(tmp_path, data, patience, ends):
+    (tmp_path / "val.list").write_text("case_5\n")
+    # At a rate of 0 nothing moves: the first validation is the best, the second and the third wait.
+    settings = {"base_lr": 0, "normalization": "groupnorm", "val_list": tmp_path / "val.list", "val_freq": 1}
+    settings |= {"labelnum": 2, "save_freq": 2, "keep_last": 3, "patience": patience}
+    folder = train_sup.main(flags(data, tmp_path, **settings))
+    told = {path.name: inference.main(["--model_path", str(path)])["selection"] for path in folder.glob("iter_*.pth")}
+    expected = {f"iter_{n}.pth": f"iteration {n} of 6" for n in range(2, ends, 2)}
+    assert told == {**expected, f"iter_{ends}.pth": "last iteration"}
+
+
 def test_validation_changes_no_weights(runs, tmp_path):
     data, out = runs
     (tmp_path / "val.list").write_text("case_6\n")

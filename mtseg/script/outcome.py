@@ -14,13 +14,12 @@ from mtseg.layouts import stem
 from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
 from mtseg.script.flags import FlagError
 from mtseg.script.inference_flags import listed_in
-from mtseg.script.runfolder import selection_of
+from mtseg.script.runfolder import RESULT_FOLDERS, holds_run, selection_of
 from mtseg.script.runlog import training_seconds
 from mtseg.script.segment import POSTPROCESSING
 
 NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
 PRINTED = ("case", "class", "dice", "jaccard", "hd95", "asd", "uncertainty")  # of the rows; files have all
-WRITTEN = ("predictions", "probabilities", "uncertainty")  # folders in that of the results
 
 
 def split_of(args):
@@ -33,9 +32,9 @@ def output_folder(args, sources):
     first, *others = args.model_path
     name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
-    if any((folder / file).exists() for file in ("config.json", "latest.pth")):
+    if holds_run(folder):
         raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
-    written = {(folder / part).resolve() for part in WRITTEN}
+    written = {(folder / part).resolve() for part in RESULT_FOLDERS}
     if any(path.resolve().parent in written for files in sources.values() for path in files):
         raise FlagError(f"--output_dir {folder}: what is written there would replace the input; name another")
     return folder

@@ -106,12 +106,15 @@ def how_selected(val_cases, test_cases):
 
 def selection_of(path, config, checkpoint):
     """How `checkpoint`, read from file `path` of the run with this config, was chosen among all of that run."""
-    selection, last = config.get("selection", "unknown"), config.get("max_iterations")
-    if selection == "validation list" and not path.stem.endswith("best_model"):
-        selection = "last iteration"
-    if selection == "last iteration" and checkpoint.get("iteration", last) != last:
-        return f"iteration {checkpoint['iteration']} of an unfinished run"
-    return selection
+    selection, length = config.get("selection", "unknown"), config.get("max_iterations")
+    best = selection == "validation list" and path.stem.endswith("best_model")
+    if best or selection not in ("validation list", "last iteration"):
+        return selection
+    prefix, _, number = path.stem.rpartition("iter_")
+    iteration = int(number) if number.isdecimal() else checkpoint.get("iteration", length)
+    # With --patience a run may have ended there.
+    ended_early = config.get("patience") and path in numbered_weights(path.parent, prefix)[-1:]
+    return "last iteration" if iteration == length or ended_early else f"iteration {iteration} of {length}"
 
 
 def newest_weights(folder):
