@@ -307,6 +307,15 @@ def test_training_stops_when_validation_no_longer_gets_better(data, tmp_path):
     assert not (folder / "iter_4.pth").exists()
 
 
+def test_a_run_that_goes_on_with_less_patience_than_it_has_waited_ends(data, tmp_path):
+    (tmp_path / "val.list").write_text("case_5\n")
+    settings = {"val_list": tmp_path / "val.list", "val_freq": 1, "base_lr": 0, "normalization": "groupnorm"}
+    folder = run("supervised", data, tmp_path / "runs", patience=50, max_iterations=5, **settings)
+    run("supervised", data, tmp_path / "runs", "--resume", patience=2, max_iterations=7, **settings)
+    assert not (folder / "iter_7.pth").exists()
+    assert "stopped early" in (folder / "log.txt").read_text()
+
+
 def test_consistency_warms_up_ramps_and_stays(data, tmp_path):
     settings = {"consistency_warmup": 3, "consistency_rampup": 2, "consistency": 2, "max_iterations": 5}
     folder = run("MT", data, tmp_path / "runs", **settings)

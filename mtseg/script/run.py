@@ -194,7 +194,7 @@ class Run:
     def batches_with_hidden_labels(self):
         """As `batches`, with the labels as the files hold them as a fourth: to watch a method, never to train on."""
         args, ranks, data = self.args, self.ranks, self.data
-        stop_at = self.start if self.progress["waited"] == args.patience else args.max_iterations
+        stop_at = self.start if self._patience_is_over() else args.max_iterations
         sampler = IterationSampler(data.sampler, args.seed, self.start, stop_at)
         loader = DataLoader(
             data.train,
@@ -255,12 +255,16 @@ class Run:
         self.state.check_loss(row["loss"], row["iteration"])
         if validate:
             row |= self._validate()
-            self.last = self.last or self.progress["waited"] == self.args.patience
+            self.last = self.last or self._patience_is_over()
         if self.last or row["iteration"] % self.args.log_freq == 0:
             row |= {"skipped_steps": self.updater.skipped, **self.clock.row()}
             self.log.row(row)
             self.monitor.row(row)
             self.bar.set_postfix(loss=f"{row['loss']:.4f}")
+
+    def _patience_is_over(self):
+        # A run may go on with less patience than it has waited already.
+        return self.args.patience is not None and self.progress["waited"] >= self.args.patience
 
     def _remedy(self, iteration):
         """What to do about a loss or weights that are no numbers: look at the images, or lower the learning rate.
