@@ -31,4 +31,4 @@ classes = checked("classes", int, lambda number: 2 <= number <= 256, "is not bet
 patch_side = checked("patch_side", int, lambda number: number >= 1 and number % 16 == 0, NOT_HALVED)
 rate = checked("rate", float, lambda number: 0 <= number < math.inf, "is not a finite number of at least 0")
 fraction = within(1)
-below_one = checked("below_one", float, lambda number: 0 <= number < 1, "is not at least 0 and below 1")
+below_one = checked("below_one", float, lambda number: 0 <= number < 1, "is not below 1 and at least 0")
