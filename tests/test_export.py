@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import make_data
 
-from mtseg import export
+from mtseg.export import convert as export
 from mtseg.export.__main__ import main
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet

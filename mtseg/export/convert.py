@@ -5,6 +5,8 @@ are multiples of 16 and whose output are logits (batch, classes, W, H, D), and g
 and any such sides. ONNX needs onnx and onnxruntime: pip install "mtseg[export]".
 """
 
+import contextlib
+import importlib
 import inspect
 import io
 import logging
@@ -32,14 +34,11 @@ class ExportError(ValueError):
 class OnnxNet(nn.Module):
     """An ONNX file as a network: float tensor (batch, channels, *sides) to logits, on the CPU, without gradients."""
 
-    def __init__(self, path_or_bytes, threads=None):
+    def __init__(self, path_or_bytes):
         super().__init__()
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise ExportError('ONNX needs ONNX Runtime: pip install "mtseg[export]"') from error
+        onnxruntime = extra("onnxruntime")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
+        options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         try:
             self.session = onnxruntime.InferenceSession(path_or_bytes, options, providers=["CPUExecutionProvider"])
@@ -52,9 +51,9 @@ class OnnxNet(nn.Module):
         return torch.from_numpy(logits)
 
 
-def largest_difference(net, exported, n_channels, seed=0):
+def largest_difference(net, exported, n_channels):
     """The largest absolute difference between two networks' logits on normal noise of the two SHAPES."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch, *sides in SHAPES:
         x = torch.randn(batch, n_channels, *sides, generator=generator)
@@ -71,10 +70,7 @@ def to_onnx(net, n_channels):
 
     Raises ExportError where onnx is missing or the network has what ONNX has not.
     """
-    try:
-        import onnx  # noqa: F401
-    except ImportError as error:
-        raise ExportError('ONNX needs onnx and onnxruntime: pip install "mtseg[export]"') from error
+    extra("onnx")
     sides = {2: "w", 3: "h", 4: "d"}
     options = {"input_names": ["image"], "output_names": ["logits"], "opset_version": OPSET}
     options["dynamic_axes"] = {"image": {0: "batch", **sides}, "logits": {0: "batch", **sides}}
@@ -82,22 +78,16 @@ def to_onnx(net, n_channels):
         # The exporter that every PyTorch from 2.2 on has, and that needs no further package.
         options["dynamo"] = False
     content = io.BytesIO()
-    with quiet():
-        try:
-            torch.onnx.export(net, (torch.zeros(1, n_channels, 32, 32, 32),), content, **options)
-        except Exception as error:  # PyTorch's export errors have many types
-            raise ExportError(f"{type(net).__name__} cannot be written as ONNX ({first_line(error)})") from error
+    with quiet(), failing_as(f"{type(net).__name__} cannot be written as ONNX"):
+        torch.onnx.export(net, (torch.zeros(1, n_channels, 32, 32, 32),), content, **options)
     return content.getvalue()
 
 
 def to_torchscript(net, n_channels):
     """`net` (in eval mode, on the CPU) traced, as the bytes of a TorchScript file; batch and sides stay free."""
     content = io.BytesIO()
-    with quiet(), torch.no_grad():
-        try:
-            torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, 32, 32, 32)), content)
-        except Exception as error:
-            raise ExportError(f"{type(net).__name__} cannot be traced ({first_line(error)})") from error
+    with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be traced"):
+        torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, 32, 32, 32)), content)
     return content.getvalue()
 
 
@@ -108,14 +98,10 @@ def to_torch_export(net, n_channels):
     # From two voxels at the bottom of the network on: torch.export takes a side of one for another case.
     shapes = {0: dim("batch")} | {axis: DIVISOR * dim(name, min=2) for axis, name in ((2, "w"), (3, "h"), (4, "d"))}
     content = io.BytesIO()
-    with quiet(), torch.no_grad():
-        try:
-            # Sides of the example differ, and its batch is not 1: what is alike would be taken to be the same for ever.
-            example = torch.zeros(2, n_channels, 32, 48, 64)
-            program = torch.export.export(net, (example,), dynamic_shapes=(shapes,))
-            torch.export.save(program, content)
-        except Exception as error:
-            raise ExportError(f"{type(net).__name__} cannot be exported ({first_line(error)})") from error
+    # Sides of the example differ, and its batch is not 1: what is alike would be taken to be the same for ever.
+    example = torch.zeros(2, n_channels, 32, 48, 64)
+    with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be exported"):
+        torch.export.save(torch.export.export(net, (example,), dynamic_shapes=(shapes,)), content)
     return content.getvalue()
 
 
@@ -126,10 +112,7 @@ def quantize(content, how, windows=()):
     list of float32 arrays (batch, channels, W, H, D), and is faster. Transposed convolutions stay float32 in both:
     ONNX Runtime has no 8-bit kernel for them. Raises ExportError.
     """
-    try:
-        from onnxruntime import quantization
-    except ImportError as error:
-        raise ExportError('quantization needs onnx and onnxruntime: pip install "mtseg[export]"') from error
+    quantization = extra("onnxruntime.quantization")
 
     class Windows(quantization.CalibrationDataReader):
         def __init__(self):
@@ -142,27 +125,24 @@ def quantize(content, how, windows=()):
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(content)
-        with quiet():
-            try:
-                if how == "dynamic":
-                    # Its integer convolution takes no signed weights.
-                    quantization.quantize_dynamic(
-                        source, target, op_types_to_quantize=["Conv"], weight_type=quantization.QuantType.QUInt8
-                    )
-                else:
-                    quantization.quantize_static(
-                        source,
-                        target,
-                        Windows(),
-                        op_types_to_quantize=["Conv"],
-                        per_channel=True,
-                        # Seven bits for weights: processors without VNNI add pairs of 8-bit products in 16 bits.
-                        reduce_range=True,
-                        activation_type=quantization.QuantType.QUInt8,
-                        weight_type=quantization.QuantType.QInt8,
-                    )
-            except Exception as error:
-                raise ExportError(f"{how} quantization failed ({first_line(error)}); export without it") from error
+        with quiet(), failing_as(f"{how} quantization failed", "; export without it"):
+            if how == "dynamic":
+                # Its integer convolution takes no signed weights.
+                quantization.quantize_dynamic(
+                    source, target, op_types_to_quantize=["Conv"], weight_type=quantization.QuantType.QUInt8
+                )
+            else:
+                quantization.quantize_static(
+                    source,
+                    target,
+                    Windows(),
+                    op_types_to_quantize=["Conv"],
+                    per_channel=True,
+                    # Seven bits for weights: processors without VNNI add pairs of 8-bit products in 16 bits.
+                    reduce_range=True,
+                    activation_type=quantization.QuantType.QUInt8,
+                    weight_type=quantization.QuantType.QInt8,
+                )
         return target.read_bytes()
 
 
@@ -191,16 +171,31 @@ def seconds_a_window(net, n_channels, patch_size, repeats=5):
     return float(np.median(times[1:]))
 
 
-class quiet(warnings.catch_warnings):
+def extra(name):
+    """The module `name` of the packages that ONNX needs; ExportError where it is missing."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ExportError(f'ONNX needs {name.partition(".")[0]}: pip install "mtseg[export]"') from error
+
+
+@contextlib.contextmanager
+def failing_as(what, remedy=""):
+    """A context that makes any error an ExportError: what failed, why, and the remedy."""
+    try:
+        yield
+    except Exception as error:  # those of the exporters have no type in common
+        raise ExportError(f"{what} ({first_line(error)}){remedy}") from error
+
+
+@contextlib.contextmanager
+def quiet():
     """A context without the warnings and the log lines of exporters, which say nothing a user could act on."""
-
-    def __enter__(self):
-        entered = super().__enter__()
-        warnings.simplefilter("ignore")
-        self.before = logging.root.manager.disable
-        logging.disable(logging.WARNING)
-        return entered
-
-    def __exit__(self, *error):
-        logging.disable(self.before)
-        super().__exit__(*error)
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
