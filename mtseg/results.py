@@ -88,8 +88,7 @@ def summarize(rows):
     metrics, labels = metrics_of(rows), sorted({row["class"] for row in rows})
     groups = {label: [[row] for row in rows if row["class"] == label] for label in labels}
     if len(labels) > 1:
-        cases = dict.fromkeys(row["case"] for row in rows)
-        groups["mean"] = [[row for row in rows if row["case"] == case] for case in cases]
+        groups["mean"] = list(_by_case(rows).values())
     summary = []
     for label, cases in groups.items():
         entry = {"class": label, "cases": len(cases), "empty": sum(any(map(_is_empty, case)) for case in cases)}
@@ -97,6 +96,13 @@ def summarize(rows):
             entry[metric] = _mean_std(_mean_over_classes(case, metric) for case in cases)
         summary.append(entry)
     return summary
+
+
+def _by_case(rows):
+    cases = {}
+    for row in rows:
+        cases.setdefault(row["case"], []).append(row)
+    return cases
 
 
 def _mean_over_classes(rows, metric):
@@ -107,8 +113,7 @@ def _mean_over_classes(rows, metric):
 
 def case_means(rows, metric):
     """{case: mean of the metric over its classes}; NaN where it is not defined in one."""
-    cases = dict.fromkeys(row["case"] for row in rows)
-    return {case: _mean_over_classes([row for row in rows if row["case"] == case], metric) for case in cases}
+    return {case: _mean_over_classes(classes, metric) for case, classes in _by_case(rows).items()}
 
 
 def one_or_all(values):
@@ -140,15 +145,13 @@ def table(rows, unit="voxel"):
             )
     lines = lines if several else [[case, *cells] for case, _, *cells in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    names = 2 if several else 1
-    text = []
-    for line in lines:
-        cells = [
-            f"{cell:<{w}}" if i < names else f"{cell:>{w + 1}}"
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ]
-        text.append("  ".join(cells))
-    return "\n".join([*text, *notes])
+    words = 2 if several else 1
+
+    def aligned(line):
+        cells = enumerate(zip(line, widths, strict=True))
+        return "  ".join(cell.ljust(width) if i < words else cell.rjust(width + 1) for i, (cell, width) in cells)
+
+    return "\n".join([*map(aligned, lines), *notes])
 
 
 def to_csv(rows):

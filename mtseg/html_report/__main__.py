@@ -8,11 +8,12 @@ Tables sort by a click on a heading. `--predictions` adds, for each folder that 
 Matplotlib: pip install "mtseg[plot]".
 """
 
+import math
 from pathlib import Path
 
 from mtseg.checkpoint import write_whole
 from mtseg.figures import boxes_of, curves, gallery_of, named_folders, read_runs, render, style
-from mtseg.html_report.markup import case_table, html_notes, html_picture, html_settings, html_table, page
+from mtseg.html_report.markup import html_notes, html_picture, html_settings, html_table, page
 from mtseg.report import report
 from mtseg.report.flags import add_flags
 from mtseg.results import heading, scale
@@ -39,10 +40,7 @@ def sections_of(args):
     if {"dice", "hd95"} <= set(args.metrics) and unit:
         caption = "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
         sections["Cases"] = html_picture(render(boxes_of(measured)), caption)
-    values = {row.title + row.mark: {metric: row.per_case(metric) for metric in args.metrics} for row in measured}
-    headings = [heading(metric, unit) for metric in args.metrics]
-    every = case_table(values, args.metrics, headings, [scale(metric) for metric in args.metrics])
-    sections["Cases"] += f"<details><summary>Every case</summary>{every}</details>"
+    sections["Cases"] += f"<details><summary>Every case</summary>{case_table(measured, args.metrics, unit)}</details>"
 
     runs = {result.run.resolve(): result.run for row in measured for result in row.results if result.run}
     logged = [run for run in runs.values() if (run / "metrics.csv").is_file()]
@@ -54,6 +52,18 @@ def sections_of(args):
         sections[f"Gallery: {name}"] = html_picture(render(figure), caption)
     settings = {_of_seed(row, result): result.config for row in measured for result in row.results}
     return sections | {"Settings": html_settings(settings)}
+
+
+def case_table(rows, metrics, unit):
+    """An HTML table of every case of the report's `rows`: each metric averaged over the seeds."""
+    keys, cells = [], []
+    for row in rows:
+        values = [row.per_case(metric) for metric in metrics]
+        for case in row.case_names():
+            numbers = [scale(m) * of_case[case] for m, of_case in zip(metrics, values, strict=True)]
+            keys.append([row.title + row.mark, case, *numbers])
+            cells.append([[text] for text in [*keys[-1][:2], *("-" if math.isnan(n) else f"{n:.2f}" for n in numbers)]])
+    return html_table(["method", "case", *(heading(metric, unit) for metric in metrics)], cells, keys)
 
 
 def _of_seed(row, result):

@@ -131,16 +131,3 @@ def page(title, sections):
             "</body></html>\n",
         ]
     )
-
-
-def case_table(rows, metrics, headings, scales):
-    """A table of every case and row of the report: each metric averaged over the seeds. `rows`: {name: {metric: {case:
-    value}}}."""
-    columns = ["method", "case", *headings]
-    keys = []
-    for name, values in rows.items():
-        for case in values[metrics[0]]:
-            numbers = [scale * values[m].get(case, math.nan) for m, scale in zip(metrics, scales, strict=True)]
-            keys.append([name, case, *numbers])
-    cells = [[[f"{v:.2f}" if isinstance(v, float) else v] for v in row] for row in keys]
-    return html_table(columns, [[["-"] if c == ["nan"] else c for c in row] for row in cells], keys)

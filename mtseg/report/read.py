@@ -1,11 +1,11 @@
 """The metrics.json files that inference.py writes, with what the config.json of the checkpoint's run adds."""
 
-import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mtseg.checkpoint import file_sha256
+from mtseg.results import case_means
 from mtseg.script.flags import read_config
 
 # What inference.py records of its protocol only where it is not so.
@@ -56,12 +56,7 @@ class Result:
 
     def values(self, metric, label="mean"):
         """{case: value} of class `label`, or of the mean over the classes; NaN where (one of) it is not defined."""
-        values = {}
-        for row in self.cases:
-            if label in ("mean", row["class"]):
-                value = row.get(metric)
-                values.setdefault(row["case"], []).append(math.nan if value is None else float(value))
-        return {case: sum(numbers) / len(numbers) for case, numbers in values.items()}
+        return case_means([row for row in self.cases if label in ("mean", row["class"])], metric)
 
 
 def listed(value):
@@ -175,7 +170,7 @@ def find_results(paths):
     files = {place: file for place, file in files.items() if place in named or read_config(file).get("cases") != []}
     every = [read_result(file) for file in files.values()]
     old = [result for result in every if result.replaced and result.replaced.parent in result.path.parents]
-    results = [result for result in every if not any(result is other for other in old)]
+    results = [result for result in every if result not in old]
     notes = [f"{o.path} is left out: {o.replaced} holds other weights than those it tested; test them." for o in old]
     if old and not results:
         raise ResultError(f"{old[0].path}: {old[0].replaced} holds other weights than those it tested; test them")
