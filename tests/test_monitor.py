@@ -113,7 +113,8 @@ def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("flags", "package"), [({"tensorboard": True}, "tensorboard"), ({"wandb": "offline"}, "wandb")]
+    ("flags", "package"),
+    [({"tensorboard": True}, "tensorboard"), ({"wandb": "offline"}, "wandb"), ({"wandb": "online"}, "wandb")],
 )
 def test_a_missing_extra_is_named_before_anything_is_written(monkeypatch, tmp_path, flags, package):
     real = builtins.__import__

@@ -30,17 +30,16 @@ def check_extras(tensorboard=False, wandb=None):
     """
     if tensorboard:
         _import_tensorboard()
+    package = _import_wandb() if wandb else None
     if wandb == "online":
         try:
-            known = _import_wandb().login()
+            known = package.login()
         except Exception as error:
             raise MonitorError(
                 f"--wandb online: {first_line(error)}; run `wandb login`, or take --wandb offline"
             ) from error
         if not known:
             raise MonitorError("--wandb online: nobody is logged in; run `wandb login`, or take --wandb offline")
-    elif wandb:
-        _import_wandb()
 
 
 class Monitor:
