@@ -179,9 +179,9 @@ def test_the_picture_follows_metrics_csv_and_is_not_drawn_too_often(tmp_path):
     monitor = Monitor(tmp_path, seconds=1000)
     monitor.row({"iteration": 6, "loss": 1.0})
     assert not (tmp_path / "progress.png").exists()
-    monitor.draw_next = time.monotonic()
+    monitor.views["progress.png"].draw_next = time.monotonic()
     monitor.row({"iteration": 6, "loss": 1.0})
-    assert monitor.draw_next > time.monotonic() + 900
+    assert monitor.views["progress.png"].draw_next > time.monotonic() + 900
     picture = Image.open(tmp_path / "progress.png").convert("RGB")
     assert picture.size[0] == 1200
     colors = {color for _, color in picture.getcolors(picture.size[0] * picture.size[1])}

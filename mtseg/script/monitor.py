@@ -56,9 +56,6 @@ class Monitor:
     def __init__(self, folder, start=0, say=print, tensorboard=False, wandb=None, config=None, seconds=60):
         self.folder = Path(folder)
         self.say = say
-        self.seconds = seconds
-        self.draw_next = time.monotonic() + (seconds or 0)
-        self.picture_works = seconds is not None
         self.views = {}
         if not start:
             (self.folder / "progress.png").unlink(missing_ok=True)
@@ -76,25 +73,24 @@ class Monitor:
             ) from error
         for row in read_metrics(self.folder / "metrics.csv") if start and self.views else ():
             if int(row["iteration"]) <= start:
-                self._show(row)
+                self.row(row)
+        if seconds is not None:
+            try:
+                self.views["progress.png"] = _Picture(self.folder, seconds)
+            except ImportError:
+                say("progress.png is not drawn without Matplotlib: pip install matplotlib")
 
     def row(self, values):
         """Show `values`, the dict that RunLog.row has just written: 'iteration' and anything else."""
-        self._show(values)
-        if time.monotonic() >= self.draw_next:
-            self._draw()
-
-    def close(self):
-        """Draw the last picture and write out what is still held back."""
-        self._draw()
-        for name in list(self.views):
-            self._try(name, self.views[name].close)
-
-    def _show(self, values):
         numbers = {name: number_in(value) for name, value in values.items() if name != "iteration"}
         numbers = {name: value for name, value in numbers.items() if value is not None}
         for name in list(self.views):
             self._try(name, self.views[name].row, numbers, int(values["iteration"]))
+
+    def close(self):
+        """Draw the last picture and write out what is still held back."""
+        for name in list(self.views):
+            self._try(name, self.views[name].close)
 
     def _try(self, name, function, *arguments):
         try:
@@ -103,18 +99,24 @@ class Monitor:
             del self.views[name]
             self.say(f"{name} failed and is given up ({first_line(error)}); metrics.csv holds everything")
 
-    def _draw(self):
-        if not self.picture_works:
-            return
+
+class _Picture:
+    """progress.png in `folder`, drawn when `seconds` have passed since the last time, or fifty times what that took."""
+
+    def __init__(self, folder, seconds):
+        import matplotlib  # noqa: F401  whoever has it not is told at the start
+
+        self.folder = folder
+        self.seconds = seconds
+        self.draw_next = time.monotonic() + seconds
+
+    def row(self, numbers, iteration):
+        if time.monotonic() >= self.draw_next:
+            self.close()
+
+    def close(self):
         began = time.monotonic()
-        try:
-            draw_progress(self.folder)
-        except ImportError:
-            self.picture_works = False
-            self.say("progress.png is not drawn without Matplotlib: pip install matplotlib")
-        except Exception as error:
-            self.picture_works = False
-            self.say(f"progress.png failed and is given up ({first_line(error)}); metrics.csv holds everything")
+        draw_progress(self.folder)
         # Matplotlib's objects refer to each other in circles: left to Python's own rounds, several pictures lie in
         # memory at a time, and later blocks between them keep it from being one piece again.
         gc.collect()
