@@ -92,7 +92,7 @@ def sentence(error, errors=()):
     if isinstance(error, errors) or type(error).__module__.partition(".")[0] == "mtseg":
         return str(error)
     text = str(error).strip()
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(text)):
+    if out_of_memory(error):
         amount = AMOUNT.search(text)
         amount = f" ({amount[1] or amount[2]} were asked for)" if amount else ""
         return (
@@ -108,6 +108,11 @@ def sentence(error, errors=()):
         reason = error.strerror or (text.splitlines() or [type(error).__name__])[-1]
         return f"{error.filename}: {reason}" if error.filename else reason
     return None
+
+
+def out_of_memory(error):
+    """Whether memory ran out, of the machine or of its GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(NO_MEMORY.search(str(error))))
 
 
 def first_line(error):

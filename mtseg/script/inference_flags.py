@@ -96,11 +96,10 @@ def parse_inference(parser, argv):
             cases = config.get(name) or []
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
-    given, trained_on = args.root_path, str(args.configs[0].get("root_path"))
-    la = str(flags.HOME / "data/LA")
-    defaults = {"root_path": la, **INFERENCE_SETTINGS}
-    take_over(parser, args, args.configs[0], {**defaults, "dataset_name": folder_name(given or la)})
-    if given and Path(given).resolve() != Path(trained_on).resolve():
+    given, la = args.root_path, str(flags.HOME / "data/LA")
+    defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": folder_name(given or la)}
+    take_over(parser, args, args.configs[0], defaults)
+    if given and Path(given).resolve() != Path(str(args.configs[0].get("root_path"))).resolve():
         args.dataset_name = folder_name(given)  # the run's is that of other data
     if args.input is None and (args.labels or args.preprocessing or args.go_on):
         raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")

@@ -5,7 +5,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from mtseg.datasets import LAHeart, find_root
 from mtseg.layouts import find_cases
 from mtseg.phantom import make_phantom
 from mtseg.preprocess import IGNORED, Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
+from mtseg.script import flags
 from mtseg.script.flags import FlagError, read_config
 from mtseg.volumes import (
     VolumeError,
@@ -28,7 +28,6 @@ from mtseg.volumes import (
     volume_bytes,
 )
 
-PHANTOM = Path(__file__).resolve().parents[2] / "data/Phantom"
 HDF5 = (".h5", ".hdf5")
 PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
 
@@ -71,7 +70,7 @@ def listed_scans(args):
     if args.save_result and args.save_format == "nifti":
         need("nibabel", "--save_format nifti")
     root = find_root(args.root_path)
-    if root == PHANTOM:
+    if root == flags.HOME / "data/Phantom":
         make_phantom(root)
     checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
     dataset = LAHeart(args.root_path, split=args.split, num=args.num, **checked)
@@ -124,28 +123,16 @@ def state_of(paths):
 
 def read_input(case, settings, args):
     """The Scan of a case of --input: HDF5 as it is, other formats prepared by `settings`."""
-    volume = read_channels(case.images)
-    kind, classes = ending(case.images[0]), list(range(args.num_classes))
-    values = settings["labels"] if settings else classes
+    volume, kind = read_channels(case.images), ending(case.images[0])
+    values = settings["labels"] if settings else list(range(args.num_classes))
     try:
         if kind in HDF5:
-            if not volume.array.size or not np.isfinite(volume.array).all():
-                raise PreprocessError("the image has no voxels, or holds NaN or infinity; repair it")
-            label = None if volume.label is None else to_classes(volume.label, classes, args.ignore_index)
-            scan = Scan(np.float32(volume.array), label, volume.spacing, kind=kind, values=classes)
-            grid, affine = grid_from_attributes(volume.header), volume.header.get("original_affine")
-            if grid is not None and grid.shape != scan.image.shape[-3:]:
-                raise PreprocessError(f"its grid_shape {grid.shape} is not the image's; prepare it again")
-            if grid is not None and affine is not None:
-                scan = scan._replace(grid=grid, kind=".nii.gz", header=nifti_header(checked(affine)), values=values)
-                # A label of its own file lies where the scan does, not where the prepared volume does.
-                width = np.linalg.norm(affine[:3, :3], axis=0)
-                volume = volume._replace(array=np.broadcast_to(0, grid.original_shape), affine=affine, spacing=width)
+            scan, volume = read_prepared(volume, kind, values, args)
         else:
             done = prepare(volume.array, volume.affine, volume.spacing, settings)
-            scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values, label_prepared=False)
+            scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values)
         if case.label is not None:
-            scan = scan._replace(label=None, spacing=volume.spacing, label_prepared=scan.grid is None)
+            scan = scan._replace(label=None, spacing=volume.spacing, label_prepared=False)
             try:
                 label, ignore = read_on_grid(case.label, volume), (settings or {}).get("ignore")
                 scan = scan._replace(label=to_classes(label, values, args.ignore_index, ignore))
@@ -159,6 +146,24 @@ def read_input(case, settings, args):
     if channels != args.n_channels:
         raise VolumeError(f"{case.images[0]}: has {channels} channels, the network takes {args.n_channels}")
     return scan
+
+
+def read_prepared(volume, kind, values, args):
+    """(the Scan of an HDF5 `volume`, the volume on whose grid a label in a file of its own lies): that of the scan,
+    where the file says from which place of it the image was cut."""
+    classes = list(range(args.num_classes))
+    if not volume.array.size or not np.isfinite(volume.array).all():
+        raise PreprocessError("the image has no voxels, or holds NaN or infinity; repair it")
+    label = None if volume.label is None else to_classes(volume.label, classes, args.ignore_index)
+    scan = Scan(np.float32(volume.array), label, volume.spacing, kind=kind, values=classes)
+    grid, affine = grid_from_attributes(volume.header), volume.header.get("original_affine")
+    if grid is not None and grid.shape != scan.image.shape[-3:]:
+        raise PreprocessError(f"its grid_shape {grid.shape} is not the image's; prepare it again")
+    if grid is None or affine is None:
+        return scan, volume
+    scan = scan._replace(grid=grid, kind=".nii.gz", header=nifti_header(checked(affine)), values=values)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return scan, volume._replace(array=np.broadcast_to(0, grid.original_shape), affine=affine, spacing=spacing)
 
 
 def checked(affine):

@@ -24,6 +24,7 @@ from mtseg.networks import NETWORKS
 from mtseg.postprocess import fill_holes, largest_component
 from mtseg.preprocess import PreprocessError, restore_scores
 from mtseg.script import scans
+from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, network_settings
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference, test_single_case
@@ -31,7 +32,6 @@ from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes
 from mtseg.winograd import winograd_convolutions
 
 POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_holes}  # in the order they are done
-ONE_CASE = (VolumeError, PreprocessError, NotFiniteScoresError, MemoryError, torch.cuda.OutOfMemoryError)
 
 
 class Trained(NamedTuple):
@@ -161,5 +161,4 @@ def infer_case(name, scan, trained, unit, output_dir, args):
 
 def costs_only_the_case(error):
     """Whether the other cases of a folder can be segmented all the same."""
-    # PyTorch has no class of its own for a CPU without memory.
-    return isinstance(error, ONE_CASE) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+    return isinstance(error, (VolumeError, PreprocessError, NotFiniteScoresError)) or out_of_memory(error)
