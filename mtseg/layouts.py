@@ -88,10 +88,12 @@ def _groups(source, channels):
     if source.is_file():
         groups = _one_file(source, channels)
     elif (source / "imagesTr").is_dir() or (source / "imagesTs").is_dir():
-        groups = []
-        for part in ("Tr", "Ts"):
-            for name, files, _ in _flat(source / f"images{part}", channels):
-                groups.append((name, files, _label_of(name, source / f"labels{part}"), part))
+        folders = {part: source / f"images{part}" for part in ("Tr", "Ts")}
+        groups = [
+            (*group, part)
+            for part, folder in folders.items()
+            for group in _with_labels_beside(_flat(folder, channels), folder)
+        ]
     elif source.name in ("imagesTr", "imagesTs"):
         groups = _with_labels_beside(_flat(source, channels), source)
     elif _is_case_folder(source.absolute(), channels):
