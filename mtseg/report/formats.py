@@ -7,6 +7,7 @@ people: no format lets one of them become a command, a link, a tag or a formula.
 
 import csv
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -19,15 +20,12 @@ WORDS = ("dataset", "method", "statistic", "selection", "source")
 
 def to_text(table):
     """The table as aligned text, and its notes beneath."""
-    numeric = [name not in WORDS for name in table.columns]
-    blocks = [[[name] for name in table.columns], *table.rows]
-    widths = [max(len(line) for block in blocks for line in block[i]) for i in range(len(table.columns))]
-    lines = []
-    for block in blocks:
-        for n in range(max(map(len, block))):
-            texts = [cell[n] if n < len(cell) else "" for cell in block]
-            padded = (t.rjust(w) if right else t.ljust(w) for t, w, right in zip(texts, widths, numeric, strict=True))
-            lines.append("  ".join(padded).rstrip())
+    lines = [table.columns, *(line for row in table.rows for line in itertools.zip_longest(*row, fillvalue=""))]
+    padded = []
+    for name, column in zip(table.columns, zip(*lines, strict=True), strict=True):
+        width = max(map(len, column))
+        padded.append([text.ljust(width) if name in WORDS else text.rjust(width) for text in column])
+    lines = ["  ".join(line).rstrip() for line in zip(*padded, strict=True)]
     lines.insert(1, "-" * max(map(len, lines)))
     notes = (textwrap.fill(note, max(80, min(120, len(lines[1]))), subsequent_indent="  ") for note in table.notes)
     return "\n".join([*lines, "", *notes]) + "\n"
@@ -68,30 +66,23 @@ def to_latex(table):
         joined = " & ".join(map(escape, cells)) + r" \\"
         return "{}" + joined if joined.startswith(("[", "*")) else joined  # not arguments of the line's end before it
 
-    numeric = [name not in WORDS for name in table.columns]
-    blocks = []
-    for row in table.rows:
-        texts = ([cell[n] if n < len(cell) else "" for cell in row] for n in range(max(map(len, row))))
-        blocks.append("\n".join(map(line, texts)))
-    return (
-        "\n".join(
-            [
-                r"% needs \usepackage{booktabs}",
-                r"\begin{tabular}{@{}" + "".join("r" if right else "l" for right in numeric) + "@{}}",
-                r"\toprule",
-                line(table.columns),
-                r"\midrule",
-                "\n\\addlinespace\n".join(blocks),
-                r"\bottomrule",
-                r"\end{tabular}",
-                "",
-                r"{\footnotesize",
-                *(escape(note) + r"\par" for note in table.notes),
-                "}",
-            ]
-        )
-        + "\n"
-    )
+    alignment = "".join("l" if name in WORDS else "r" for name in table.columns)
+    blocks = ["\n".join(map(line, itertools.zip_longest(*row, fillvalue=""))) for row in table.rows]
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}",
+        r"\toprule",
+        line(table.columns),
+        r"\midrule",
+        "\n\\addlinespace\n".join(blocks),
+        r"\bottomrule",
+        r"\end{tabular}",
+        "",
+        r"{\footnotesize",
+        *(escape(note) + r"\par" for note in table.notes),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def to_csv(table):

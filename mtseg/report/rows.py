@@ -13,6 +13,7 @@ import numpy as np
 
 from mtseg.report.read import plain
 from mtseg.report.summary import average_seeds
+from mtseg.results import scale
 from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
 
 # Runs that differ in these alone, in what a run may be resumed under or in versions, share a row. What else may differ
@@ -37,7 +38,6 @@ class Row:
     results: list
     published: dict | None = None
     source: str = "here"
-    split: str = ""
     test_cases: int | None = None
     unit: str = ""
     protocol: dict = field(default_factory=dict)
@@ -89,9 +89,8 @@ def read_published(path):
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             for entry in csv.DictReader(file):
-                shares = {m: float(entry[m]) / 100 for m in ("dice", "jaccard")}
-                distances = {m: float(entry[m]) for m in ("hd95", "asd")}
                 protocol = {name: int(entry[name]) for name in ("stride_xy", "stride_z")}
+                protocol["patch_size"] = [int(side) for side in entry["patch_size"].split("x")]
                 rows.append(
                     Row(
                         method=entry["method"],
@@ -99,12 +98,11 @@ def read_published(path):
                         dataset=entry["dataset"],
                         labelnum=int(entry["labelled"]),
                         results=[],
-                        published=shares | distances,
+                        published={m: float(entry[m]) / scale(m) for m in ("dice", "jaccard", "hd95", "asd")},
                         source=entry["source"],
-                        split=entry["split"],
                         test_cases=int(entry["test_cases"]),
                         unit=entry["unit"],
-                        protocol=protocol | {"patch_size": [int(side) for side in entry["patch_size"].split("x")]},
+                        protocol=protocol,
                         selection=entry["selection"],
                     )
                 )

@@ -50,11 +50,12 @@ def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_cl
 def _describe(row, metric, label, baselines):
     """What the table says of one metric of a row: its statistics, and where there are `baselines` the test, or `why`
     there is none."""
-    nothing = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p"), math.nan)
-    nothing |= {"undefined": 0, "pairs": 0, "why": ""}
+    entry = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p"), math.nan)
+    entry |= {"undefined": 0, "pairs": 0, "why": ""}
     if row.published is not None:
-        return nothing | {"mean": row.published.get(metric, math.nan)}
-    entry, baseline = nothing | statistics(row.values(metric, label)), baseline_of(row, baselines)
+        return entry | {"mean": row.published.get(metric, math.nan)}
+    entry |= statistics(row.values(metric, label))
+    baseline = baseline_of(row, baselines)
     if not baselines or baseline is row:
         return entry
     if baseline is None:
