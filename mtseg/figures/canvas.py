@@ -42,10 +42,9 @@ def render(figure, format="png", dpi=150):
     finally:
         plt.close(figure)
     if format == "png":
-        smaller = io.BytesIO()
         # Of the methods the one that leaves no colour out, however few pixels have it: a legend's patch must match.
         how = {"method": Image.Quantize.MAXCOVERAGE, "kmeans": 3, "dither": Image.Dither.NONE}
         picture = Image.open(content).convert("RGB").quantize(256, **how)
-        picture.save(smaller, "png", optimize=True, dpi=(dpi, dpi))
-        content = smaller
+        content = io.BytesIO()
+        picture.save(content, "png", optimize=True, dpi=(dpi, dpi))
     return content.getvalue()

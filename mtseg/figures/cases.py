@@ -49,9 +49,8 @@ def read_case(path):
         raise CaseError(f"{path}: no such file; write it with inference.py --save_result") from error
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise CaseError(
-            f"{path}: holds no image, label and prediction ({reason}); write it again with inference.py --save_result"
-        ) from error
+        lacks = f"{path}: holds no image, label and prediction ({reason})"
+        raise CaseError(f"{lacks}; write it again with inference.py --save_result") from error
     return checked(case, path, **record)
 
 
@@ -87,9 +86,8 @@ def case_readers(folder):
     else:
         readers = {path.stem: partial(read_case, path) for path in sorted(folder.glob("*.h5"))}
     if not readers:
-        raise CaseError(
-            f"{folder}: holds no predictions; write them with inference.py --save_result {folder}, or by --input"
-        )
+        remedy = f"write them with inference.py --save_result {folder}, or by --input"
+        raise CaseError(f"{folder}: holds no predictions; {remedy}")
     return readers
 
 
@@ -162,11 +160,9 @@ def caption(case):
     if case["label"] is None:
         return ""
     distance = mean_over_classes(hd95, case, case["spacing"])
+    shown = "-" if math.isnan(distance) else f"{distance:.2f} {case['unit']}"
     mean = "mean " if len(classes_of(case)) > 1 else ""
-    undefined = math.isnan(distance)
-    return f"{mean}Dice {100 * score(case):.2f} %\n{mean}HD95 " + (
-        "-" if undefined else f"{distance:.2f} {case['unit']}"
-    )
+    return f"{mean}Dice {100 * score(case):.2f} %\n{mean}HD95 {shown}"
 
 
 def named_folders(words):
@@ -191,8 +187,9 @@ def read_everywhere(folders, name):
         cases[method] = readers[name]()
     first = next(iter(cases.values()))
     for method, case in cases.items():
+        other = f"is not that of {next(iter(folders.values()))}"
         if not np.array_equal(first["label"], case["label"]):
-            raise CaseError(f"{folders[method]}: the label of {name} is not that of {next(iter(folders.values()))}")
+            raise CaseError(f"{folders[method]}: the label of {name} {other}; compare predictions of the same data")
     return cases
 
 
@@ -211,12 +208,10 @@ def median_case(folder):
 def pick_for_gallery(scores, worst=5):
     """[(place, case)]: the best, the median and the `worst` worst cases by {case: Dice}, each case once."""
     ordered = order_cases(scores)
-    picked = [("best", ordered[0]), ("median", ordered[(len(ordered) - 1) // 2])]
-    last = ordered[-worst:][::-1]
-    picked += [("worst" if n == 0 else f"{n + 1}. worst", case) for n, case in enumerate(last)]
-    places = {}
-    for place, case in picked:
-        places.setdefault(case, place)
+    places = {ordered[0]: "best"}
+    places.setdefault(ordered[(len(ordered) - 1) // 2], "median")
+    for n, case in enumerate(reversed(ordered[-worst:]), start=1):
+        places.setdefault(case, f"{n}. worst" if n > 1 else "worst")
     return [(place, case) for case, place in places.items()]
 
 

@@ -1,7 +1,5 @@
 """Masks as surfaces in three dimensions. Needs Matplotlib and scikit-image."""
 
-import math
-
 import numpy as np
 from scipy import ndimage
 
@@ -28,9 +26,10 @@ def surface(mask, spacing=(1, 1, 1), smooth=0.8):
     blurred = ndimage.gaussian_filter(mask, smooth)
     # About 30 thousand triangles are as many as a printed panel shows and Matplotlib draws in seconds.
     step = max(1, round((np.count_nonzero(mask) ** (2 / 3) / 2500) ** 0.5))
-    vertices, faces, _, _ = marching_cubes(
-        blurred if blurred.max() > 0.5 else mask, 0.5, spacing=tuple(map(float, spacing)), step_size=step
-    )
+    volume = blurred if blurred.max() > 0.5 else mask
+    # "ascent": the triangles' normals point outwards, as shading needs them.
+    how = {"spacing": tuple(map(float, spacing)), "step_size": step, "gradient_direction": "ascent"}
+    vertices, faces, _, _ = marching_cubes(volume, 0.5, **how)
     return vertices - 3 * np.asarray(spacing, dtype=float), faces
 
 
@@ -42,13 +41,13 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
     `predictions`: {method: mask (W, H, D)}; `captions`: {method: text}.
     """
     from matplotlib import pyplot as plt
+    from matplotlib.colors import LightSource
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
     label = np.asarray(label) > 0
-    outside = ndimage.distance_transform_edt(~label, sampling=spacing)
-    inside = ndimage.distance_transform_edt(label, sampling=spacing)
+    distance = sum(ndimage.distance_transform_edt(mask, sampling=spacing) for mask in (label, ~label))
     # From the centre of a voxel on either side, the surface between them is half a voxel away.
-    distance = np.maximum(np.maximum(outside, inside) - 0.5 * min(spacing), 0)
+    distance -= 0.5 * min(spacing)
 
     shapes = {"label": (*surface(label, spacing), None)}
     for name, mask in predictions.items():
@@ -73,14 +72,12 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
             box = [middle[0] - 0.61 * side, middle[1] - 0.61 * side, 1.22 * side, 1.22 * side]
             box = [value / length for value, length in zip(box, (width, total, width, total), strict=True)]
             axes = figure.add_axes(box, projection="3d", facecolor="none")
-            triangles = vertices[faces]
-            normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-            normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-9)
-            light = 0.45 + 0.55 * np.abs(normals @ _towards_viewer(elevation + 15, azimuth + 20))
-            base = np.tile([0.85, 0.85, 0.85, 1.0], (len(faces), 1)) if distances is None else colours(norm(distances))
-            shaded = np.concatenate([base[:, :3] * light[:, None], base[:, 3:]], axis=1)
+            base = np.full((len(faces), 3), 0.85) if distances is None else colours(norm(distances))
+            # Matplotlib's azimuth of a light is a compass's. The light comes from beside the viewer.
+            light = LightSource(90 - (azimuth + 20), elevation + 15)
             # Edges in the faces' own colours close the hairlines between neighbouring triangles.
-            drawn = Poly3DCollection(triangles, facecolors=shaded, edgecolors=shaded, linewidths=0.2)
+            style = {"facecolors": base, "edgecolors": base, "linewidths": 0.4}
+            drawn = Poly3DCollection(vertices[faces], shade=True, lightsource=light, **style)
             axes.add_collection3d(drawn)
             drawn.set_clip_on(False)
             for setter, a, b in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), low, high, strict=True):
@@ -96,9 +93,3 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
     figure.colorbar(scale, cax=bar, orientation="horizontal", extend="max")
     bar.set_title(f"distance to the label's surface ({unit})", fontsize=8.5, pad=3)
     return figure
-
-
-def _towards_viewer(elevation, azimuth):
-    elevation, azimuth = math.radians(elevation), math.radians(azimuth)
-    flat = math.cos(elevation)
-    return np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)])

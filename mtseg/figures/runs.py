@@ -6,23 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from mtseg.report.rows import frozen, settings_to_compare, tell_apart
+from mtseg.script import progress
 from mtseg.script.flags import read_config
-from mtseg.script.progress import (
-    BLACK,
-    BLUE,
-    GREEN,
-    ORANGE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    moving_average,
-    panels_of,
-    read_columns,
-    thinned,
-)
+from mtseg.script.progress import moving_average, panels_of, read_columns, thinned
 
 # A colour, a dash and a hatch for each method.
-SERIES = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, "#999999", BLACK)
+SERIES = (progress.BLUE, progress.ORANGE, progress.GREEN, progress.PURPLE)
+SERIES += (progress.SKY, progress.VERMILION, "#999999", progress.BLACK)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (3, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
 MARKERS = ({"marker": "o"}, {"marker": "o", "fillstyle": "none"}, {"marker": "s"}, {"marker": "s", "fillstyle": "none"})
@@ -180,16 +170,8 @@ def boxes(methods, unit="voxel", mean="", note="", width=7.0):
             jitter = rng.uniform(-0.18, 0.18, len(values))
             axes.plot(values, place + jitter, "o", markersize=2.4, color="black", alpha=0.65, markeredgewidth=0)
             if missing:
-                axes.annotate(
-                    f"{missing} undefined",
-                    (1, place),
-                    xycoords=("axes fraction", "data"),
-                    ha="right",
-                    va="bottom",
-                    xytext=(0, 10),
-                    textcoords="offset points",
-                    fontsize=7.5,
-                )
+                beside = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 7.5}
+                axes.text(1, place + 0.3, f"{missing} undefined", **beside)
         if all(np.isnan(values[metric]).all() for values in methods.values()):
             axes.set_xticks([])
         axes.set_xlabel(title)
