@@ -354,6 +354,23 @@ def test_predictions_of_scans_without_labels_are_drawn(two_classes, tmp_path, ca
     assert "case_0 has no label" in capsys.readouterr().err
 
 
+def test_scans_of_two_sizes_are_not_compared_as_one_case(tmp_path, two_classes, capsys):
+    """Two data sets without labels may call their cases alike; slices of one need not exist in the other."""
+    nibabel = pytest.importorskip("nibabel", reason="scans are NIfTI files")
+    (tmp_path / "other").mkdir()
+    image = np.random.default_rng(0).standard_normal((16, 16, 16)).astype(np.float32)
+    nibabel.save(nibabel.Nifti1Image(image, np.diag([1.5, 1, 2, 1])), tmp_path / "other/case_0.nii.gz")
+    words = ["--model_path", f"{two_classes}/run/iter_1.pth", "--input", f"{tmp_path}/other"]
+    inference.main([*words, "--output_dir", f"{tmp_path}/results"])
+    folders = [f"A={two_classes}/scans", f"B={tmp_path}/results"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        draw(["compare", *folders, "--case", "case_0", "--out", str(tmp_path / "picture.png")])
+    error = capsys.readouterr().err
+    assert (stopped.value.code, error.count("\n")) == (2, 1)
+    assert "the scan of case_0 is not that of" in error
+
+
 def test_scans_that_cannot_be_drawn_end_in_a_sentence(two_classes, tmp_path, capsys):
     results = tmp_path / "results"
 

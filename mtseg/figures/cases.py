@@ -190,6 +190,8 @@ def read_everywhere(folders, name):
         other = f"is not that of {next(iter(folders.values()))}"
         if not np.array_equal(first["label"], case["label"]):
             raise CaseError(f"{folders[method]}: the label of {name} {other}; compare predictions of the same data")
+        if first["image"].shape != case["image"].shape:
+            raise CaseError(f"{folders[method]}: the scan of {name} {other}; compare predictions of the same data")
     return cases
 
 

@@ -25,43 +25,46 @@ def normalization_layers(normalization, channels):
     raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
 
 
-class Block(nn.Module):
-    """Layers in a row, under the name that checkpoints of the family have for them."""
+class ConvBlock(nn.Module):
+    """`n_stages` of 3x3x3 convolution, normalization, ReLU; keeps the size."""
 
-    def __init__(self, *layers):
+    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none"):
         super().__init__()
+        layers = []
+        for stage in range(n_stages):
+            layers.append(nn.Conv3d(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
+            layers += normalization_layers(normalization, n_filters_out)
+            layers.append(nn.ReLU(inplace=True))
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x):
         return self.conv(x)
 
 
-class ConvBlock(Block):
-    """`n_stages` of 3x3x3 convolution, normalization, ReLU; keeps the size."""
-
-    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none"):
-        layers = []
-        for stage in range(n_stages):
-            layers.append(nn.Conv3d(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
-            layers += normalization_layers(normalization, n_filters_out)
-            layers.append(nn.ReLU(inplace=True))
-        super().__init__(*layers)
-
-
-class DownsamplingConvBlock(Block):
+class DownsamplingConvBlock(nn.Module):
     """Strided convolution, normalization, ReLU; divides the size by `stride`."""
 
     def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
-        convolution = nn.Conv3d(n_filters_in, n_filters_out, stride, stride=stride)
-        super().__init__(convolution, *normalization_layers(normalization, n_filters_out), nn.ReLU(inplace=True))
+        super().__init__()
+        layers = [nn.Conv3d(n_filters_in, n_filters_out, stride, stride=stride)]
+        layers += normalization_layers(normalization, n_filters_out)
+        self.conv = nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return self.conv(x)
 
 
-class UpsamplingDeconvBlock(Block):
+class UpsamplingDeconvBlock(nn.Module):
     """Transposed convolution, normalization, ReLU; multiplies the size by `stride`."""
 
     def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
-        convolution = nn.ConvTranspose3d(n_filters_in, n_filters_out, stride, stride=stride)
-        super().__init__(convolution, *normalization_layers(normalization, n_filters_out), nn.ReLU(inplace=True))
+        super().__init__()
+        layers = [nn.ConvTranspose3d(n_filters_in, n_filters_out, stride, stride=stride)]
+        layers += normalization_layers(normalization, n_filters_out)
+        self.conv = nn.Sequential(*layers, nn.ReLU(inplace=True))
+
+    def forward(self, x):
+        return self.conv(x)
 
 
 class VNet(nn.Module):
