@@ -92,8 +92,8 @@ def training_cases(root, val_cases=(), num=None):
 
     Raises DataError where one of them is in `<root>/test.list` as well.
     """
-    root = Path(root)
-    cases = [case for case in read_list(root / "train.list") if case not in set(val_cases)][:num]
+    root, val_cases = Path(root), set(val_cases)
+    cases = [case for case in read_list(root / "train.list") if case not in val_cases][:num]
     shared = sorted(set(cases) & set(test_cases(root)))
     if shared:
         raise DataError(
@@ -118,28 +118,31 @@ def unlabeled_cases(root, train_cases=(), val_cases=(), test_cases=()):
     """
     root = Path(root)
     path = next((root / name for name in ("unlabeled.list", "train.list") if (root / name).exists()), root / "data")
-    folders = sorted(file.parent.name for file in path.glob("*/mri_norm2.h5"))
-    listed = read_list(path) if path.suffix == ".list" else folders
+    folders = path.glob("*/mri_norm2.h5")
+    listed = read_list(path) if path.suffix else sorted(file.parent.name for file in folders)
     if not listed:
         raise DataError(f"{root}: holds no unlabeled.list, train.list or data/<case>/mri_norm2.h5; name another folder")
 
     def shared(cases):
-        return [case for case in listed if case in set(cases)]
+        cases = set(cases)
+        return [case for case in listed if case in cases]
 
-    if shared(val_cases):
+    validated, trained, tested = map(shared, (val_cases, train_cases, test_cases))
+    if validated:
         raise DataError(
-            f"{path}: case {shared(val_cases)[0]} is in --val_list too ({len(shared(val_cases))} in all), and what is "
-            f"validated on must not be trained on; remove it from one"
+            f"{path}: case {validated[0]} is in --val_list too ({len(validated)} in all), and what is validated on "
+            f"must not be trained on; remove it from one"
         )
     notes = []
-    if dropped := shared(train_cases):
-        notes.append(f"{path}: lists {some(dropped)} of train.list too; each is used once, as train.list says")
-    if tested := shared(test_cases):
+    if trained:
+        notes.append(f"{path}: lists {some(trained)} of train.list too; each is used once, as train.list says")
+    if tested:
         notes.append(
             f"{path}: lists {some(tested)} of test.list too: their images are TRAINED ON, without labels, and every "
             f"table of results will say so; for a test on unseen cases remove them from one of the lists"
         )
-    return [case for case in listed if case not in set(train_cases)], notes
+    trained = set(trained)
+    return [case for case in listed if case not in trained], notes
 
 
 def some(cases):

@@ -88,14 +88,18 @@ def _groups(source, channels):
     if source.is_file():
         groups = _one_file(source, channels)
     elif (source / "imagesTr").is_dir() or (source / "imagesTs").is_dir():
-        groups = []
-        for part in ("Tr", "Ts"):
-            for name, files, _ in _flat(source / f"images{part}", channels):
-                groups.append((name, files, _label_of(name, source / f"labels{part}"), part))
+        folders = {part: source / f"images{part}" for part in ("Tr", "Ts")}
+        groups = [
+            (*group, part)
+            for part, folder in folders.items()
+            for group in _with_labels_beside(_flat(folder, channels), folder)
+        ]
     elif source.name in ("imagesTr", "imagesTs"):
         groups = _with_labels_beside(_flat(source, channels), source)
+    elif _is_case_folder(source.absolute(), channels):
+        groups = _case_folders([source.absolute()])
     else:
-        groups = _one_folder(source, channels) or _flat(source, channels) or _case_folders(source.rglob("*"))
+        groups = _flat(source, channels) or _case_folders(source.rglob("*"))
     if not groups:
         raise LayoutError(
             f"{source}: no volumes in it; it must hold imagesTr/, or files ending in {', '.join(ENDINGS)}, or a folder "
@@ -181,11 +185,6 @@ def _one_file(path, channels):
     else:
         groups = [(numbered[1] if numbered and numbered[2] == "0000" else name, {"": path}, None)]
     return _with_labels_beside(groups, folder) if folder.name in ("imagesTr", "imagesTs") else groups
-
-
-def _one_folder(folder, channels):
-    """As `_flat`, of a folder that is that of one case; [] for any other."""
-    return _case_folders([folder.absolute()]) if _is_case_folder(folder.absolute(), channels) else []
 
 
 def _is_case_folder(folder, channels):

@@ -80,7 +80,7 @@ def cross_entropy_loss(input_logits, target, class_weights=None, ignore_index=No
     """
     # On a GPU, F.cross_entropy adds its mean up in any order: the same numbers give another one in the last digits.
     if class_weights is None and ignore_index is None and not input_logits.is_cuda:
-        return F.cross_entropy(_widened(input_logits), target.detach())
+        return F.cross_entropy(_widened(input_logits), target.detach().long())
     loss = _voxel_cross_entropy(input_logits, target, ignore_index)
     return _weighted_mean(loss, target, input_logits.shape[1], class_weights, ignore_index)
 
@@ -283,7 +283,7 @@ def _pair(input_logits, target_logits):
 
 def _voxel_cross_entropy(input_logits, target, ignore_index):
     ignored = {} if ignore_index is None else {"ignore_index": ignore_index}
-    return F.cross_entropy(_widened(input_logits), target.detach(), reduction="none", **ignored)
+    return F.cross_entropy(_widened(input_logits), target.detach().long(), reduction="none", **ignored)
 
 
 def _weighted_mean(voxel_loss, target, num_classes, class_weights, ignore_index):

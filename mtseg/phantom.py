@@ -8,7 +8,6 @@ and unit variance. The same seed gives the same volumes.
 """
 
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -119,27 +118,23 @@ def make_phantom(root, train=TRAIN, test=TEST, seed=2018):
     if (root / "train.list").is_file():
         return root
     cases = [f"phantom_{number:03d}" for number in range(train + test)]
-    temporary = root
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".phantom.", dir=root.parent))
-        temporary.chmod(0o755)
-        for number, case in enumerate(cases):
-            sample = make_case(np.random.default_rng([seed, number]))
-            (temporary / "data" / case).mkdir(parents=True)
-            with h5py.File(temporary / "data" / case / "mri_norm2.h5", "w") as file:
-                for key, value in sample.items():
-                    file.create_dataset(key, data=value, compression="gzip", compression_opts=1)
-        (temporary / "train.list").write_text("\n".join(cases[:train]) + "\n")
-        (temporary / "test.list").write_text("\n".join(cases[train:]) + "\n")
-        os.replace(temporary, root)
+        with tempfile.TemporaryDirectory(prefix=".phantom.", dir=root.parent, ignore_cleanup_errors=True) as temporary:
+            folder = Path(temporary) / root.name
+            for number, case in enumerate(cases):
+                sample = make_case(np.random.default_rng([seed, number]))
+                (folder / "data" / case).mkdir(parents=True)
+                with h5py.File(folder / "data" / case / "mri_norm2.h5", "w") as file:
+                    for key, value in sample.items():
+                        file.create_dataset(key, data=value, compression="gzip", compression_opts=1)
+            (folder / "train.list").write_text("\n".join(cases[:train]) + "\n")
+            (folder / "test.list").write_text("\n".join(cases[train:]) + "\n")
+            os.replace(folder, root)
     except OSError as error:
         if not (root / "train.list").is_file():
             raise PhantomError(
                 f"{root}: the Phantom data cannot be made there ({error.strerror or error}); free space, remove the "
                 f"folder if it is incomplete, or make the data elsewhere by data/make_phantom.py and give --root_path"
             ) from error
-    finally:
-        if temporary != root:
-            shutil.rmtree(temporary, ignore_errors=True)
     return root

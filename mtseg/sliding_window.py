@@ -59,9 +59,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
     for size, patch, stride in zip(image.shape[1:], patch_size, (stride_xy, stride_xy, stride_z), strict=True):
         windows = math.ceil((size - patch) / stride) + 1
         starts.append([min(stride * i, size - patch) for i in range(windows)])
-        weights.append(np.exp(-0.5 * ((np.arange(patch) - patch // 2) / (patch / 8)) ** 2))
-        if weighting == "uniform":
-            weights[-1][:] = 1
+        gaussian = np.exp(-0.5 * ((np.arange(patch) - patch // 2) / (patch / 8)) ** 2)
+        weights.append(gaussian if weighting == "gaussian" else np.ones(patch))
         totals.append(np.zeros(size))
         for start in starts[-1]:
             totals[-1][start : start + patch] += weights[-1]
@@ -126,12 +125,12 @@ def score_cases(net, samples, score, stride_xy, stride_z, patch_size, num_classe
     `ignore_index` belong to no class in either. `net` is in eval mode meanwhile. Returns a list of floats.
     """
     training, scores = net.training, []
+    classes = [c for c in range(1, num_classes) if c != ignore_index]
     net.eval()
     for sample in samples:
         prediction, _ = test_single_case(net, sample["image"], stride_xy, stride_z, patch_size, num_classes)
         if ignore_index is not None:
             prediction[sample["label"] == ignore_index] = ignore_index
-        classes = [c for c in range(1, num_classes) if c != ignore_index]
         scores.append(sum(float(score(prediction == c, sample["label"] == c)) for c in classes) / len(classes))
     net.train(training)
     return scores

@@ -176,6 +176,14 @@ def test_ignored_voxels_are_as_if_cut_out(name):
 
 
 @pytest.mark.parametrize("name", losses.TERMS)
+@pytest.mark.parametrize("ignore_index", [None, 255])
+def test_labels_are_integers_of_any_type(name, ignore_index):
+    supervised = losses.SupervisedLoss(name, ignore_index=ignore_index)
+    labels = LABELS if ignore_index is None else IGNORED
+    assert torch.equal(supervised(A, labels.to(torch.uint8))[0], supervised(A, labels)[0])
+
+
+@pytest.mark.parametrize("name", losses.TERMS)
 def test_gradients_are_those_of_finite_differences(name):
     logits = A[:, :, :2, :2, :2].double().requires_grad_()
     supervised = losses.SupervisedLoss(name, class_weights=[0.5, 1, 2], ignore_index=255)

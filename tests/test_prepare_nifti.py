@@ -112,6 +112,15 @@ def test_labelled_test_images_are_the_test_cases(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_labels_beside_the_images_of_an_nnunet_folder_are_taken(tmp_path):
+    source = make_decathlon(tmp_path / "Task02", train=3, test=0)
+    for path in (source / "labelsTr").iterdir():
+        path.rename(source / "imagesTr" / path.name.replace(".nii.gz", "_seg.nii.gz"))
+    for given in (source, source / "imagesTr"):
+        main(words(given, tmp_path / f"from_{given.name}"))
+        assert len((tmp_path / f"from_{given.name}/train.list").read_text().split()) == 3
+
+
 def test_patients_are_recognised_in_the_names_and_said(tmp_path, capsys):
     """Two time points of each patient, called as in BraTS 2023; and names from which nobody could tell."""
     for case in (f"BraTS-GLI-{patient:05}-{time:03}" for patient in range(4) for time in range(2)):

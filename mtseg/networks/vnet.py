@@ -25,46 +25,43 @@ def normalization_layers(normalization, channels):
     raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
 
 
-class ConvBlock(nn.Module):
-    """`n_stages` of 3x3x3 convolution, normalization, ReLU; keeps the size."""
+class Block(nn.Module):
+    """Layers in a row, under the name that checkpoints of the family have for them."""
 
-    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none"):
+    def __init__(self, *layers):
         super().__init__()
-        layers = []
-        for stage in range(n_stages):
-            layers.append(nn.Conv3d(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
-            layers += normalization_layers(normalization, n_filters_out)
-            layers.append(nn.ReLU(inplace=True))
         self.conv = nn.Sequential(*layers)
 
     def forward(self, x):
         return self.conv(x)
 
 
-class DownsamplingConvBlock(nn.Module):
+class ConvBlock(Block):
+    """`n_stages` of 3x3x3 convolution, normalization, ReLU; keeps the size."""
+
+    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none"):
+        layers = []
+        for stage in range(n_stages):
+            layers.append(nn.Conv3d(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
+            layers += normalization_layers(normalization, n_filters_out)
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class DownsamplingConvBlock(Block):
     """Strided convolution, normalization, ReLU; divides the size by `stride`."""
 
     def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
-        super().__init__()
-        layers = [nn.Conv3d(n_filters_in, n_filters_out, stride, stride=stride)]
-        layers += normalization_layers(normalization, n_filters_out)
-        self.conv = nn.Sequential(*layers, nn.ReLU(inplace=True))
-
-    def forward(self, x):
-        return self.conv(x)
+        convolution = nn.Conv3d(n_filters_in, n_filters_out, stride, stride=stride)
+        super().__init__(convolution, *normalization_layers(normalization, n_filters_out), nn.ReLU(inplace=True))
 
 
-class UpsamplingDeconvBlock(nn.Module):
+class UpsamplingDeconvBlock(Block):
     """Transposed convolution, normalization, ReLU; multiplies the size by `stride`."""
 
     def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
-        super().__init__()
-        layers = [nn.ConvTranspose3d(n_filters_in, n_filters_out, stride, stride=stride)]
-        layers += normalization_layers(normalization, n_filters_out)
-        self.conv = nn.Sequential(*layers, nn.ReLU(inplace=True))
-
-    def forward(self, x):
-        return self.conv(x)
+        convolution = nn.ConvTranspose3d(n_filters_in, n_filters_out, stride, stride=stride)
+        super().__init__(convolution, *normalization_layers(normalization, n_filters_out), nn.ReLU(inplace=True))
 
 
 class VNet(nn.Module):

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-import shutil
+import tempfile
+from pathlib import Path
 
 import h5py
 
@@ -11,18 +12,17 @@ from mtseg.layouts import LayoutError
 
 @contextlib.contextmanager
 def new_folder(out):
-    """Yields the path beside `out` to build the folder at, and renames it when that went well, else removes it.
+    """Yields the path at which to build the folder `out`; it is moved there when that went well, else removed.
 
     Raises LayoutError where `out` is there already.
     """
     if out.exists():
         raise LayoutError(f"{out}: exists already; name another folder or remove it")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary) / out.name
+        yield folder
+        os.replace(folder, out)
 
 
 def write_case(root, case, arrays, attributes):
