@@ -26,12 +26,13 @@ from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import NETWORKS, initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.phantom import make_phantom
-from mtseg.samplers import ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
 from mtseg.script.runfolder import how_selected
 from mtseg.transforms import Compose, RandomCrop, RandomFlip, RandomRot90Flip, RandomRotFlip, ToTensor
 from mtseg.winograd import left_to_pytorch, winograd_convolutions
 
+UNUSUAL = 1e3  # an intensity that no image of unit variance has
 FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
 TURNS = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "flips": [RandomFlip()], "none": []}  # --rotflip
 
@@ -61,6 +62,18 @@ class Data:
     preprocessing: dict | None
     description: str
     notes: list
+
+    def unusual_image(self, seed, iteration):
+        """What to look at when training went to NaN at `iteration`: a case of the last 50 iterations whose image is far
+        from unit variance, in words, or None. Their patches are drawn once more; one is enough of each case."""
+        cases, seen = [*self.cases["train_cases"], *self.cases.get("unlabeled_cases", [])], set()
+        for batch in IterationSampler(self.sampler, seed, max(iteration - 50, 0), iteration):
+            for index, patch_seed in batch:
+                largest = 0 if index in seen else self.train[index, patch_seed]["image"].abs().max().item()
+                seen.add(index)
+                if not largest < UNUSUAL:
+                    return f"look at case {cases[index]}, which reaches {largest:.3g}; images must have unit variance"
+        return None
 
 
 def read_data(args, run):

@@ -14,6 +14,7 @@ The loop, the networks and the losses are the script's: nothing here calls it ba
 """
 
 import contextlib
+import math
 import shlex
 import subprocess
 import sys
@@ -36,8 +37,11 @@ from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration, set_deterministic
 from mtseg.sliding_window import score_cases
 
-UNUSUAL = 1e3  # an intensity that no image of unit variance has
 PREFIXES = {"student": "", "teacher": "ema_"}  # of the files with a network's weights; any other: its name
+
+
+class NotFiniteError(ArithmeticError):
+    """Training went to NaN or infinity; the message is one sentence with the iteration and what is left."""
 
 
 def script_main(train, parser, file):
@@ -106,7 +110,7 @@ class Run:
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
         weights = {self.prefixes[name]: net for name, net in networks.items()}
-        self.state = RunState(self.folder, weights, updater.parts(), self._config(), ranks.is_main, self._remedy)
+        self.state = RunState(self.folder, weights, updater.parts(), self._config(), ranks.is_main)
         lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
         self.notes += [*data.notes, *without_locks]
         with lock:
@@ -119,18 +123,7 @@ class Run:
             total = {"total": args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
             with StopSignals() as self.stop, tqdm(**total, disable=not ranks.is_main) as self.bar:
                 yield
-            self._settle()
-            self.monitor.close()
-            if self.stop.received and not self.last:
-                self._save()
-                again = shlex.join(runfolder.command_to_resume(self.command))
-                self.log.say(f"stopped after iteration {self.iteration}; all is saved, and this goes on:\n{again}")
-                raise SystemExit(128 + self.stop.received)
-            self.state.save_weights(self.iteration)
-            if self.iteration < args.max_iterations:
-                self.log.say(f"stopped early: no better validation Dice in {args.patience} validations")
-            result = self.folder / f"iter_{self.iteration}.pth"
-            self.log.say(f"done; test it with:\npython inference.py --model_path {result}")
+            self._finish()
 
     def _config(self):
         """What config.json says: the flags, and what else the numbers depend on."""
@@ -180,6 +173,21 @@ class Run:
             self.log.say(note)
         views = (args.tensorboard, args.wandb, self.state.config, args.progress or None)
         self.monitor = Monitor(self.folder, self.start, self.log.say, *views)
+
+    def _finish(self):
+        """Write the weights or, where a signal came before the end, what resuming needs; SystemExit then."""
+        self._settle()
+        self.monitor.close()
+        if self.stop.received and not self.last:
+            self._save()
+            again = shlex.join(runfolder.command_to_resume(self.command))
+            self.log.say(f"stopped after iteration {self.iteration}; all is saved, and this goes on:\n{again}")
+            raise SystemExit(128 + self.stop.received)
+        self.state.save_weights(self.iteration)
+        if self.iteration < self.args.max_iterations:
+            self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
+        weights = self.folder / f"iter_{self.iteration}.pth"
+        self.log.say(f"done; test it with:\npython inference.py --model_path {weights}")
 
     def batches(self):
         """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.
@@ -252,7 +260,8 @@ class Run:
         if self.waiting is None:
             return
         row, self.waiting = self.waiting.read(), None
-        self.state.check_loss(row["loss"], row["iteration"])
+        if not math.isfinite(row["loss"]):
+            self._fail(f"the loss became {row['loss']} at iteration {row['iteration']}", row["iteration"])
         if validate:
             row |= self._validate()
             self.last = self.last or self._patience_is_over()
@@ -266,25 +275,10 @@ class Run:
         # A run may go on with less patience than it has waited already.
         return self.args.patience is not None and self.progress["waited"] >= self.args.patience
 
-    def _remedy(self, iteration):
-        """What to do about a loss or weights that are no numbers: look at the images, or lower the learning rate.
-
-        The patches of the last iterations are drawn once more: one is enough of each case.
-        """
-        data, seen = self.data, set()
-        cases = [*data.cases["train_cases"], *data.cases.get("unlabeled_cases", [])]
-        for batch in IterationSampler(data.sampler, self.args.seed, max(iteration - 50, 0), iteration):
-            for index, seed in batch:
-                largest = 0 if index in seen else data.train[index, seed]["image"].abs().max().item()
-                seen.add(index)
-                if not largest < UNUSUAL:
-                    return f"look at case {cases[index]}, which reaches {largest:.3g}; images must have unit variance"
-        return "lower --base_lr" + (", or take --amp off" if self.args.amp == "fp16" else "")
-
     def _validate(self):
         """{column: Dice} of every network on the validation cases; the best weights of each are kept."""
         args, scores = self.args, {}
-        self.state.check_finite(self.iteration)
+        self._check_finite()
         self.progress["waited"] += 1
         first, *_ = self.networks
         windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
@@ -304,8 +298,23 @@ class Run:
         return scores
 
     def _save(self):
+        """Write latest.pth; never over a good state with a broken one."""
+        self._check_finite()
         self.progress["skipped"] = self.updater.skipped
         self.state.save(self.iteration, self.progress)
+
+    def _check_finite(self):
+        for net in self.networks.values():
+            if not all(value.isfinite().all() for value in net.state_dict().values()):
+                self._fail(f"the weights are not finite after iteration {self.iteration}", self.iteration)
+
+    def _fail(self, what, iteration):
+        """NotFiniteError: what happened, what is left of the run, and what to do."""
+        latest = self.folder / "latest.pth"
+        left = f"{latest} keeps the last good state" if latest.exists() else "no checkpoint was written yet"
+        remedy = "lower --base_lr" + (", or take --amp off" if self.args.amp == "fp16" else "")
+        remedy = self.data.unusual_image(self.args.seed, iteration) or remedy
+        raise NotFiniteError(f"{what}; {left}; {remedy}")
 
 
 class NumbersOnTheirWay:

@@ -1,7 +1,6 @@
 """The state that a run goes on from, and the weights that are its results."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
@@ -11,28 +10,22 @@ from mtseg.script.endings import first_line
 from mtseg.script.runfolder import numbered_weights
 
 
-class NotFiniteError(ArithmeticError):
-    """Training went to NaN or infinity; the message is one sentence with the iteration and what is left."""
-
-
 class RunState:
     """Everything a run goes on from, in <folder>/latest.pth: the state_dicts of `parts`, the iteration, `progress`.
 
-    It is written whole and with finite weights, or stays as it was.
+    It is written whole, or stays as it was.
     `networks`: {prefix: network}, such as {"": student, "ema_": teacher}; their state_dicts alone are the results, in
     files that begin with the prefix. `others`: {name: optimizer, schedule or scaler}. `parts`: both together, a network
     as <prefix>model. `config`: the run's settings, kept beside. With `writes=False`, for all but one of several
-    processes, everything is checked and nothing written. `remedy`: a function of the iteration that tells in words what
-    to do when training went to NaN.
+    processes, nothing is written.
     """
 
-    def __init__(self, folder, networks, others, config, writes, remedy):
+    def __init__(self, folder, networks, others, config, writes):
         self.folder = Path(folder)
         self.networks = networks
         self.parts = {**{f"{prefix}model": net for prefix, net in networks.items()}, **others}
         self.config = config
         self.writes = writes
-        self.remedy = remedy
 
     def save_config(self):
         """Write the settings to config.json."""
@@ -68,31 +61,12 @@ class RunState:
             ) from error
         return state["iteration"], state["progress"]
 
-    def check_finite(self, iteration):
-        """NotFiniteError where a network has a weight that is no number."""
-        for net in self.networks.values():
-            if not all(value.isfinite().all() for value in net.state_dict().values()):
-                self._fail(f"the weights are not finite after iteration {iteration}", iteration)
-
-    def check_loss(self, loss, iteration):
-        """NotFiniteError where the float `loss` is no number."""
-        if not math.isfinite(loss):
-            self._fail(f"the loss became {loss} at iteration {iteration}", iteration)
-
-    def _fail(self, what, iteration):
-        """NotFiniteError: what happened, what is left of the run, and what to do."""
-        latest = self.folder / "latest.pth"
-        left = f"{latest} keeps the last good state" if latest.exists() else "no checkpoint was written yet"
-        raise NotFiniteError(f"{what}; {left}; {self.remedy(iteration)}")
-
     def save(self, iteration, progress):
-        """Write latest.pth; never over a good state with a broken one."""
-        self.check_finite(iteration)
-        if not self.writes:
-            return
-        state = {"iteration": iteration, "progress": progress, "config": self.config}
-        state |= {name: part.state_dict() for name, part in self.parts.items()}
-        save_checkpoint(state, self.folder / "latest.pth")
+        """Write latest.pth."""
+        if self.writes:
+            state = {"iteration": iteration, "progress": progress, "config": self.config}
+            state |= {name: part.state_dict() for name, part in self.parts.items()}
+            save_checkpoint(state, self.folder / "latest.pth")
 
     def save_weights(self, iteration, keep_last=None):
         """Write iter_<iteration>.pth of each network; with `keep_last`, only the newest so many stay."""
