@@ -243,8 +243,8 @@ class Run:
             weight = f", consistency weight {row['consistency_weight']:.3g}" if "consistency_weight" in row else ""
             self.log.say(f"iteration {now}: {self.phase}{weight}")
         self._settle()  # the iteration before, whose numbers have arrived by now
-        validation = dict.fromkeys(self.val_columns.values(), "")
-        self.waiting = NumbersOnTheirWay({"iteration": now, "lr": self.updater.lr, **row, **validation})
+        row = {"iteration": now, "lr": self.updater.lr, **row, **dict.fromkeys(self.val_columns.values(), "")}
+        self.waiting = NumbersOnTheirWay({**row, "skipped_steps": self.updater.skipped})
         self.last = now == args.max_iterations
         validate = bool(self.data.val.image_list) and (self.last or now % args.val_freq == 0)
         save = self.last or now % args.save_freq == 0
@@ -266,7 +266,7 @@ class Run:
             row |= self._validate()
             self.last = self.last or self._patience_is_over()
         if self.last or row["iteration"] % self.args.log_freq == 0:
-            row |= {"skipped_steps": self.updater.skipped, **self.clock.row()}
+            row |= self.clock.row()
             self.log.row(row)
             self.monitor.row(row)
             self.bar.set_postfix(loss=f"{row['loss']:.4f}")
