@@ -72,7 +72,7 @@ def split_by_patient(
     'train': cases with a label, the labelled patients' first, so that --labelnum of the training scripts, which counts
     cases, takes these with the returned 'labelnum' (of cases; None where none was asked for), and a smaller number
     takes some of them. 'unlabeled': cases without a label, of patients who are not tested or validated on. 'left_out':
-    what is in no other list: above the asked numbers, or without a label and of a patient who is tested on.
+    what is in no other list: above the asked numbers, or without a label and of a patient who is in 'val' or 'test'.
 
     `patient_id`: the pattern of `patient_of`. Without one it is that of `recognise_patients`, and SplitError where the
     names do not tell it and the split depends on it. 'patient_id' is the pattern that was used, 'patients' {patient:
