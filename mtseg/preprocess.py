@@ -82,9 +82,8 @@ def check_settings(settings):
         problems.append(f"spacing {spacing!r}")
     if settings.get("normalization") == "ct" and not (numbers(window, 2) and window[1] > 0):
         problems.append(f"window {window!r}")
-    if not (isinstance(labels, list) and all(type(v) is int and v >= 0 for v in labels) and 2 <= len(labels) <= 256):
-        problems.append(f"labels {labels!r}")
-    elif labels != sorted(set(labels)) or labels[0] != 0:
+    whole = isinstance(labels, list) and all(type(v) is int for v in labels)
+    if not (whole and 2 <= len(labels) <= 256 and labels == sorted(set(labels)) and labels[0] == 0):
         problems.append(f"labels {labels!r}")
     ignore = settings.get("ignore")
     if ignore is not None and (type(ignore) is not int or ignore in (labels or ()) or len(labels or ()) > IGNORED):
@@ -113,9 +112,9 @@ def prepare(image, affine, spacing, settings, label=None):
         raise PreprocessError(f"the image is of shape {np.shape(image)}, that is no voxels; leave the case out")
     if not np.isfinite(channels).all():
         raise PreprocessError("the image holds NaN or infinity; repair it")
-    if label is not None and label.shape != original_shape:
-        raise PreprocessError(f"the image is {original_shape} voxels and its label {label.shape}; they must agree")
     if label is not None:
+        if label.shape != original_shape:
+            raise PreprocessError(f"the image is {original_shape} voxels and its label {label.shape}; they must agree")
         ignore = settings.get("ignore")
         label = to_classes(label, settings["labels"], None if ignore is None else IGNORED, ignore)
 
