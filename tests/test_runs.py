@@ -24,6 +24,7 @@ import train_sup
 from mtseg import losses, networks, optim, ramps
 from mtseg.networks import unet
 from mtseg.script import build, endings, flags, run, runfolder
+from mtseg.script.runlog import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -89,6 +90,41 @@ def test_resuming_a_file_of_another_run_does_not_replace_the_run_in_the_folder(f
             assert [int(row["iteration"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
         assert (place / "iter_6.pth").exists()
     assert elsewhere.exists()
+
+
+def test_curves_of_a_run_that_goes_on_elsewhere_are_its_own_from_the_start(finished, copied, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data, out, folder = copied
+    lines = (folder / "metrics.csv").read_text().splitlines()
+    place = lines[0].split(",").index("loss")
+    others = [",".join("99" if n == place else cell for n, cell in enumerate(line.split(","))) for line in lines[1:]]
+    (folder / "metrics.csv").write_text("\n".join([lines[0], *others]) + "\n")  # of the run that is replaced
+    resume = ["--tensorboard", "--resume", str(finished[1] / "latest.pth")]
+    train_sup.main([*words(data, out, max_iterations=6), *resume, "--overwrite"])
+    there = train_sup.main([*words(data, tmp_path / "new", max_iterations=6), *resume])
+    for place in (folder, there):
+        with open(place / "metrics.csv", newline="") as file:
+            expected = [float(row["loss"]) for row in csv.DictReader(file)]
+        events = EventAccumulator(str(place / "tensorboard")).Reload().Scalars("loss")
+        assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+        assert [event.value for event in events] == pytest.approx(expected)
+
+
+def test_a_run_that_is_cut_off_before_its_first_row_keeps_those_of_before(finished, tmp_path):
+    _, folder = finished
+    before = (folder / "metrics.csv").read_text()
+    there = RunLog(tmp_path / "new", start=4, source=folder).folder  # and no row follows
+    assert (there / "metrics.csv").read_text() == before
+    log = RunLog(there, start=4)
+    log.row({"iteration": 5, "loss": 0.25})
+    log.row({"iteration": 6, "loss": 0.25, "late": 7})
+    with open(there / "metrics.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["late"] for row in table] == [""] * 5 + ["7"]
+    assert [row["iteration"] for row in table] == list("123456")
+    assert [row["lr"] for row in table] == [*(row["lr"] for row in csv.DictReader(before.splitlines())), "", ""]
 
 
 @pytest.mark.parametrize("left", ["latest.pth", "iter_4.pth", "metrics.csv"])

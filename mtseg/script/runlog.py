@@ -26,26 +26,29 @@ class MetricsError(ValueError):
 class RunLog:
     """`<folder>/log.txt`, a line for everything said, and `<folder>/metrics.csv`, a row per logged iteration.
 
-    The columns are those of the first row that is logged. `start`: the iteration training starts from; rows of later
-    iterations, and a last line cut short by a crash, are dropped, so that after a resume every iteration stands there
-    once. With `start=0` both files begin anew. `source`: the folder with the metrics.csv that is gone on with (default:
-    `folder`). `log_freq`: iterations between two rows, now or before, whichever is more. `notes`: a list with a
-    sentence where rows up to `start` are missing, or empty. Raises MetricsError where metrics.csv is damaged.
+    `start`: the iteration training starts from; rows of later iterations, and a last line cut short by a crash, are
+    dropped, so that after a resume every iteration stands there once. With `start=0` both files begin anew. `source`:
+    the folder with the metrics.csv that is gone on with (default: `folder`). `log_freq`: iterations between two rows,
+    now or before, whichever is more. `notes`: a list with a sentence where rows up to `start` are missing, or empty.
+    Raises MetricsError where metrics.csv is damaged.
     """
 
     def __init__(self, folder, start=0, source=None, log_freq=1):
         self.folder = Path(folder)
-        self.columns = None
+        self.columns = []
         path = Path(source or folder) / "metrics.csv"
-        self.earlier = [row for row in read_metrics(path) if int(row["iteration"]) <= start] if start else []
-        self.notes = [f"{path}: {gaps}" for gaps in missing_rows(self.earlier, start, log_freq)]
+        earlier = [row for row in read_metrics(path) if int(row["iteration"]) <= start] if start else []
+        self.notes = [f"{path}: {gaps}" for gaps in missing_rows(earlier, start, log_freq)]
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not start:
-                (self.folder / "metrics.csv").unlink(missing_ok=True)
                 (self.folder / "log.txt").write_text("")
+            if not earlier:
+                (self.folder / "metrics.csv").unlink(missing_ok=True)
         except OSError as error:
             raise self._failure(self.folder / "log.txt", error) from error
+        if earlier:
+            self._rewrite(list(earlier[0]), earlier)
 
     def say(self, text):
         """Append `text` to log.txt with the time, and print it above the progress bar."""
@@ -55,21 +58,20 @@ class RunLog:
 
     def row(self, values):
         """Append a row to metrics.csv; floats keep nine significant digits, enough for any float32."""
-        if self.columns is None:
-            self._begin(list(values))
+        if not values.keys() <= set(self.columns):
+            # A column of before that this version or these flags do not know stays: nothing that was measured is lost.
+            columns = [*values, *(name for name in self.columns if name not in values)]
+            self._rewrite(columns, list(read_metrics(self.folder / "metrics.csv")))
         cells = (values.get(column, "") for column in self.columns)
         self._append("metrics.csv", ",".join(f"{v:.9g}" if isinstance(v, float) else str(v) for v in cells) + "\n")
 
-    def _begin(self, columns):
-        """Write the header and the rows of before the resume, whole or not at all."""
-        # A column of before that this version or these flags do not know stays: nothing that was measured is lost.
-        earlier_columns = self.earlier[0] if self.earlier else ()
-        self.columns = [*columns, *(name for name in earlier_columns if name not in columns)]
+    def _rewrite(self, columns, rows):
+        """Write metrics.csv with these columns and rows, whole or not at all."""
+        self.columns = columns
         text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.earlier)
-        self.earlier = []
+        writer.writerows(rows)
         write_whole(self.folder / "metrics.csv", text.getvalue().encode())
 
     def _append(self, name, text):
