@@ -562,3 +562,22 @@ def test_real_volumes_through_the_whole_path(la_root, tmp_path):
         result = inference.main(["--model_path", str(folder / "iter_2.pth"), "--num", "1", "--stride_xy", "24"])
         assert [row["case"] for row in result["cases"]] == (la_root / "test.list").read_text().split()[:1]
     assert len(LAHeart(la_root / "data", num_classes=2)) == 80
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "remedy"),
+    [
+        (
+            train_sup.main,
+            ["--ema_decay", "0.9"],
+            "--ema_decay is a flag of train_mean_teacher.py, train_pseudo_label.py",
+        ),
+        (train_sup.main, ["--save_result", "x"], "--save_result is a flag of inference.py"),
+        (train_sup.main, ["-labelnum", "4"], "did you mean --labelnum?"),
+        (inference.main, ["--model_path", "x", "--labelnum=4"], "--labelnum is a flag of train_mean_teacher.py"),
+    ],
+)
+def test_a_flag_of_another_script_is_called_that(main, words, remedy, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2 and remedy in capsys.readouterr().err

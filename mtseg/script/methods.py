@@ -46,6 +46,12 @@ def all_flags():
     return {action.dest for path in training_scripts() for action in load_script(path).PARSER._actions}
 
 
+def scripts_with(flag):
+    """The names of the scripts, inference.py too, that have the flag `flag`, such as '--input'."""
+    scripts = [*training_scripts(), flags.HOME / "inference.py"]
+    return [path.name for path in scripts if path.is_file() and flag in load_script(path).PARSER._option_string_actions]
+
+
 def find_script(word):
     """The path of the training script that `word` names: a file, here or in the repository; a script of the repository
     without its ending, or its method. Raises MethodError."""

@@ -96,13 +96,21 @@ class Parser(argparse.ArgumentParser):
                 seen[action] = option
         return super().parse_known_args(words, namespace)
 
+    def _remedy(self, unknown):
+        """What to do about the flag `unknown`, which this script has not; '' where nothing is like it."""
+        from mtseg.script import methods  # here, as it loads the other scripts, and PyTorch with them
+
+        flag = f"--{unknown.lstrip('-')}"
+        if flag not in self._option_string_actions and (scripts := methods.scripts_with(flag)):
+            return f"; {flag} is a flag of {', '.join(scripts)}"
+        near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"; did you mean {near[0]}?" if near else ""
+
     def error(self, message):
         if self.make_error is not None:
             raise self.make_error(message)
-        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
-        if message.startswith("unrecognized arguments: --"):
-            near = difflib.get_close_matches(unknown, self._option_string_actions, n=1)
-            message += f"; did you mean {near[0]}?" if near else ""
+        if message.startswith("unrecognized arguments: -"):
+            message += self._remedy(message.split()[2].partition("=")[0])
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
