@@ -63,6 +63,8 @@ def load_checkpoint(path, map_location="cpu"):
     CheckpointError.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: is a folder; give the path of a .pth file in it")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such checkpoint; give the path of a .pth file")
     try:
@@ -83,6 +85,7 @@ def load_checkpoint(path, map_location="cpu"):
         # PyTorch's message begins with the advice to turn weights_only off, which nobody should follow.
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", message) or re.match(r"(.+)", message)
         reason = reason[1] if reason and not UNSAFE_ADVICE.search(reason[1]) else type(error).__name__
+        reason = reason.partition(". ")[0]  # PyTorch's advice follows
         raise CheckpointError(
             f"{path}: not a whole checkpoint ({reason}); copy it again or take an older one"
         ) from error
@@ -95,7 +98,9 @@ def check_whole(path):
     """
     with open(path, "rb") as file:
         if not file.read(2).startswith((b"PK", b"\x80")):  # a zip file, a pickle
-            raise CheckpointError(f"{path}: not a whole checkpoint (it begins as none); give the path of another file")
+            raise CheckpointError(
+                f"{path}: not a whole checkpoint (it does not begin as one); give the path of another file"
+            )
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:

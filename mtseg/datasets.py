@@ -65,9 +65,9 @@ def read_list(path):
     """
     path = Path(path)
     if not path.is_file():
-        missing = "list" if path.parent.is_dir() else "folder"
+        missing = f"{path}: no such list" if path.parent.is_dir() else f"{path.parent}: no such folder"
         raise DataError(
-            f"{path}: no such {missing}; a list is a text file with one case name a line, and a folder of data holds "
+            f"{missing}; a list is a text file with one case name a line, and a folder of data holds "
             f"train.list, test.list and data/<case>/mri_norm2.h5"
         )
     try:

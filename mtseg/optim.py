@@ -75,7 +75,8 @@ class Schedule:
 class Updater:
     """A step of `optimizer` with what belongs to it: scaled gradients, clipping to the norm `clip`, the `schedule`.
 
-    `skipped`: how many steps were left out because float16 overflowed. `lr`: the rate of the last step.
+    `steps`: how many were made here. `skipped`: how many of a run were left out because float16 overflowed. `lr`: the
+    rate of the last step.
     """
 
     def __init__(self, optimizer, schedule, scaler, clip=0.0):
@@ -83,11 +84,12 @@ class Updater:
         self.schedule = schedule
         self.scaler = scaler
         self.clip = clip
-        self.skipped = 0
+        self.steps = self.skipped = 0
         self.lr = schedule.lr
 
     def step(self, loss):
         """Carry the scalar `loss` back and move the weights once."""
+        self.steps += 1
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.scaler.unscale_(self.optimizer)

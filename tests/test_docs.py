@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -47,6 +48,27 @@ def python(repository, *words, cwd=None):
     done = subprocess.run(command, cwd=cwd or repository, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "sentence"),
+    [
+        ("updater.step(loss)", "loss.backward()", "nothing has been learned yet; call updater.step(loss)"),
+        ("run.end_iteration(", "dict(", "iteration 1 has not ended; call run.end_iteration"),
+        ("loss=loss, ", "", "run.end_iteration has no loss"),
+        ("entropy_loss=entropy", "entropy_loss=p", "entropy_loss has shape (2, 2, 16, 16, 16); give one number"),
+    ],
+)
+def test_a_line_that_a_new_method_forgets_ends_in_a_sentence(data, tmp_path, capsys, line, instead, sentence):
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)[1]
+    assert code.count(line) == 1
+    script = tmp_path / "train_forgetful.py"
+    script.write_text(code.replace(line, instead))
+    main = runpy.run_path(str(script))["main"]
+    with pytest.raises(SystemExit) as ended:
+        main([*TINY.split(), "--root_path", str(data), "--output_dir", str(tmp_path)])
+    assert ended.value.code == 2 and sentence in capsys.readouterr().err
+    assert not list(tmp_path.rglob("iter_*.pth"))
 
 
 def test_a_method_of_ones_own_is_one_new_file(repository, data, tmp_path):

@@ -50,8 +50,9 @@ def config_settings(parser, path):
         if key in FAST_DECIDES and config.get("fast") is True:
             continue  # this machine's --fast may be another one
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0)
-            raise FlagError(f"{path}: unknown key {key!r}; the nearest flag is {near[0]!r}")
+            near = difflib.get_close_matches(key, known, n=1)
+            remedy = f"did you mean {near[0]!r}?" if near else "take it out, or see --help all for what there is"
+            raise FlagError(f"{path}: unknown key {key!r}; {remedy}")
         if value is None:
             continue
         switch = isinstance(known[key], argparse.BooleanOptionalAction)

@@ -91,7 +91,12 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"{option} is given twice, and only the last would count; give all values behind one")
             if action in seen and action not in self.noted:
                 self.noted.add(action)
-                print(f"note: {seen[action]} and {option} are both given; the last one counts", file=sys.stderr)
+                given = (
+                    f"{option} is given twice"
+                    if seen[action] == option
+                    else f"{seen[action]} and {option} are both given"
+                )
+                print(f"note: {given}; the last one counts", file=sys.stderr)
             if action is not None and not isinstance(action, argparse._ExtendAction):
                 seen[action] = option
         return super().parse_known_args(words, namespace)

@@ -18,6 +18,7 @@ import math
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
@@ -186,8 +187,9 @@ class Run:
         self.state.save_weights(self.iteration)
         if self.iteration < self.args.max_iterations:
             self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
-        weights = self.folder / f"iter_{self.iteration}.pth"
-        self.log.say(f"done; test it with:\npython inference.py --model_path {weights}")
+        inference = "inference.py" if Path.cwd() == flags.HOME else str(flags.HOME / "inference.py")
+        words = ["python", inference, "--model_path", str(self.folder / f"iter_{self.iteration}.pth")]
+        self.log.say(f"done; test it with:\n{shlex.join(words)}")
 
     def batches(self):
         """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.
@@ -223,7 +225,12 @@ class Run:
             hidden = batch["label"].to(self.device, non_blocking=True).long()
             label = hidden.clone()
             label[data.labeled_bs :] = data.unknown
+            self.ended = False
             yield iteration, volume, label, hidden
+            if not self.ended:
+                raise runfolder.RunError(
+                    f"iteration {iteration} has not ended; call run.end_iteration(loss=loss) in the loop"
+                )
             if self.last:
                 return
 
@@ -234,7 +241,8 @@ class Run:
         number: on a CPU at once; on a GPU, where no iteration waits for the one before, an iteration later. A new word
         under 'phase' is said in the log.
         """
-        args, now = self.args, self.iteration
+        args, now, self.ended = self.args, self.iteration, True
+        self._check_row(row)
         self.clock.stepped()
         self.bar.update()
         self.ranks.average_buffers(*self.networks.values())
@@ -254,6 +262,18 @@ class Run:
             self._save()
             if args.keep_last:
                 self.state.save_weights(now, args.keep_last)
+
+    def _check_row(self, row):
+        """RunError for what a new script easily forgets, and what would make a result of nothing."""
+        if not self.updater.steps:
+            raise runfolder.RunError("nothing has been learned yet; call updater.step(loss) before run.end_iteration")
+        if "loss" not in row:
+            raise runfolder.RunError("run.end_iteration has no loss; give it loss=loss")
+        for name, value in row.items():
+            if isinstance(value, torch.Tensor) and value.dim():
+                raise runfolder.RunError(
+                    f"run.end_iteration: {name} has shape {tuple(value.shape)}; give one number, such as its mean()"
+                )
 
     def _settle(self, validate=False):
         """Take the numbers that are on their way: check the loss, validate where that is asked for, log the row."""

@@ -211,6 +211,8 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
         free -= PLATEAU_SETTINGS
     changed = [
         f"--{name} is {now} and was {then}"
+        if name in config
+        else f"--{name} was {then}, and this script has no such flag"
         for name, (now, then) in differing.items()
         if name not in free and name not in VERSIONS
     ]
