@@ -128,6 +128,15 @@ def test_nothing_overlaps(styled):
     assert texts_that_overlap(figures.boxes({f"Mean Teacher, student, {n} labels": values for n in range(5)})) == []
 
 
+def test_predictions_called_label_do_not_take_the_labels_place(styled):
+    pytest.importorskip("skimage", reason="surfaces need scikit-image")
+    case = make_case(2)
+    figure = figures.surfaces(case["label"], {"label": case["prediction"]}, {"label": "Dice 70.00 %"})
+    assert [text.get_text() for text in figure.texts] == ["label", "label\nDice 70.00 %"]
+    assert len(figure.axes) == 2 * 2 + 1  # two views of each, and the colours
+    plt.close(figure)
+
+
 def test_errors_are_drawn_where_they_are(styled):
     """A missed and a superfluous voxel block, found again in the picture by the colours of the legend."""
     case = make_case(0)

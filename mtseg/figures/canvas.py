@@ -12,6 +12,7 @@ STYLE = {
     "axes.spines.right": False,
     "hatch.linewidth": 0.6,
 }
+WIDTH = 7.0  # of a figure, in inches
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
@@ -29,6 +30,13 @@ def style():
     matplotlib.use("Agg", force=False)
     with matplotlib.rc_context(STYLE):
         yield
+
+
+def subplots(rows, columns, height, **how):
+    """(figure, grid of axes (rows, columns)) of the width that all figures have, `height` inches high."""
+    from matplotlib import pyplot as plt
+
+    return plt.subplots(rows, columns, figsize=(WIDTH, height), squeeze=False, layout="constrained", **how)
 
 
 def render(figure, format="png", dpi=150):

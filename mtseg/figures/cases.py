@@ -207,12 +207,12 @@ def median_case(folder):
     return ordered[(len(ordered) - 1) // 2] if ordered else next(iter(readers))
 
 
-def pick_for_gallery(scores, worst=5):
-    """[(place, case)]: the best, the median and the `worst` worst cases by {case: Dice}, each case once."""
+def pick_for_gallery(scores):
+    """[(place, case)]: the best, the median and the five worst cases by {case: Dice}, each case once."""
     ordered = order_cases(scores)
     places = {ordered[0]: "best"}
     places.setdefault(ordered[(len(ordered) - 1) // 2], "median")
-    for n, case in enumerate(reversed(ordered[-worst:]), start=1):
+    for n, case in enumerate(reversed(ordered[-5:]), start=1):
         places.setdefault(case, f"{n}. worst" if n > 1 else "worst")
     return [(place, case) for case, place in places.items()]
 

@@ -3,17 +3,19 @@
 import numpy as np
 from scipy import ndimage
 
-VIEWS = ((20, -60), (20, 120))
+from mtseg.figures.canvas import WIDTH
+
+VIEWS = ((20, -60), (20, 120))  # elevation and azimuth in degrees
 
 
 class MeshError(ValueError):
     """A surface that cannot be drawn; the message is one sentence with the remedy."""
 
 
-def surface(mask, spacing=(1, 1, 1), smooth=0.8):
+def surface(mask, spacing=(1, 1, 1)):
     """(vertices (N, 3) in the unit of `spacing`, faces (M, 3)) of a mask by marching cubes; needs scikit-image.
 
-    The mask is blurred by `smooth` voxels first, so that the surface shows the shape and not the voxels' steps; a mask
+    The mask is blurred a little first, so that the surface shows the shape and not the voxels' steps; a mask
     that the blur would make vanish is taken as it is. Raises MeshError for an empty mask.
     """
     try:
@@ -23,7 +25,7 @@ def surface(mask, spacing=(1, 1, 1), smooth=0.8):
     mask = np.pad(np.asarray(mask) > 0, 3).astype(np.float32)
     if not mask.any():
         raise MeshError("an empty mask has no surface; choose another case by --case")
-    blurred = ndimage.gaussian_filter(mask, smooth)
+    blurred = ndimage.gaussian_filter(mask, 0.8)
     # About 30 thousand triangles are as many as a printed panel shows and Matplotlib draws in seconds.
     step = max(1, round((np.count_nonzero(mask) ** (2 / 3) / 2500) ** 0.5))
     volume = blurred if blurred.max() > 0.5 else mask
@@ -33,10 +35,9 @@ def surface(mask, spacing=(1, 1, 1), smooth=0.8):
     return vertices - 3 * np.asarray(spacing, dtype=float), faces
 
 
-def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel", views=VIEWS, width=7.0):
-    """Label and predictions as surfaces: a column for the label and for each method, a row for each of the `views`
-    (elevation, azimuth in degrees). Each prediction is coloured by the distance to the label's surface, in `unit`. All
-    classes are one surface.
+def surfaces(label, predictions, captions, spacing=(1, 1, 1), unit="voxel"):
+    """Label and predictions as surfaces: a column for the label and for each method, a row for each of the VIEWS. Each
+    prediction is coloured by the distance to the label's surface, in `unit`. All classes are one surface.
 
     `predictions`: {method: mask (W, H, D)}; `captions`: {method: text}.
     """
@@ -49,30 +50,30 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
     # From the centre of a voxel on either side, the surface between them is half a voxel away.
     distance -= 0.5 * min(spacing)
 
-    shapes = {"label": (*surface(label, spacing), None)}
+    shapes = [("label", *surface(label, spacing), None)]
     for name, mask in predictions.items():
         vertices, faces = surface(mask, spacing)
         centres = vertices[faces].mean(axis=1) / np.asarray(spacing)
-        shapes[name] = (vertices, faces, ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest"))
-    limit = max([np.percentile(d, 99) for _, _, d in shapes.values() if d is not None] + [1.0])
-    texts = [f"{name}\n{(captions or {}).get(name, '')}".rstrip() for name in shapes]
-    low = np.min([v.min(axis=0) for v, _, _ in shapes.values()], axis=0)
-    high = np.max([v.max(axis=0) for v, _, _ in shapes.values()], axis=0)
+        distances = ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest")
+        shapes.append((f"{name}\n{captions[name]}", vertices, faces, distances))
+    limit = max([np.percentile(distances, 99) for *_, distances in shapes[1:]] + [1.0])
+    low = np.min([vertices.min(axis=0) for _, vertices, _, _ in shapes], axis=0)
+    high = np.max([vertices.max(axis=0) for _, vertices, _, _ in shapes], axis=0)
 
-    columns = len(shapes)
-    side, above, below = width / columns, 0.12 + 0.17 * (1 + max(t.count("\n") + 1 for t in texts)), 0.7
+    side, below = WIDTH / len(shapes), 0.7
+    above = 0.12 + 0.17 * (2 + max(text.count("\n") for text, *_ in shapes))
     row_height = 0.66 * side
-    total = above + len(views) * row_height + below
-    figure = plt.figure(figsize=(width, total))
+    height = above + len(VIEWS) * row_height + below
+    figure = plt.figure(figsize=(WIDTH, height))
     colours, norm = plt.get_cmap("YlGnBu"), plt.Normalize(0, limit)
-    for row, (elevation, azimuth) in enumerate(views):
-        for column, (vertices, faces, distances) in enumerate(shapes.values()):
+    for column, (text, vertices, faces, distances) in enumerate(shapes):
+        figure.text((column + 0.5) / len(shapes), 1 - 0.05 / height, text, ha="center", va="top")
+        base = np.full((len(faces), 3), 0.85) if distances is None else colours(norm(distances))
+        for row, (elevation, azimuth) in enumerate(VIEWS):
             # Matplotlib keeps a wide margin inside three-dimensional axes: they are drawn larger than their place.
-            middle = ((column + 0.5) * side, below + (len(views) - row - 0.5) * row_height)
-            box = [middle[0] - 0.61 * side, middle[1] - 0.61 * side, 1.22 * side, 1.22 * side]
-            box = [value / length for value, length in zip(box, (width, total, width, total), strict=True)]
+            x, y = (column + 0.5) * side, below + (len(VIEWS) - row - 0.5) * row_height
+            box = ((x - 0.61 * side) / WIDTH, (y - 0.61 * side) / height, 1.22 * side / WIDTH, 1.22 * side / height)
             axes = figure.add_axes(box, projection="3d", facecolor="none")
-            base = np.full((len(faces), 3), 0.85) if distances is None else colours(norm(distances))
             # Matplotlib's azimuth of a light is a compass's. The light comes from beside the viewer.
             light = LightSource(90 - (azimuth + 20), elevation + 15)
             # Edges in the faces' own colours close the hairlines between neighbouring triangles.
@@ -80,15 +81,12 @@ def surfaces(label, predictions, captions=None, spacing=(1, 1, 1), unit="voxel",
             drawn = Poly3DCollection(vertices[faces], shade=True, lightsource=light, **style)
             axes.add_collection3d(drawn)
             drawn.set_clip_on(False)
-            for setter, a, b in zip((axes.set_xlim, axes.set_ylim, axes.set_zlim), low, high, strict=True):
-                setter(a, b)
+            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
             axes.set_box_aspect(high - low)
             axes.view_init(elevation, azimuth)
             axes.set_axis_off()
             axes.set_in_layout(False)
-    for column, text in enumerate(texts):
-        figure.text((column + 0.5) / columns, 1 - 0.05 / total, text, ha="center", va="top")
-    bar = figure.add_axes((0.25, 0.28 / total, 0.5, 0.12 / total))
+    bar = figure.add_axes((0.25, 0.28 / height, 0.5, 0.12 / height))
     scale = plt.cm.ScalarMappable(norm, colours)
     figure.colorbar(scale, cax=bar, orientation="horizontal", extend="max")
     bar.set_title(f"distance to the label's surface ({unit})", fontsize=8.5, pad=3)

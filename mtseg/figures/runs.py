@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtseg.figures.canvas import subplots
 from mtseg.report.rows import frozen, settings_to_compare, tell_apart
 from mtseg.script import progress
 from mtseg.script.flags import read_config
@@ -64,12 +65,12 @@ def read_runs(runs):
     return [(names[n], config.get("seed"), columns[n]) for n, config in enumerate(configs)]
 
 
-def curves(runs, window=None, width=7.0):
+def curves(runs):
     """Training curves: a panel for each loss and logged setting that some run has, one for the validation Dice of all
     its networks; a colour and line style for each method.
 
     `runs`: (name, seed, {column: (iterations, values)}) as `read_runs` gives them; runs of one name share colour and
-    legend. Losses and distances are moving averages over `window` rows (default: a fiftieth of the longest run).
+    legend. Losses and distances are moving averages over a fiftieth of the longest run's rows.
     """
     from matplotlib import pyplot as plt
 
@@ -78,13 +79,13 @@ def curves(runs, window=None, width=7.0):
         if title not in NOT_DRAWN:
             panels += [(_title(column), [column], how) for column in shown] if how == "noisy" else [(title, shown, how)]
     longest = max(len(columns[c][0]) for _, _, columns in runs for _, shown, _ in panels for c in shown if c in columns)
-    window = window or max(1, longest // 50)
+    window = max(1, longest // 50)
     names = list(dict.fromkeys(name for name, _, _ in runs))
     styles = {name: {"color": SERIES[i % 8], "linestyle": DASHES[i % 8]} for i, name in enumerate(names)}
     networks = dict.fromkeys(_network(column) for column in logged if column.startswith("val_dice"))
     marks_of = {network: MARKERS[number % len(MARKERS)] for number, network in enumerate(networks)}
     rows = math.ceil((len(panels) + 1) / 2)
-    figure, grid = plt.subplots(rows, 2, figsize=(width, 0.3 + 1.9 * rows), squeeze=False, layout="constrained")
+    figure, grid = subplots(rows, 2, 0.3 + 1.9 * rows)
     for axes, (title, shown, how) in zip(grid.flat, panels, strict=False):
         for name, _, columns in runs:
             several = sum(other == name for other, _, _ in runs) > 1
@@ -94,9 +95,7 @@ def curves(runs, window=None, width=7.0):
                 values = moving_average(values, window) if how == "noisy" else values
                 marks = marks_of[_network(column)] | {"markersize": 3.5} if how == "points" else {}
                 axes.plot(*thinned(iterations, values), **style, **marks)
-        axes.set_title(title)
-        axes.set_xlabel("iteration")
-        axes.set_xlim(left=0)
+        axes.set(title=title, xlabel="iteration", xlim=(0, None))
         axes.grid(color="#DDDDDD", linewidth=0.5)
         axes.set_axisbelow(True)
         axes.ticklabel_format(axis="y", scilimits=(-3, 4), useMathText=True, useOffset=False)
@@ -144,18 +143,16 @@ def boxes_of(rows):
     return boxes(values, rows[0].unit, "mean " if several else "", "  ".join(notes))
 
 
-def boxes(methods, unit="voxel", mean="", note="", width=7.0):
+def boxes(methods, unit="voxel", mean="", note=""):
     """Box plots of Dice and HD95 over the cases, a box for each method.
 
     `methods`: {name: {'dice': values in 0 .. 1, 'hd95': values}}. The box is the quartiles, the line the median, the
     whiskers reach to the last value within 1.5 of the box's length; every case is a dot. NaN is left out and counted.
     `mean`: before the names of the metrics, such as 'mean '; `note`: a sentence beneath.
     """
-    from matplotlib import pyplot as plt
-
     rng = np.random.default_rng(0)
     height = 1.0 + 0.45 * len(methods) + (0.2 if note else 0)
-    figure, grid = plt.subplots(1, 2, figsize=(width, height), layout="constrained", sharey=True)
+    figure, (grid,) = subplots(1, 2, height, sharey=True)
     metrics = (("dice", f"{mean}Dice (%)", 100), ("hd95", f"{mean}HD95 ({unit})", 1))
     for axes, (metric, title, scale) in zip(grid, metrics, strict=True):
         for i, values in enumerate(methods.values()):

@@ -1,8 +1,8 @@
 """Slices of cases: image, label and prediction as contours, errors in colour and hatched. Needs Matplotlib.
 
-A case is what figures/cases.py makes, or a dict of arrays (W, H, D) alone: 'image', 'label', 'prediction'; a label that
-is None is not drawn. `width`: of the figure, in inches. Each function returns a Matplotlib figure, or draws on the axes
-it is given. Of one class label and prediction have a colour each; of several each class has one, in all that is drawn.
+A case is what figures/cases.py makes, or a dict of arrays (W, H, D) alone: 'image', 'label', 'prediction'; a mask that
+is None is not drawn. Each function returns a Matplotlib figure, or draws on the axes it is given. Of one class label
+and prediction have a colour each; of several each class has one, in all that is drawn.
 """
 
 import math
@@ -10,6 +10,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
+from mtseg.figures.canvas import WIDTH, subplots
 from mtseg.figures.cases import best_median_worst, caption, classes_of
 from mtseg.script.progress import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW
 
@@ -52,7 +53,7 @@ def _spacing(case):
 
 def _errors(label, prediction, number, several):
     """[(mask, colour, hatch)] of what is wrong in a slice about class `number`."""
-    colour = _colours(number)
+    colour = _colour(number)
     missed, too_much = (colour, colour) if several else (BLUE, YELLOW)
     return [
         ((label == number) & (prediction == 0), missed, HATCHES["missed"]),
@@ -61,15 +62,14 @@ def _errors(label, prediction, number, several):
     ]
 
 
-def _colours(number):
+def _colour(number):
     return CLASSES[(number - 1) % len(CLASSES)]
 
 
-def draw_slice(axes, case, axis, index, prediction=True):
+def draw_slice(axes, case, axis, index):
     """Slice `index` across `axis` of a case on the Matplotlib `axes`: the image, the label's contour (solid), that of
     the prediction (dashed), and between them what is missed (dotted), too much (hatched) or of a wrong class (crossed).
     """
-
     from matplotlib.patheffects import withStroke
 
     def cut(name):
@@ -78,26 +78,21 @@ def draw_slice(axes, case, axis, index, prediction=True):
     low, high = np.percentile(case["image"], [1, 99.5])
     rest = [side for number, side in enumerate(_spacing(case)) if number != axis]
     axes.imshow(cut("image"), cmap="gray", vmin=low, vmax=high, origin="lower", aspect=rest[1] / rest[0])
-    classes, masks = list(classes_of(case)), {}
-    if case["label"] is not None:
-        masks["label"] = cut("label")
-    if prediction:
-        masks["prediction"] = cut("prediction")
+    classes = list(classes_of(case))
+    masks = {name: cut(name) for name in DASHES if case[name] is not None}
     if len(masks) == 2:
         for mask, colour, hatch in (e for c in classes for e in _errors(*masks.values(), c, len(classes) > 1)):
             if mask.any():
                 axes.contourf(mask, levels=[0.5, 1.5], colors=[colour], alpha=0.45, hatches=[hatch])
     for name, mask in masks.items():
         for number in (number for number in classes if (mask == number).any()):
-            colour = _colours(number) if len(classes) > 1 else {"label": SKY, "prediction": ORANGE}[name]
+            colour = _colour(number) if len(classes) > 1 else {"label": SKY, "prediction": ORANGE}[name]
             style = {"colors": [colour], "linestyles": [DASHES[name]], "linewidths": 1.6}
             drawn = axes.contour(mask == number, levels=[0.5], **style)
             # In grey print the colours are as light as the blood around them: a dark edge keeps the lines visible.
             drawn.set_path_effects([withStroke(linewidth=2.8, foreground="black")])
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
 
 
 def slice_legend(cases):
@@ -115,7 +110,7 @@ def slice_legend(cases):
     if any(case["label"] is None for case in cases):
         del lines["label"]
         fills = {}
-    handles = [patch(_colours(n), f"class {classes[n]}") for n in sorted(classes)] if several else []
+    handles = [patch(_colour(n), f"class {classes[n]}") for n in sorted(classes)] if several else []
     handles += [Line2D([], [], color=c, linewidth=1.8, linestyle=DASHES[name], label=name) for name, c in lines.items()]
     return handles + [patch(colour, name, HATCHES[name]) for name, colour in fills.items()]
 
@@ -126,12 +121,10 @@ def legend_below(figure, cases):
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2)
 
 
-def overlay(case, title="", width=7.0):
+def overlay(case, title=""):
     """Three orthogonal slices through the label's largest section, and three through the worst error; without a label,
     three through the prediction's largest section. `title`: a line above, such as case and metrics.
     """
-    from matplotlib import pyplot as plt
-
     label, prediction, spacing = case["label"], case["prediction"], _spacing(case)
     places = {"largest section": largest_section(prediction if label is None else label)}
     worst = None if label is None else worst_error(label, prediction, spacing)
@@ -140,10 +133,8 @@ def overlay(case, title="", width=7.0):
     shape = np.array(prediction.shape) * spacing
     widths = (shape[1], shape[0], shape[0])
     tallest = max(shape[2], shape[1])
-    height = 0.9 + len(places) * (0.2 + 0.96 * width * tallest / sum(widths))
-    figure, grid = plt.subplots(
-        len(places), 3, figsize=(width, height), squeeze=False, layout="constrained", width_ratios=widths
-    )
+    height = 0.9 + len(places) * (0.2 + 0.96 * WIDTH * tallest / sum(widths))
+    figure, grid = subplots(len(places), 3, height, width_ratios=widths)
     for row, (name, place) in zip(grid, places.items(), strict=True):
         for axis, axes in enumerate(row):
             draw_slice(axes, case, axis, place[axis])
@@ -154,50 +145,44 @@ def overlay(case, title="", width=7.0):
     return figure
 
 
-def compare(cases, captions=None, width=7.0):
+def compare(cases, captions):
     """The same case under several methods, a column each, and its label in the last: three slices, a row each.
 
     `cases`: {method: case} with the same image and label. `captions`: {method: text}, such as Dice and HD95. The slices
     are those of the label's largest section, without a label those of the first prediction's.
     """
-    from matplotlib import pyplot as plt
-
     first = next(iter(cases.values()))
-    labelled = first["label"] is not None
-    place = largest_section(first["label"] if labelled else first["prediction"])
+    place = largest_section(first["prediction"] if first["label"] is None else first["label"])
     shape = np.array(first["prediction"].shape) * _spacing(first)
     heights = (shape[2], shape[2], shape[1])
     widest = max(shape[0], shape[1])
-    shown = [*cases.items(), *([("label", first)] if labelled else [])]
-    height = 1.1 + width / len(shown) * sum(heights) / widest
-    figure, grid = plt.subplots(
-        3, len(shown), figsize=(width, height), squeeze=False, layout="constrained", height_ratios=heights
-    )
-    for column, (name, case) in enumerate(shown):
-        for axis in range(3):
-            draw_slice(grid[axis, column], case, axis, place[axis], prediction=column < len(cases))
-            if column == 0:
-                grid[axis, 0].set_ylabel(f"{AXES[axis]} = {place[axis]}")
-        text = (captions or {}).get(name, "") if column < len(cases) else ""
-        grid[0, column].set_title(f"{name}\n{text}" if captions else name)
+    shown = [(f"{name}\n{captions[name]}", case) for name, case in cases.items()]
+    if first["label"] is not None:
+        shown.append(("label\n", first | {"prediction": None, "classes": classes_of(first)}))
+    height = 1.1 + WIDTH / len(shown) * sum(heights) / widest
+    figure, grid = subplots(3, len(shown), height, height_ratios=heights)
+    for column, (title, case) in zip(grid.T, shown, strict=True):
+        for axis, axes in enumerate(column):
+            draw_slice(axes, case, axis, place[axis])
+        column[0].set_title(title)
+    for axis, axes in enumerate(grid[:, 0]):
+        axes.set_ylabel(f"{AXES[axis]} = {place[axis]}")
     legend_below(figure, cases.values())
     return figure
 
 
-def gallery(cases, width=7.0):
+def gallery(cases):
     """Of each case the slice across z in which most voxels are wrong.
 
     `cases`: a list of (text, name, case), such as the best, the median and the worst, drawn four in a row.
     """
-    from matplotlib import pyplot as plt
-
     columns = 4
     legend_has_a_place = len(cases) % columns > 0
     rows = math.ceil(len(cases) / columns)
     shapes = [np.array(case["label"].shape) * _spacing(case) for _, _, case in cases]
     tallest = max(shape[1] / shape[0] for shape in shapes)
-    height = rows * (0.95 + 0.96 * tallest * width / columns) + (0 if legend_has_a_place else 0.5)
-    figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    height = rows * (0.95 + 0.96 * tallest * WIDTH / columns) + (0 if legend_has_a_place else 0.5)
+    figure, grid = subplots(rows, columns, height)
     for axes, (text, name, case) in zip(grid.flat, cases, strict=False):
         wrong = (case["label"] != case["prediction"]).sum(axis=(0, 1))
         place = int(wrong.argmax()) if wrong.any() else largest_section(case["label"])[2]
@@ -209,8 +194,7 @@ def gallery(cases, width=7.0):
         axes.axis("off")
     drawn = [case for _, _, case in cases]
     if legend_has_a_place:
-        place = grid.flat[len(cases)]
-        place.legend(handles=slice_legend(drawn), loc="center", frameon=False, handlelength=2.2)
+        grid.flat[len(cases)].legend(handles=slice_legend(drawn), loc="center", frameon=False, handlelength=2.2)
     else:
         legend_below(figure, drawn)
     return figure

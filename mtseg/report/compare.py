@@ -7,18 +7,18 @@ from mtseg.report.rows import RowError, frozen, plain_setting, without_common_fo
 MARKS = "†‡§¶‖"
 
 
-def _words(text):
-    return re.sub("[(),;]", " ", text).split()
-
-
 def find_baseline(rows, words):
     """The rows that `words` names, one for each data set and number of labels; RowError if none or several.
 
     Each word is one of a row's name (method, settings, weights) or its number of labels. A row whose name has no
     further word goes before those that have.
     """
-    wanted = set(_words(words))
-    known = {id(row): {*_words(row.name), str(row.labelnum)} for row in rows if row.results}
+
+    def words_of(text):
+        return re.sub("[(),;]", " ", text).split()
+
+    wanted = set(words_of(words))
+    known = {id(row): {*words_of(row.name), str(row.labelnum)} for row in rows if row.results}
     named = [row for row in rows if row.results and wanted <= known[id(row)]]
     named = [row for row in named if known[id(row)] <= wanted | {str(row.labelnum)}] or named
     if not named:
@@ -30,7 +30,7 @@ def find_baseline(rows, words):
             places = " and ".join(f"{r.name} ({r.results[0].path.parent})" for r in (row, twin))
             # What only one of them is called; a row that lacks such a word is meant by all of its words.
             more = [sorted(known[id(a)] - known[id(b)]) for a, b in ((row, twin), (twin, row))]
-            calls = [[*_words(words), *m] if m else _words(r.name) for m, r in zip(more, (row, twin), strict=True)]
+            calls = [[*words_of(words), *m] if m else words_of(r.name) for m, r in zip(more, (row, twin), strict=True)]
             how = " or ".join(f"--baseline {' '.join(call)!r}" for call in calls)
             how = how if any(more) else "leave one of them out"
             raise RowError(f"--baseline {words!r} names two rows with {row.labelnum} labels, {places}; {how}")
@@ -45,7 +45,7 @@ def baseline_of(row, baselines):
 
 def mark_rows(rows, reference):
     """Fill in the `differences` of each row from `reference`, its `faults`, whatever it stands beside, and the `mark`
-    of a row that has either; returns the footnotes, [(mark, why)].
+    of a row that has either; returns the footnotes, sentences that begin with the mark.
 
     What one of two rows does not record counts as no difference.
     """
@@ -57,7 +57,7 @@ def mark_rows(rows, reference):
             why = "; ".join([*row.faults, beside] if row.differences else row.faults)
             repeats, which = divmod(len(footnotes), len(MARKS))
             row.mark = footnotes.setdefault(why, MARKS[which] * (repeats + 1))
-    return [(mark, f"{why}.") for why, mark in footnotes.items()]
+    return [f"{mark} {why}." for why, mark in footnotes.items()]
 
 
 def _faults(row):

@@ -43,7 +43,6 @@ def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_cl
         more += [] if beside else [f"{published} has no figures for these data and numbers of labels."]
         rows += beside
     footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
-    footnotes = [f"{mark} {why}" for mark, why in footnotes]
     return _table(rows, metrics, baselines, footnotes, [*more, *notes], per_class), rows
 
 
@@ -99,7 +98,7 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
         cells.append([*texts, *([text] for text in [*shown, row.selection, row.source])])
         records.append(_record(row, label, entries, cost))
 
-    kept, constant = _columns_that_vary(columns, cells, per_class)
+    kept, constant = _columns_that_vary(columns, cells)
     explained = [*constant, *_explanations(measured, baselines)]
     if several_classes and not per_class:
         explained.append("All metrics are means over the classes of a case.")
@@ -171,11 +170,9 @@ def _duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def _columns_that_vary(columns, cells, per_class):
+def _columns_that_vary(columns, cells):
     """(indices of the columns to print, sentences for the others): what is the same in all rows is said once."""
-    foldable = {"dataset", "parameters", "training", "inference a case", "selection", "source"}
-    if not per_class:
-        foldable.add("class")
+    foldable = {"dataset", "class", "parameters", "training", "inference a case", "selection", "source"}
     kept, sentences = [], []
     for i, name in enumerate(columns):
         values = {tuple(row[i]) for row in cells}
