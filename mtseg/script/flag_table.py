@@ -15,10 +15,10 @@ A JSON file with any of them is given by `--config`; the command line wins. A ru
 def shown(action):
     """A flag's default, as Markdown."""
     default = action.default
-    if default is None or default is False:
-        return "" if action.default is None else "off"
-    if default is True:
-        return "on"
+    if default is None:
+        return ""
+    if isinstance(default, bool):
+        return "on" if default else "off"
     return f"`{' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default}`"
 
 
