@@ -28,6 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from seeds import BenchmarkError, check_ended
+
 import inference
 from mtseg.checkpoint import file_sha256, write_whole
 from mtseg.datasets import find_root, read_list
@@ -61,10 +63,10 @@ def train(script, run, flags, deadline):
             raise OutOfTime(f"{run} is being trained") from None
         finally:
             stop(process)
+    check_ended(script, code, run / "train.log")
     weights = trained_weights(run, ended=True)
-    if code or not weights:
-        last = "".join((run / "train.log").read_text(errors="replace").strip().splitlines()[-1:])
-        raise SystemExit(f"{script} ended with exit code {code} ({last}); all its output is in {run / 'train.log'}")
+    if not weights:
+        raise BenchmarkError(f"{run}: {script} left no weights there; its output is in {run / 'train.log'}")
     return weights
 
 
@@ -129,7 +131,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     deadline = time.monotonic() + 60 * args.minutes
 
-    with one_sentence():
+    with one_sentence(BenchmarkError):
         root, scripts = find_root(args.root_path), [find_script(word) for word in args.methods]
         for name in ("train.list", "test.list", "data"):
             if not (root / name).exists():

@@ -24,15 +24,24 @@ from mtseg.script.flags import HOME, one_sentence
 from mtseg.script.methods import find_script, trained_weights
 
 
+class BenchmarkError(Exception):
+    """A run that failed, or that lacks what was asked for; the message is one sentence with the remedy."""
+
+
+def check_ended(script, code, log):
+    """BenchmarkError where a script failed, with the last line of its output, which is in the file `log`."""
+    if code:
+        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        raise BenchmarkError(f"{script} ended with exit code {code} ({last}); all its output is in {log}")
+
+
 def run(words, log):
-    """Run a script on one thread, its output in the file `log`; SystemExit with its last words where it fails."""
+    """Run a script on one thread, its output in the file `log`."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "ab") as file:
         done = subprocess.run([sys.executable, *map(str, words)], stdout=file, stderr=file, env=environment)
-    if done.returncode:
-        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
-        raise SystemExit(f"{words[0]} ended with exit code {done.returncode} ({last}); all its output is in {log}")
+    check_ended(words[0], done.returncode, log)
 
 
 def train_and_test(args, script, seed):
@@ -42,7 +51,7 @@ def train_and_test(args, script, seed):
         run([script, "--seed", seed, "--output_dir", out, "--resume", *args.flags], out / "train.log")
     weights = trained_weights(out, args.weights, ended=True)
     if weights is None or not weights.is_file():
-        raise SystemExit(f"{out}: has no weights of a {args.weights}; take other --weights, or another script")
+        raise BenchmarkError(f"{out}: has no weights of a {args.weights}; take other --weights, or another script")
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     strides = {name: getattr(args, name) for name in ("stride_xy", "stride_z") if getattr(args, name)}
     tested = read_result(result) if result.is_file() else None
@@ -64,7 +73,7 @@ def main(argv=None):
     parser.add_argument("flags", nargs=argparse.REMAINDER, help="flags of the script")
     args = parser.parse_args(argv)
 
-    with one_sentence():
+    with one_sentence(BenchmarkError):
         script = find_script(args.script)
         name = script.relative_to(HOME) if HOME in script.parents else script
         asked, record = {"script": str(name), "flags": args.flags}, args.out / "command.json"

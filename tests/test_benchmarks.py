@@ -191,6 +191,30 @@ def test_seeds_trains_any_script_and_prints_the_reports_table(data, tmp_path, ca
     assert not (tmp_path / "other").exists()
 
 
+def test_a_training_that_fails_ends_a_benchmark_in_a_sentence(data, tmp_path, capsys):
+    wrong = ["--root_path", str(data), "--labelnum", "3", "--no_such_flag", "1"]
+    full = [
+        "--root_path",
+        str(data),
+        "--out",
+        str(tmp_path / "full"),
+        "--labels",
+        "3",
+        "--flags",
+        "--no_such_flag",
+        "1",
+    ]
+    for main, words in (
+        (seeds.main, ["--seeds", "1", "--out", str(tmp_path / "seeds"), "train_sup", *wrong]),
+        (la_full.main, full),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        error = capsys.readouterr().err
+        assert (stopped.value.code, error.count("\n")) == (2, 1), error
+        assert "ended with exit code 2" in error and "no_such_flag" in error and "train.log" in error
+
+
 def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = ROOT / "recipes/train_cps.py"
