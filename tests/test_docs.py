@@ -83,6 +83,16 @@ def test_a_method_of_ones_own_is_one_new_file(repository, data, tmp_path):
     assert "EntMin" in report
 
 
+def test_a_recipe_that_is_being_written_is_in_nobodys_way(repository, data, tmp_path):
+    (repository / "recipes/train_half.py").write_text("from mtseg import nothing_of_this_name\n")
+    try:
+        (tmp_path / "settings.json").write_text(json.dumps({"consistency_type": "kl", "seed": 2}))
+        words = [*TINY.split(), "--root_path", data, "--config", tmp_path / "settings.json", "--output_dir", tmp_path]
+        assert "left out" in python(repository, repository / "train_sup.py", *words)
+    finally:
+        (repository / "recipes/train_half.py").unlink()
+
+
 def test_a_method_of_ones_own_is_found_by_tests_and_docs(repository):
     python(repository, "-m", "mtseg.script.flag_table")
     assert "recipes/train_entropy.py" in (repository / "docs/flags.md").read_text()

@@ -340,6 +340,12 @@ def test_weights_that_are_not_numbers_are_not_saved(capsys, data, tmp_path):
     assert all(v.isfinite().all() for v in torch.load(latest, weights_only=True)["model"].values())
 
 
+def test_a_run_whose_weights_grow_beyond_all_bounds_does_not_end_as_a_success(capsys, data, tmp_path):
+    message = sentence(capsys, train_sup.main, flags(data, tmp_path, base_lr=1e14, max_iterations=1))
+    assert "the weights reach" in message and "--base_lr" in message
+    assert not list(folder_of(tmp_path, "supervised").glob("*.pth"))
+
+
 def test_a_full_disk_in_a_run_leaves_the_last_checkpoint(data, tmp_path):
     train_sup.main(flags(data, tmp_path, max_iterations=2))
     folder = folder_of(tmp_path, "supervised")

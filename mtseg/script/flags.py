@@ -130,7 +130,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     flag("--batch_size", type=positive, default=4 if unlabeled else 2, help="patches an iteration")
     rare("--deterministic", type=int, choices=(0, 1), default=1, help="1: the same seed gives the same weights")
     flag("--seed", type=natural, default=1337, help="seed of weights, batches, crops, noise and dropout")
-    flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
     flag("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision of the forward passes")
     flag("--fast", action=switch, default=False, help=FAST)
     rare("--compile", action=switch, default=False, help="torch.compile the networks; changes the last digits")

@@ -38,7 +38,7 @@ def inference_parser(description):
     flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
     rare("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
-    flag("--gpu", default="0", help="number of the GPU; without one the CPU is used")
+    flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
     flag("--fast", action="store_true", help=FAST)
     rare("--winograd", action="store_true", help=WINOGRAD)
     rare("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)

@@ -3,6 +3,7 @@
 To load a script is to load PyTorch, too.
 """
 
+import contextlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -22,13 +23,27 @@ def training_scripts():
 
 
 def load_script(path):
-    """The training script at `path` as a module, whose PARSER has its flags, and whose main(argv) trains."""
+    """The script at `path` as a module: its PARSER has its flags, its main(argv) runs it. Raises MethodError."""
     if path.stem in sys.modules:
         return sys.modules[path.stem]
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        module.PARSER  # noqa: B018
+    except Exception as error:
+        raise MethodError(f"{path}: cannot be loaded ({type(error).__name__}: {error}); mend it") from error
+    sys.modules[path.stem] = module
     return module
+
+
+def parsers(paths):
+    """{path: parser} of the scripts `paths`. One that cannot be loaded, being written perhaps, is left out."""
+    loaded = {}
+    for path in paths:
+        with contextlib.suppress(MethodError):
+            loaded[path] = load_script(path).PARSER
+    return loaded
 
 
 def method_of(path):
@@ -38,18 +53,18 @@ def method_of(path):
 
 def names():
     """The names of all methods."""
-    return [method_of(path) for path in training_scripts()]
+    return [parser.get_default("model") for parser in parsers(training_scripts()).values()]
 
 
 def all_flags():
     """The names of the flags that the training scripts have, all together."""
-    return {action.dest for path in training_scripts() for action in load_script(path).PARSER._actions}
+    return {action.dest for parser in parsers(training_scripts()).values() for action in parser._actions}
 
 
 def scripts_with(flag):
     """The names of the scripts, inference.py too, that have the flag `flag`, such as '--input'."""
-    scripts = [*training_scripts(), flags.HOME / "inference.py"]
-    return [path.name for path in scripts if path.is_file() and flag in load_script(path).PARSER._option_string_actions]
+    scripts = parsers([*training_scripts(), flags.HOME / "inference.py"])
+    return [path.name for path, parser in scripts.items() if flag in parser._option_string_actions]
 
 
 def find_script(word):
@@ -62,7 +77,7 @@ def find_script(word):
     by_name = {path.stem: path for path in scripts}
     if word in by_name:
         return by_name[word]
-    by_method = {method_of(path): path for path in scripts}
+    by_method = {parser.get_default("model"): path for path, parser in parsers(scripts).items()}
     if word in by_method:
         return by_method[word]
     raise MethodError(f"{word}: no such training script; there are {', '.join(by_name)}, or give the path of your own")

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mtseg.allocator import keep_freed_memory
-from mtseg.checkpoint import load_checkpoint
+from mtseg.checkpoint import LARGEST_WEIGHT, load_checkpoint
 from mtseg.collate import collate
 from mtseg.distributed import Silent, joined_ranks
 from mtseg.metrics import dice
@@ -325,8 +325,11 @@ class Run:
 
     def _check_finite(self):
         for net in self.networks.values():
-            if not all(value.isfinite().all() for value in net.state_dict().values()):
-                self._fail(f"the weights are not finite after iteration {self.iteration}", self.iteration)
+            weights = [value for value in net.state_dict().values() if value.is_floating_point()]
+            largest = torch.stack([value.abs().max().double() for value in weights]).max().item()  # NaN if one is
+            if not largest <= LARGEST_WEIGHT:
+                what = f"the weights reach {largest:.3g}" if math.isfinite(largest) else "the weights are not finite"
+                self._fail(f"{what} after iteration {self.iteration}", self.iteration)
 
     def _fail(self, what, iteration):
         """NotFiniteError: what happened, what is left of the run, and what to do."""
