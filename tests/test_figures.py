@@ -85,7 +85,7 @@ def test_the_surface_of_a_ball_is_that_of_a_sphere():
     assert measure.mesh_surface_area(vertices, faces) == pytest.approx(4 * math.pi * 12**2, rel=0.04)
     vertices, _ = figures.surface(ball((40, 40, 40), (20, 20, 20), 12), spacing=(1, 2, 3))
     assert vertices.mean(axis=0) == pytest.approx([20, 40, 60], abs=0.5)
-    with pytest.raises(figures.MeshError, match="empty mask"):
+    with pytest.raises(figures.FigureError, match="empty mask"):
         figures.surface(np.zeros((8, 8, 8)))
 
 

@@ -200,7 +200,7 @@ def test_scans_without_labels_are_no_result_and_no_obstacle(tmp_path):
     assert len(rows) == 1 and not any("not been tested" in note for note in table.notes)
     # Ten scans were segmented, two of them measured.
     assert float(next(iter(records(table).values()))["inference_seconds_a_case"]) == 0.5
-    with pytest.raises(report.ResultError, match=r"nothing was measured.*--labels"):
+    with pytest.raises(report.ReportError, match=r"nothing was measured.*--labels"):
         report.report([folder / "iter_6_imagesTs/metrics.json"])
 
 
@@ -333,7 +333,7 @@ def test_a_baseline_that_is_not_one_row_says_how_to_name_it(tmp_path):
     write_run(tmp_path, dice=dice)
     write_run(tmp_path, dice=dice, weights="ema_iter_6")
     write_run(tmp_path / "small", dice=dice, weights="iter_6", protocol={**PROTOCOL, "stride_xy": 8})
-    with pytest.raises(report.RowError) as error:
+    with pytest.raises(report.ReportError) as error:
         report.report([tmp_path], baseline="MT")
     said = str(error.value)
     folders = [str(path.parent) for path in tmp_path.rglob("metrics.json")]
@@ -404,7 +404,7 @@ def test_results_of_replaced_weights_are_left_out_and_named(tmp_path):
     table, rows = report.report([tmp_path])
     assert [r.seed for row in rows for r in row.results] == [1]
     assert any(f"{file} is left out" in note and str(weights) in note for note in table.notes)
-    with pytest.raises(report.ResultError, match=r"holds other weights than those it tested"):
+    with pytest.raises(report.ReportError, match=r"holds other weights than those it tested"):
         report.report([file])
     # Beside the weights lies another run's config.json by now; a result that lies elsewhere stays, marked, without it.
     elsewhere = tmp_path / "results"

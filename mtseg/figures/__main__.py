@@ -17,12 +17,12 @@ import math
 from pathlib import Path
 
 from mtseg.checkpoint import write_whole
-from mtseg.figures.canvas import SUFFIXES, render, style
+from mtseg.figures.canvas import SUFFIXES, FigureError, render, style
 from mtseg.figures.cases import caption, median_case, named_folders, read_everywhere
-from mtseg.figures.meshes import MeshError, surfaces
+from mtseg.figures.meshes import surfaces
 from mtseg.figures.runs import boxes_of, curves, find_runs, read_runs
 from mtseg.figures.slices import compare, gallery_of, overlay
-from mtseg.report import RowError, find_results, group_results, mark_rows
+from mtseg.report import ReportError, find_results, group_results, mark_rows
 from mtseg.script.flags import FlagError, Parser, one_sentence, positive
 
 
@@ -45,12 +45,12 @@ def parse_flags(argv):
 
 
 def comparable_rows(paths):
-    """The rows of the report on `paths`; RowError where two of them cannot stand in one picture."""
+    """The rows of the report on `paths`; ReportError where two of them cannot stand in one picture."""
     rows, _ = group_results(find_results(paths)[0])
     mark_rows(rows, rows[0])
     odd = next((row for row in rows if row.differences), None)
     if odd:
-        raise RowError(f"{odd.name} is not comparable with {rows[0].name} ({odd.incomparable}); leave it out")
+        raise ReportError(f"{odd.name} is not comparable with {rows[0].name} ({odd.incomparable}); leave it out")
     return rows
 
 
@@ -71,7 +71,7 @@ def draw_one_case(args):
         return compare(cases, captions)
     first = next(iter(cases.values()))
     if first["label"] is None:
-        raise MeshError(f"case {name} has no label: there is no surface to measure the distance to; draw its overlay")
+        raise FigureError(f"case {name} has no label: there is no surface to measure the distance to; draw its overlay")
     masks = {method: case["prediction"] for method, case in cases.items()}
     return surfaces(first["label"], masks, captions, first["spacing"], first["unit"])
 

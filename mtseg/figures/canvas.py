@@ -16,17 +16,17 @@ WIDTH = 7.0  # of a figure, in inches
 SUFFIXES = (".png", ".pdf", ".svg")
 
 
-class CanvasError(ValueError):
-    """There is nothing to draw with; the message is one sentence with the remedy."""
+class FigureError(ValueError):
+    """A picture that cannot be drawn; the message is one sentence with the file or folder and the remedy."""
 
 
 @contextlib.contextmanager
 def style():
-    """A context in which figures have this look and need no display; CanvasError where Matplotlib is missing."""
+    """A context in which figures have this look and need no display; FigureError where Matplotlib is missing."""
     try:
         import matplotlib
     except ImportError as error:
-        raise CanvasError('pictures need Matplotlib: pip install "mtseg[plot]"') from error
+        raise FigureError('pictures need Matplotlib: pip install "mtseg[plot]"') from error
     matplotlib.use("Agg", force=False)
     with matplotlib.rc_context(STYLE):
         yield

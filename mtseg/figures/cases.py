@@ -13,16 +13,13 @@ import h5py
 import numpy as np
 
 from mtseg.datasets import read_hdf5
+from mtseg.figures.canvas import FigureError
 from mtseg.layouts import find_cases, stem
 from mtseg.metrics import dice, hd95
 from mtseg.preprocess import PreprocessError, to_classes
 from mtseg.volumes import ENDINGS, read_channels, read_on_grid, read_volume
 
 RECORDED = ("num_classes", "ignore_index", "spacing")  # of how a case was measured, in its file
-
-
-class CaseError(ValueError):
-    """Predictions that cannot be shown; the message is one sentence with the file and the remedy."""
 
 
 def classes_of(case):
@@ -46,25 +43,25 @@ def read_case(path):
             record = json.loads(file.attrs.get("case", "{}"))
             record = {name: record[name] for name in RECORDED if name in record}
     except FileNotFoundError as error:
-        raise CaseError(f"{path}: no such file; write it with inference.py --save_result") from error
+        raise FigureError(f"{path}: no such file; write it with inference.py --save_result") from error
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         lacks = f"{path}: holds no image, label and prediction ({reason})"
-        raise CaseError(f"{lacks}; write it again with inference.py --save_result") from error
+        raise FigureError(f"{lacks}; write it again with inference.py --save_result") from error
     return checked(case, path, **record)
 
 
 def checked(case, path, num_classes=None, values=None, ignore_index=None, spacing=None):
-    """`case`, read from `path`, with what a case holds beside the arrays; CaseError where it cannot be drawn.
+    """`case`, read from `path`, with what a case holds beside the arrays; FigureError where it cannot be drawn.
 
     As when it is measured, voxels of the label `ignore_index` are background in label and prediction.
     """
     image, label, prediction = (case[name] for name in ("image", "label", "prediction"))
     image = case["image"] = image[0] if image.ndim == 4 else image
     if prediction.ndim != 3 or any(a is not None and a.shape != prediction.shape for a in (image, label)):
-        raise CaseError(f"{path}: image, label and prediction have different shapes; write it again")
+        raise FigureError(f"{path}: image, label and prediction have different shapes; write it again")
     if min(image.shape) < 2:
-        raise CaseError(f"{path}: its shape {image.shape} is no volume: there is no contour to draw; leave it out")
+        raise FigureError(f"{path}: its shape {image.shape} is no volume: there is no contour to draw; leave it out")
     if label is not None and ignore_index is not None:
         ignored = label == ignore_index
         case["label"], case["prediction"] = np.where(ignored, 0, label), np.where(ignored, 0, prediction)
@@ -76,10 +73,10 @@ def checked(case, path, num_classes=None, values=None, ignore_index=None, spacin
 
 def case_readers(folder):
     """{case: function that reads it} of the predictions in `folder`, that of --save_result or the one with the results
-    of `inference.py --input`. Raises CaseError where there are none."""
+    of `inference.py --input`. Raises FigureError where there are none."""
     folder = Path(folder)
     if folder.is_file():
-        raise CaseError(f"{folder}: is a file; give its folder, {folder.parent}, and --case {stem(folder) or 'NAME'}")
+        raise FigureError(f"{folder}: is a file; give its folder, {folder.parent}, and --case {stem(folder) or 'NAME'}")
     results = folder.parent if folder.name == "predictions" else folder
     if (results / "cases.jsonl").is_file():
         readers = readers_of_scans(results)
@@ -87,7 +84,7 @@ def case_readers(folder):
         readers = {path.stem: partial(read_case, path) for path in sorted(folder.glob("*.h5"))}
     if not readers:
         remedy = f"write them with inference.py --save_result {folder}, or by --input"
-        raise CaseError(f"{folder}: holds no predictions; {remedy}")
+        raise FigureError(f"{folder}: holds no predictions; {remedy}")
     return readers
 
 
@@ -103,9 +100,9 @@ def readers_of_scans(results):
         num_classes, ignore_index = result["network"]["num_classes"], result["protocol"].get("ignore_index")
         values, ignore = preprocessing.get("labels", list(range(num_classes))), preprocessing.get("ignore")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CaseError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error
+        raise FigureError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error
     if not source.exists():
-        raise CaseError(f"{path}: the scans were in {source}, which is gone; put them back, or segment again")
+        raise FigureError(f"{path}: the scans were in {source}, which is gone; put them back, or segment again")
     cases, _ = find_cases(source, preprocessing.get("channels"), labels, broken={})
     written = {stem(file): file for file in (results / "predictions").glob("*") if stem(file)}
     return {
@@ -126,12 +123,14 @@ def read_scan(case, path, values, num_classes, ignore_index, ignore, unit):
     else:
         prediction = to_classes(read_volume(path).array, values)
     if volume.array.shape[-3:] != prediction.shape:
-        raise CaseError(f"{path}: lies on the grid of the scan, {case.images[0]} was prepared; give --input the scans")
+        raise FigureError(
+            f"{path}: lies on the grid of the scan, {case.images[0]} was prepared; give --input the scans"
+        )
     label = volume.label if case.label is None else read_on_grid(case.label, volume)
     try:
         label = None if label is None else to_classes(label, values, ignore_index, None if hdf5 else ignore)
     except PreprocessError as error:
-        raise CaseError(f"{case.label or case.images[0]}: {error}") from error
+        raise FigureError(f"{case.label or case.images[0]}: {error}") from error
     spacing = tuple(map(float, volume.spacing)) if unit == "mm" else None
     arrays = {"image": volume.array, "label": label, "prediction": prediction}
     return checked(arrays, path, num_classes, values, ignore_index, spacing)
@@ -172,7 +171,7 @@ def named_folders(words):
         name, _, folder = str(word).rpartition("=")
         name = name or Path(folder).name
         if name in folders:
-            raise CaseError(f"{word}: two folders are called {name!r}; name them, as in supervised=FOLDER MT=FOLDER")
+            raise FigureError(f"{word}: two folders are called {name!r}; name them, as in supervised=FOLDER MT=FOLDER")
         folders[name] = Path(folder)
     return folders
 
@@ -183,15 +182,15 @@ def read_everywhere(folders, name):
     for method, folder in folders.items():
         readers = case_readers(folder)
         if name not in readers:
-            raise CaseError(f"{folder}: holds no case {name}; there are {', '.join([*readers][:5])}, ...")
+            raise FigureError(f"{folder}: holds no case {name}; there are {', '.join([*readers][:5])}, ...")
         cases[method] = readers[name]()
     first = next(iter(cases.values()))
     for method, case in cases.items():
         other = f"is not that of {next(iter(folders.values()))}"
         if not np.array_equal(first["label"], case["label"]):
-            raise CaseError(f"{folders[method]}: the label of {name} {other}; compare predictions of the same data")
+            raise FigureError(f"{folders[method]}: the label of {name} {other}; compare predictions of the same data")
         if first["image"].shape != case["image"].shape:
-            raise CaseError(f"{folders[method]}: the scan of {name} {other}; compare predictions of the same data")
+            raise FigureError(f"{folders[method]}: the scan of {name} {other}; compare predictions of the same data")
     return cases
 
 
@@ -225,5 +224,5 @@ def best_median_worst(folder):
     readers = case_readers(folder)
     scores = scores_of(readers)
     if not scores:
-        raise CaseError(f"{folder}: its scans have no labels, so none is best or worst; draw the overlay of one")
+        raise FigureError(f"{folder}: its scans have no labels, so none is best or worst; draw the overlay of one")
     return [(place, name, readers[name]()) for place, name in pick_for_gallery(scores)], len(scores)

@@ -3,28 +3,24 @@
 import numpy as np
 from scipy import ndimage
 
-from mtseg.figures.canvas import WIDTH
+from mtseg.figures.canvas import WIDTH, FigureError
 
 VIEWS = ((20, -60), (20, 120))  # elevation and azimuth in degrees
-
-
-class MeshError(ValueError):
-    """A surface that cannot be drawn; the message is one sentence with the remedy."""
 
 
 def surface(mask, spacing=(1, 1, 1)):
     """(vertices (N, 3) in the unit of `spacing`, faces (M, 3)) of a mask by marching cubes; needs scikit-image.
 
     The mask is blurred a little first, so that the surface shows the shape and not the voxels' steps; a mask
-    that the blur would make vanish is taken as it is. Raises MeshError for an empty mask.
+    that the blur would make vanish is taken as it is. Raises FigureError for an empty mask.
     """
     try:
         from skimage.measure import marching_cubes
     except ImportError as error:
-        raise MeshError('surfaces need scikit-image: pip install "mtseg[plot]"') from error
+        raise FigureError('surfaces need scikit-image: pip install "mtseg[plot]"') from error
     mask = np.pad(np.asarray(mask) > 0, 3).astype(np.float32)
     if not mask.any():
-        raise MeshError("an empty mask has no surface; choose another case by --case")
+        raise FigureError("an empty mask has no surface; choose another case by --case")
     blurred = ndimage.gaussian_filter(mask, 0.8)
     # About 30 thousand triangles are as many as a printed panel shows and Matplotlib draws in seconds.
     step = max(1, round((np.count_nonzero(mask) ** (2 / 3) / 2500) ** 0.5))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtseg.figures.canvas import subplots
+from mtseg.figures.canvas import FigureError, subplots
 from mtseg.report.rows import frozen, settings_to_compare, tell_apart
 from mtseg.script import progress
 from mtseg.script.flags import read_config
@@ -20,17 +20,13 @@ MARKERS = ({"marker": "o"}, {"marker": "o", "fillstyle": "none"}, {"marker": "s"
 NOT_DRAWN = ("seconds per iteration", "peak memory (MB)")  # of the panels of progress.png
 
 
-class RunError(ValueError):
-    """A run whose curves cannot be drawn; the message is one sentence with the folder and the remedy."""
-
-
 def find_runs(paths):
-    """The folders of the runs at or under `paths`, each once; RunError where there is none at or under one of them."""
+    """The folders of the runs at or under `paths`, each once; FigureError where there is none at or under one of them."""
     runs = {}
     for path in map(Path, paths):
         configs = sorted(path.rglob("config.json"))
         if not configs:
-            raise RunError(f"{path}: no run with a config.json there; give runs' folders, or folders above them")
+            raise FigureError(f"{path}: no run with a config.json there; give runs' folders, or folders above them")
         runs |= {config.parent.resolve(): config.parent for config in configs}
     return list(runs.values())
 
@@ -39,15 +35,13 @@ def read_runs(runs):
     """[(name, seed, {column: (iterations, values)})] of the folders of `runs`, for `curves`.
 
     Runs that differ in the seed alone have one name; others of one method and number of labels are told apart by the
-    settings in which they differ. Raises RunError, FlagError for a damaged config.json, and MetricsError.
+    settings in which they differ. Raises FigureError, FlagError for a damaged config.json, and MetricsError.
     """
     configs = [read_config(Path(run) / "config.json") for run in runs]
     columns = [read_columns(Path(run) / "metrics.csv")[0] for run in runs]
     for run, config, column in zip(runs, configs, columns, strict=True):
         if not {"model", "labelnum"} <= config.keys() or not panels_of(column):
-            raise RunError(
-                f"{run}: not a run with config.json and metrics.csv; give the folder of a run that has begun"
-            )
+            raise FigureError(f"{run}: not a run with config.json and metrics.csv; give a run that has begun")
     several = len({config.get("dataset_name") for config in configs}) > 1
     groups = {}
     for number, config in enumerate(configs):

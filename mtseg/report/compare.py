@@ -2,13 +2,14 @@
 
 import re
 
-from mtseg.report.rows import RowError, frozen, plain_setting, without_common_folders
+from mtseg.report.read import ReportError
+from mtseg.report.rows import frozen, plain_setting, without_common_folders
 
 MARKS = "†‡§¶‖"
 
 
 def find_baseline(rows, words):
-    """The rows that `words` names, one for each data set and number of labels; RowError if none or several.
+    """The rows that `words` names, one for each data set and number of labels; ReportError if none or several.
 
     Each word is one of a row's name (method, settings, weights) or its number of labels. A row whose name has no
     further word goes before those that have.
@@ -23,7 +24,7 @@ def find_baseline(rows, words):
     named = [row for row in named if known[id(row)] <= wanted | {str(row.labelnum)}] or named
     if not named:
         names = "; ".join(f"{row.name} {row.labelnum}" for row in rows if row.results)
-        raise RowError(f"--baseline {words!r} names no row; there are: {names}")
+        raise ReportError(f"--baseline {words!r} names no row; there are: {names}")
     for row in named:
         twin = next((r for r in named if (r.dataset, r.labelnum) == (row.dataset, row.labelnum) and r is not row), None)
         if twin:
@@ -33,7 +34,7 @@ def find_baseline(rows, words):
             calls = [[*words_of(words), *m] if m else words_of(r.name) for m, r in zip(more, (row, twin), strict=True)]
             how = " or ".join(f"--baseline {' '.join(call)!r}" for call in calls)
             how = how if any(more) else "leave one of them out"
-            raise RowError(f"--baseline {words!r} names two rows with {row.labelnum} labels, {places}; {how}")
+            raise ReportError(f"--baseline {words!r} names two rows with {row.labelnum} labels, {places}; {how}")
     return named
 
 

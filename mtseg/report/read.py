@@ -12,8 +12,9 @@ from mtseg.script.flags import read_config
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}
 
 
-class ResultError(ValueError):
-    """A result that cannot be read; the message is one sentence with the file and the remedy."""
+class ReportError(ValueError):
+    """Results that cannot be read, or do not fit into one table; the message is one sentence with the files and the
+    remedy."""
 
 
 @dataclass
@@ -75,15 +76,15 @@ def read_result(path):
     content = read_config(path)
     rows = content.get("cases")
     if rows == []:
-        raise ResultError(f"{path}: nothing was measured, the scans had no labels; give inference.py --labels")
+        raise ReportError(f"{path}: nothing was measured, the scans had no labels; give inference.py --labels")
     if not (isinstance(rows, list) and all(isinstance(r, dict) and {"case", "class"} <= r.keys() for r in rows)):
-        raise ResultError(f"{path}: holds no cases of inference.py; test the checkpoint again or move the file away")
+        raise ReportError(f"{path}: holds no cases of inference.py; test the checkpoint again or move the file away")
     for row in rows:
         for key, value in row.items():
             if key not in ("case", "class") and not (value is None or isinstance(value, (int, float))):
-                raise ResultError(f"{path}: {key} of case {row['case']} is {value!r}, no number; test again")
+                raise ReportError(f"{path}: {key} of case {row['case']} is {value!r}, no number; test again")
         if not isinstance(row["class"], (int, str)):
-            raise ResultError(f"{path}: class {row['class']!r} of case {row['case']} is no class; test again")
+            raise ReportError(f"{path}: class {row['class']!r} of case {row['case']} is no class; test again")
     rows = [
         {plain(k): v for k, v in row.items()} | {"case": plain(row["case"])} for row in rows if row["class"] != "mean"
     ]
@@ -156,12 +157,12 @@ def find_results(paths):
 
     `paths`: run folders, result folders, metrics.json files, or folders above them. In a folder, files of scans that
     had no labels are passed over, and results that lie in a run whose weights were replaced since they were tested.
-    Raises ResultError, and FlagError for a file that is no JSON.
+    Raises ReportError, and FlagError for a file that is no JSON.
     """
     files, runs = {}, {}
     for path in map(Path, paths):
         if not path.exists():
-            raise ResultError(f"{path}: no such file or folder; give runs, folders above them, or metrics.json files")
+            raise ReportError(f"{path}: no such file or folder; give runs, folders above them, or metrics.json files")
         for file in [path] if path.is_file() else sorted(path.rglob("metrics.json")):
             files[file.resolve()] = file
         for config in sorted(path.rglob("config.json")) if path.is_dir() else []:
@@ -173,9 +174,9 @@ def find_results(paths):
     results = [result for result in every if result not in old]
     notes = [f"{o.path} is left out: {o.replaced} holds other weights than those it tested; test them." for o in old]
     if old and not results:
-        raise ResultError(f"{old[0].path}: {old[0].replaced} holds other weights than those it tested; test them")
+        raise ReportError(f"{old[0].path}: {old[0].replaced} holds other weights than those it tested; test them")
     if not results:
-        raise ResultError(
+        raise ReportError(
             f"{', '.join(map(str, paths))}: no metrics.json there; test a checkpoint first: python inference.py "
             f"--model_path <run>/iter_<N>.pth"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtseg.report.read import plain
+from mtseg.report.read import ReportError, plain
 from mtseg.report.summary import average_seeds
 from mtseg.results import scale
 from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
@@ -21,10 +21,6 @@ from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
 ALIKE = (FREE_SETTINGS | set(VERSIONS) | {"seed", "labelnum"}) - {
     *("max_iterations", "patience", "teacher_checkpoint", "teacher_checkpoint_for", "pretrained", "exp")
 }
-
-
-class RowError(ValueError):
-    """Results that do not fit into one table; the message is one sentence with the files and the remedy."""
 
 
 @dataclass
@@ -107,11 +103,10 @@ def read_published(path):
                     )
                 )
     except OSError as error:
-        raise RowError(f"{path}: cannot be read ({error.strerror}); give the file behind --published") from error
+        raise ReportError(f"{path}: cannot be read ({error.strerror}); give the file behind --published") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RowError(
-            f"{path}: line {len(rows) + 2} is not a published figure ({error}); see data/published/la.csv"
-        ) from error
+        line = f"{path}: line {len(rows) + 2} is not a published figure ({error})"
+        raise ReportError(f"{line}; see data/published/la.csv") from error
     return rows
 
 
@@ -129,7 +124,7 @@ def settings_to_compare(configs):
 
 
 def group_results(results):
-    """(rows, notes): results that differ in the seed alone become one Row. Raises RowError on two of one seed.
+    """(rows, notes): results that differ in the seed alone become one Row. Raises ReportError on two of one seed.
 
     The same checkpoint tested twice in the same way counts once. Rows that would have the same name are told apart by
     the settings in which they differ.
@@ -150,7 +145,7 @@ def group_results(results):
         twin = next((other for other in members if result.seed is not None and other.seed == result.seed), None)
         if twin:
             labels = "" if result.labelnum is None else f" with {result.labelnum} labels"
-            raise RowError(
+            raise ReportError(
                 f"{result.path} and {twin.path}: two results of {result.method}{labels} and seed {result.seed}, of "
                 f"different weights; give one of them"
             )

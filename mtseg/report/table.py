@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from mtseg.report.compare import baseline_of, find_baseline, mark_rows
-from mtseg.report.read import ResultError, find_results
+from mtseg.report.read import ReportError, find_results
 from mtseg.report.rows import group_results, read_published
 from mtseg.report.summary import RESAMPLES, paired_test, statistics
 from mtseg.results import heading, is_distance, scale
@@ -29,13 +29,13 @@ class Table:
 
 def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_class=False):
     """(Table, rows) of all results at or under `paths`. With `per_class`, a line for each class and one for the mean
-    over them, else the latter alone. Raises ResultError, RowError, and FlagError for a file that is no JSON."""
+    over them, else the latter alone. Raises ReportError, and FlagError for a file that is no JSON."""
     results, notes = find_results(paths)
     rows, more = group_results(results)
     absent = [m for m in metrics if not any(m in case for result in results for case in result.cases)]
     if absent:
         names = sorted({key for case in results[0].cases for key in case} - {"case", "class"})
-        raise ResultError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
+        raise ReportError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
     baselines = find_baseline(rows, baseline) if baseline else []
     if published:
         wanted = {(row.dataset, row.labelnum) for row in rows}
