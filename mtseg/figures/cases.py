@@ -123,9 +123,7 @@ def read_scan(case, path, values, num_classes, ignore_index, ignore, unit):
     else:
         prediction = to_classes(read_volume(path).array, values)
     if volume.array.shape[-3:] != prediction.shape:
-        raise FigureError(
-            f"{path}: lies on the grid of the scan, {case.images[0]} was prepared; give --input the scans"
-        )
+        raise FigureError(f"{path}: is on the scan's own grid, {case.images[0]} was prepared; give --input the scans")
     label = volume.label if case.label is None else read_on_grid(case.label, volume)
     try:
         label = None if label is None else to_classes(label, values, ignore_index, None if hdf5 else ignore)

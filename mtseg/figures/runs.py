@@ -21,7 +21,7 @@ NOT_DRAWN = ("seconds per iteration", "peak memory (MB)")  # of the panels of pr
 
 
 def find_runs(paths):
-    """The folders of the runs at or under `paths`, each once; FigureError where there is none at or under one of them."""
+    """The folders of the runs at or under `paths`, each once; FigureError where one of them has none."""
     runs = {}
     for path in map(Path, paths):
         configs = sorted(path.rglob("config.json"))

@@ -1,8 +1,7 @@
 """A table as aligned text, Markdown, LaTeX or CSV.
 
-A table is an object with `columns`: headings; `rows`: for each a list of cells, a cell a list of lines; `notes`:
-sentences beneath; `records`: the same as flat dicts, for CSV. A cell of "-" is unknown. Names come from files of other
-people: no format lets one of them become a command, a link, a tag or a formula.
+A table is a table.Table; a cell of "-" is unknown. Names come from files of other people: no format lets one of them
+become a command, a link, a tag or a formula.
 """
 
 import csv
