@@ -137,6 +137,20 @@ def test_predictions_called_label_do_not_take_the_labels_place(styled):
     plt.close(figure)
 
 
+def test_an_empty_prediction_is_an_empty_place_beside_the_others(styled):
+    pytest.importorskip("skimage", reason="surfaces need scikit-image")
+    case = make_case(2)
+    nothing = np.zeros_like(case["label"])
+    figure = figures.surfaces(
+        case["label"], {"a": nothing, "b": case["prediction"]}, {"a": "Dice 0 %", "b": "Dice 70 %"}
+    )
+    assert [text.get_text() for text in figure.texts] == ["label", "a\nDice 0 %\nempty", "b\nDice 70 %"]
+    assert len(figure.axes) == 2 * 2 + 1  # two views of the label and of b, and the colours
+    alone = figures.surfaces(case["label"], {"a": nothing}, {"a": "Dice 0 %"})
+    assert len(alone.axes) == 2 + 1
+    plt.close("all")
+
+
 def test_errors_are_drawn_where_they_are(styled):
     """A missed and a superfluous voxel block, found again in the picture by the colours of the legend."""
     case = make_case(0)

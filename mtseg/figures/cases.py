@@ -20,6 +20,7 @@ from mtseg.preprocess import PreprocessError, to_classes
 from mtseg.volumes import ENDINGS, read_channels, read_on_grid, read_volume
 
 RECORDED = ("num_classes", "ignore_index", "spacing")  # of how a case was measured, in its file
+WORST = ("worst", "2nd worst", "3rd worst", "4th worst", "5th worst")  # places in a gallery
 
 
 def classes_of(case):
@@ -209,8 +210,8 @@ def pick_for_gallery(scores):
     ordered = order_cases(scores)
     places = {ordered[0]: "best"}
     places.setdefault(ordered[(len(ordered) - 1) // 2], "median")
-    for n, case in enumerate(reversed(ordered[-5:]), start=1):
-        places.setdefault(case, f"{n}. worst" if n > 1 else "worst")
+    for place, case in zip(WORST, reversed(ordered[-5:]), strict=False):
+        places.setdefault(case, place)
     return [(place, case) for case, place in places.items()]
 
 

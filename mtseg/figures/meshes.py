@@ -33,7 +33,8 @@ def surface(mask, spacing=(1, 1, 1)):
 
 def surfaces(label, predictions, captions, spacing=(1, 1, 1), unit="voxel"):
     """Label and predictions as surfaces: a column for the label and for each method, a row for each of the VIEWS. Each
-    prediction is coloured by the distance to the label's surface, in `unit`. All classes are one surface.
+    prediction is coloured by the distance to the label's surface, in `unit`. All classes are one surface; an empty
+    prediction is an empty place.
 
     `predictions`: {method: mask (W, H, D)}; `captions`: {method: text}.
     """
@@ -48,13 +49,16 @@ def surfaces(label, predictions, captions, spacing=(1, 1, 1), unit="voxel"):
 
     shapes = [("label", *surface(label, spacing), None)]
     for name, mask in predictions.items():
+        if not np.any(mask):
+            shapes.append((f"{name}\n{captions[name]}\nempty", None, None, None))
+            continue
         vertices, faces = surface(mask, spacing)
         centres = vertices[faces].mean(axis=1) / np.asarray(spacing)
         distances = ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest")
         shapes.append((f"{name}\n{captions[name]}", vertices, faces, distances))
-    limit = max([np.percentile(distances, 99) for *_, distances in shapes[1:]] + [1.0])
-    low = np.min([vertices.min(axis=0) for _, vertices, _, _ in shapes], axis=0)
-    high = np.max([vertices.max(axis=0) for _, vertices, _, _ in shapes], axis=0)
+    limit = max([np.percentile(distances, 99) for *_, distances in shapes if distances is not None] + [1.0])
+    low = np.min([vertices.min(axis=0) for _, vertices, _, _ in shapes if vertices is not None], axis=0)
+    high = np.max([vertices.max(axis=0) for _, vertices, _, _ in shapes if vertices is not None], axis=0)
 
     side, below = WIDTH / len(shapes), 0.7
     above = 0.12 + 0.17 * (2 + max(text.count("\n") for text, *_ in shapes))
@@ -64,6 +68,8 @@ def surfaces(label, predictions, captions, spacing=(1, 1, 1), unit="voxel"):
     colours, norm = plt.get_cmap("YlGnBu"), plt.Normalize(0, limit)
     for column, (text, vertices, faces, distances) in enumerate(shapes):
         figure.text((column + 0.5) / len(shapes), 1 - 0.05 / height, text, ha="center", va="top")
+        if vertices is None:
+            continue
         base = np.full((len(faces), 3), 0.85) if distances is None else colours(norm(distances))
         for row, (elevation, azimuth) in enumerate(VIEWS):
             # Matplotlib keeps a wide margin inside three-dimensional axes: they are drawn larger than their place.
