@@ -45,8 +45,9 @@ def train(args, run):
     student, teacher = build.make_forward(args, run, model), build.make_forward(args, run, ema_model)
     updater = build.make_updater(args, run, model.parameters())
     strengths = build.make_strengths(args)
-    masked = bool(strengths) or args.consistency_threshold > 0
+    masked = bool(strengths) or args.consistency_threshold > 0  # some voxels are not compared
     first = 0 if args.consistency_on == "all" else data.labeled_bs  # the patches from here on are compared
+    # A strong view of a labelled patch has voxels without a label: out of view, or cut out.
     supervised = build.make_supervised(args, run, unknown=masked and first == 0)
     distance = DISTANCES[args.consistency_type]
     ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
