@@ -3,6 +3,7 @@
 import copy
 import math
 
+import pytest
 import torch
 import torch.nn.functional as F
 from test_recipe import batches, column, run, supervised_loss, weights
@@ -96,3 +97,10 @@ def test_cps_computes_its_equations(data, tmp_path):
     close(weights(folder, f"iter_{ITERATIONS}.pth"), networks[0].state_dict())
     close(weights(folder, f"second_iter_{ITERATIONS}.pth"), networks[1].state_dict())
     assert any(not torch.equal(a, b) for a, b in zip(*(net.parameters() for net in networks), strict=True))
+
+
+def test_two_networks_do_not_start_from_the_same_weights(data, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("CPS", data, tmp_path / "runs", pretrained=tmp_path / "any.pth")
+    assert stopped.value.code == 2 and "--pretrained: both networks" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
