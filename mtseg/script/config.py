@@ -32,7 +32,7 @@ def config_settings(parser, path):
     Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over. Settings
     that only other scripts have are left out, and a line says so.
     """
-    from mtseg.script import methods  # here, as it loads the other scripts, and PyTorch with them
+    from mtseg.script import methods  # here, as its scripts need this module
 
     if not path.is_file():
         raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")

@@ -43,15 +43,15 @@ def page():
     """The text of docs/flags.md: the flags of Mean Teacher, what other scripts have besides, those of inference.py."""
     scripts = methods.training_scripts()
     first = next(path for path in scripts if path.name == "train_mean_teacher.py")
-    parser = methods.load_script(first).PARSER
+    parser = methods.parser_of(first)
     text = f"{HEAD}\n## {first.name}\n{table(parser)}\n"
     known = {(action.dest, shown(action)) for action in parser._actions}
     for path in scripts:
-        others = table(methods.load_script(path).PARSER, known)
+        others = table(methods.parser_of(path), known)
         if path != first:
             name = path.relative_to(flags.HOME)
             text += f"\n## {name}\n\nOf its flags, these are its own or have other defaults than above:\n{others}\n"
-    inference = methods.load_script(flags.HOME / "inference.py").PARSER
+    inference = methods.parser_of(flags.HOME / "inference.py")
     return text + f"\n## inference.py\n{table(inference)}\n"
 
 

@@ -1,6 +1,6 @@
 """The training scripts that there are: a method is one file, and whoever needs all of them finds them here.
 
-To load a script is to load PyTorch, too.
+Flags and names are read from the scripts' heads, which end where they answer --help: no PyTorch is loaded.
 """
 
 import contextlib
@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 
 from mtseg.script import flags
-from mtseg.script.run import PREFIXES
-from mtseg.script.runfolder import numbered_weights
 
 
 class MethodError(ValueError):
@@ -23,18 +21,24 @@ def training_scripts():
 
 
 def load_script(path):
-    """The script at `path` as a module: its PARSER has its flags, its main(argv) runs it. Raises MethodError."""
-    if path.stem in sys.modules:
-        return sys.modules[path.stem]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    try:
+    """The script at `path` as a module, with its main(argv); it loads PyTorch."""
+    if path.stem not in sys.modules:
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-        module.PARSER  # noqa: B018
+        sys.modules[path.stem] = module
+    return sys.modules[path.stem]
+
+
+def parser_of(path):
+    """The PARSER of the script at `path`. Raises MethodError."""
+    try:
+        head = path.read_text(encoding="utf-8").partition("\nflags.answer_help(")[0]
+        namespace = {"__name__": path.stem, "__file__": str(path)}
+        exec(compile(head, path, "exec"), namespace)
+        return namespace["PARSER"]
     except Exception as error:
         raise MethodError(f"{path}: cannot be loaded ({type(error).__name__}: {error}); mend it") from error
-    sys.modules[path.stem] = module
-    return module
 
 
 def parsers(paths):
@@ -42,13 +46,13 @@ def parsers(paths):
     loaded = {}
     for path in paths:
         with contextlib.suppress(MethodError):
-            loaded[path] = load_script(path).PARSER
+            loaded[path] = parser_of(path)
     return loaded
 
 
 def method_of(path):
     """The name of the method of the script at `path`: the default of its --model, such as 'MT'."""
-    return load_script(path).PARSER.get_default("model")
+    return parser_of(path).get_default("model")
 
 
 def names():
@@ -88,6 +92,9 @@ def trained_weights(folder, weights="student", ended=False):
 
     `ended`: it has. With --keep_last, a run that stopped early cannot be told from one that was cut off.
     """
+    from mtseg.script.run import PREFIXES
+    from mtseg.script.runfolder import numbered_weights  # here, as both load PyTorch
+
     configs = list(Path(folder).glob("model/*/*/config.json"))
     files = numbered_weights(configs[0].parent) if configs else []
     if not files:

@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
 
     def _remedy(self, unknown):
         """What to do about the flag `unknown`, which this script has not; '' where nothing is like it."""
-        from mtseg.script import methods  # here, as it loads the other scripts, and PyTorch with them
+        from mtseg.script import methods  # here, as its scripts need this module
 
         flag = f"--{unknown.lstrip('-')}"
         if flag not in self._option_string_actions and (scripts := methods.scripts_with(flag)):
