@@ -90,7 +90,7 @@ def cpu_step(quick, scratch):
         told, system, size = ({name: [f[i] for f in found] for name, found in told.items()} for i in range(3))
         differs = []
         for name, numbers in told.items():  # the second follows a step, over which batch norm amplifies rounding
-            for turn, tolerance in enumerate((1e-5, 1e-3)):
+            for turn, tolerance in enumerate((1e-4, 1e-3)):  # sums over a million voxels in float32: 4e-5 was seen
                 what = f"losses of iteration {turn + 1}, {name}, family,"
                 differs += differences(what, numbers[turn], told["family"][turn], rtol=tolerance)
         batch = batch_of(patch_size, CPU)
