@@ -1,11 +1,12 @@
 """Whether the training scripts compute the same weights, bit for bit, as those of another commit on this machine.
 
     python benchmarks/same_bits.py 371cded                     # Mean Teacher, supervised and pseudo-labels
-    python benchmarks/same_bits.py HEAD --script recipes/train_ua_mt.py -- --strong_noise 0.1
+    python benchmarks/same_bits.py HEAD --script train_sup.py -- --strong_noise 0.1
 
 Trains each script of both commits for 20 iterations on the Phantom data with default flags (and what follows --), this
 one with one and two data workers and once more interrupted after 10 iterations and resumed. Prints a line for each
-comparison; the exit code is 1 where any weight differs.
+comparison; the exit code is 1 where any weight differs. A method that depends on --max_iterations, such as UA-MT,
+cannot be resumed under another one, and ends there.
 """
 
 import argparse

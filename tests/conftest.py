@@ -23,6 +23,10 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 COMPILER = shlex.split(os.environ.get("CC") or "cc")[0]
 needs_compiler = pytest.mark.skipif(shutil.which(COMPILER) is None, reason=f"needs a C compiler: {COMPILER}")
 
+# Flags of a training on make_data's volumes, whose folder is called as LA's is.
+TINY = {"n_filters": 2, "num_workers": 0, "patch_size": "16 16 16", "stride_xy": 8, "stride_z": 8, "progress": 0}
+TINY |= {"dataset_name": "LA"}
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 only_on_the_cpu = pytest.mark.parametrize("device", ["cpu"], indirect=True)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import make_data, needs_compiler, only_on_the_cpu, write_case
+from conftest import TINY, make_data, needs_compiler, only_on_the_cpu, write_case
 
 import train_mean_teacher
 from mtseg.distributed import Ranks
@@ -40,16 +40,7 @@ def on_every_device(device):
 
 def run(model, data, out, *more, labelnum=3, **changes):
     """Train for a few iterations; returns the run's folder."""
-    given = {"root_path": data, "output_dir": out, "labelnum": labelnum, "max_iterations": 4, "n_filters": 2}
-    given |= {
-        "num_workers": 0,
-        "patch_size": "16 16 16",
-        "stride_xy": 8,
-        "stride_z": 8,
-        "progress": 0,
-        "dataset_name": "LA",
-    }
-    given |= changes
+    given = {**TINY, "root_path": data, "output_dir": out, "labelnum": labelnum, "max_iterations": 4, **changes}
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
     return SCRIPTS[model].main([*words, *more])
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import make_data
+from conftest import TINY, make_data
 
 import inference
 import train_mean_teacher
@@ -34,15 +34,7 @@ SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup}
 
 
 def flags(data, out, **changes):
-    given = {"root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 6, "n_filters": 2, "save_freq": 2}
-    given |= {
-        "num_workers": 0,
-        "patch_size": "16 16 16",
-        "stride_xy": 8,
-        "stride_z": 8,
-        "progress": 0,
-        "dataset_name": "LA",
-    }
+    given = {**TINY, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 6, "save_freq": 2}
     given |= changes
     return [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
 

@@ -36,13 +36,13 @@ def config_settings(parser, path):
 
     if not path.is_file():
         raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
-    left_out = []
+    left_out, elsewhere = [], methods.all_flags()
     known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     config, settings = read_config(path), {}
     for key, value in config.items():
         if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
             continue
-        if key not in known and key in methods.all_flags():
+        if key not in known and key in elsewhere:
             left_out.append(key)
             continue
         if key == "model" and value != parser.get_default("model") and value in methods.names():
