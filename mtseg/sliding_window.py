@@ -1,6 +1,7 @@
-"""Segmentation of whole volumes by overlapping windows, the protocol of UA-MT and LASeg."""
+"""Segmentation of whole volumes and images by overlapping windows, the protocol of UA-MT and LASeg."""
 
 import copy
+import functools
 import itertools
 import math
 
@@ -19,44 +20,49 @@ class NotFiniteScoresError(ArithmeticError):
 def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2, weighting="uniform", batch_size=None):
     """Average softmax scores over all windows of `image`; returns (label_map, score_map).
 
-    `image`: (W, H, D) or (C, W, H, D) array. `net`: logits (N, num_classes, *patch_size) for (N, C, *patch_size), in
-    the mode and on the device it is in (call net.eval() first: in training mode, batch normalization would mix the
-    windows of a batch; `optimize_for_inference(net)` is faster). Windows of `patch_size` voxels start every
-    `stride_xy` voxels along W and H and every `stride_z` along D; the last of each row is moved back to end with the
-    volume. Strides are never larger than the patch (see `covering_strides`), so that a window covers every voxel. A
-    volume smaller than the patch is padded with 0 on both sides and cut back afterwards.
+    `image`: (*spatial) or (C, *spatial) array; spatial are W, H, D, or H, W where `patch_size` has two numbers.
+    `net`: logits (N, num_classes, *patch_size) for (N, C, *patch_size), in the mode and on the device it is in (call
+    net.eval() first: in training mode, batch normalization would mix the windows of a batch;
+    `optimize_for_inference(net)` is faster). Windows of `patch_size` voxels start every `stride_xy` voxels along W and
+    H and every `stride_z` along D (unused in 2-D, where it may be None); the last of each row is moved back to end with
+    the volume. Strides are never larger than the patch (see `covering_strides`), so that a window covers every voxel.
+    A volume smaller than the patch is padded with 0 on both sides and cut back afterwards.
 
     `weighting`: 'uniform', the papers' protocol, or 'gaussian': a window's scores count less towards its border, as in
     nnU-Net (Isensee et al., Nature Methods 2021), by a Gaussian with a deviation of an eighth of the patch.
     `batch_size`: windows that the network sees at a time; by default 2 on the CPU, where more are no faster, and on a
     GPU as many as have 4 million voxels. The scores do not depend on it but for rounding.
-    Beside the image and the scores, memory holds one batch, however large the volume. Of a volume whose scores a GPU
-    has no room for, image and scores stay in the computer's memory.
+    Beside the image (as float32 without padding it is not copied) and the scores, memory holds one batch and, at the
+    end, the label map and what one class's scores take, however large the volume. Of a volume whose scores a GPU has no
+    room for, image and scores stay in the computer's memory.
 
-    `label_map`: int64 (W, H, D), the class of the highest score; `score_map`: float32 (num_classes, W, H, D), each
+    `label_map`: int64 (*spatial), the class of the highest score; `score_map`: float32 (num_classes, *spatial), each
     voxel's (weighted) mean softmax over the windows that cover it; over the classes it sums to 1.
     Raises ValueError for strides or batches below 1, an unknown weighting or an image of another number of dimensions,
     and NotFiniteScoresError where the network gives NaN or infinity.
     """
-    image = np.asarray(image, dtype=np.float32)
-    if image.ndim not in (3, 4):
-        raise ValueError(f"an image is (W, H, D) or (C, W, H, D), not of shape {image.shape}")
-    if stride_xy < 1 or stride_z < 1:
+    image, dims = np.asarray(image), len(patch_size)
+    if image.ndim not in (dims, dims + 1):
+        sides = "W, H, D" if dims == 3 else "H, W"
+        raise ValueError(f"an image is ({sides}) or (C, {sides}), not of shape {image.shape}")
+    stride_xy, stride_z = covering_strides(stride_xy, stride_z, patch_size)
+    strides = (stride_xy, stride_xy, stride_z)[:dims]
+    if min(strides) < 1:
         raise ValueError(f"strides are at least 1 voxel, not stride_xy={stride_xy} and stride_z={stride_z}")
     if weighting not in ("uniform", "gaussian"):
         raise ValueError(f"weighting is 'uniform' or 'gaussian', not {weighting!r}")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"a batch has at least 1 window, not batch_size={batch_size}")
-    stride_xy, stride_z = covering_strides(stride_xy, stride_z, patch_size)
-    image = image[None] if image.ndim == 3 else image
+    image = image[None] if image.ndim == dims else image
     original = image.shape[1:]
 
     missing = [max(p - s, 0) for p, s in zip(patch_size, original, strict=True)]
     before = [m // 2 for m in missing]
-    image = np.pad(image, [(0, 0)] + [(b, m - b) for b, m in zip(before, missing, strict=True)])
+    if any(missing):
+        image = np.pad(image, [(0, 0)] + [(b, m - b) for b, m in zip(before, missing, strict=True)])
 
     starts, weights, totals = [], [], []
-    for size, patch, stride in zip(image.shape[1:], patch_size, (stride_xy, stride_xy, stride_z), strict=True):
+    for size, patch, stride in zip(image.shape[1:], patch_size, strides, strict=True):
         windows = math.ceil((size - patch) / stride) + 1
         starts.append([min(stride * i, size - patch) for i in range(windows)])
         gaussian = np.exp(-0.5 * ((np.arange(patch) - patch // 2) / (patch / 8)) ** 2)
@@ -73,10 +79,10 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
     def outer(vectors):
         # The windows are all combinations of starts, so that what holds along each axis, multiplied, holds in space.
-        w, h, d = (torch.from_numpy(vector.astype(np.float32)).to(host) for vector in vectors)
-        return w[:, None, None] * h[:, None] * d
+        vectors = (torch.from_numpy(vector.astype(np.float32)).to(host) for vector in vectors)
+        return functools.reduce(lambda product, vector: product[..., None] * vector, vectors)
 
-    volume = torch.from_numpy(image).to(host)
+    volume = torch.from_numpy(np.require(image, np.float32, "CW")).to(host)
     score = torch.zeros((num_classes, *image.shape[1:]), device=host)
     weight = outer(weights) if weighting == "gaussian" else None
     places = itertools.product(*starts)
@@ -102,8 +108,10 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
 
 def covering_strides(stride_xy, stride_z, patch_size):
-    """(stride_xy, stride_z), each made no larger than the patch: between larger ones, voxels would lie in no window."""
-    return min(stride_xy, *patch_size[:2]), min(stride_z, patch_size[2])
+    """(stride_xy, stride_z), each made no larger than the patch: between larger ones, voxels would lie in no window.
+
+    Of a `patch_size` of two numbers `stride_z` comes back as it is."""
+    return min(stride_xy, *patch_size[:2]), min([stride_z, *patch_size[2:]])
 
 
 def place_of_scores(device, voxels, arrays):
@@ -140,21 +148,21 @@ test_single_case.__test__ = False  # the family's name for it; not a test, whate
 
 
 class PointwiseConv(nn.Module):
-    """What a 1x1x1 nn.Conv3d computes, as a matrix product over the channels of features in channels_last_3d."""
+    """What a convolution of one voxel computes, as a matrix product over the channels of features in channels last."""
 
     def __init__(self, convolution):
         super().__init__()
         self.weight, self.bias = nn.Parameter(convolution.weight.flatten(1)), convolution.bias
 
     def forward(self, x):
-        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight, self.bias).permute(0, 4, 1, 2, 3)
+        return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
 
 
 def optimize_for_inference(net):
     """A copy of `net` that computes the same but for rounding, faster; for evaluation only.
 
     Convolutions do the work of the batch normalization that follows them at once in an nn.Sequential, in whose place is
-    nn.Identity. On the CPU, features are in channels_last_3d, which its convolutions need not rearrange, and
+    nn.Identity. On the CPU, features are in channels last, which its convolutions need not rearrange, and
     convolutions of one voxel are matrix products, at which the library that computes the others is slow.
     `net` must be in eval mode, else ValueError. The copy's state dict is another one; save that of `net`.
     """
@@ -169,10 +177,12 @@ def optimize_for_inference(net):
                 block[i] = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
                 block[i + 1] = nn.Identity()
     if all(parameter.device.type == "cpu" for parameter in net.parameters()):
-        net = net.to(memory_format=torch.channels_last_3d)
+        layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+        for parameter in net.parameters():
+            parameter.data = parameter.data.to(memory_format=layouts.get(parameter.dim(), torch.preserve_format))
         for module in list(net.modules()):
             for name, layer in module.named_children():
-                if type(layer) is nn.Conv3d and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
-                    if layer.padding in ((0, 0, 0), "valid", "same"):
+                if type(layer) in (nn.Conv2d, nn.Conv3d) and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
+                    if layer.padding in ("valid", "same") or not any(layer.padding):
                         setattr(module, name, PointwiseConv(layer))
     return net

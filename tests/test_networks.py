@@ -37,6 +37,36 @@ def test_weights_of_lasegs_own_strides_load_and_a_side_need_be_a_multiple_of_8_t
     assert VNet.settings_of(VNet().state_dict()) == VNet.settings_of(UNet().state_dict()) == {}
 
 
+@pytest.mark.parametrize("strides", [(2, 2, 2, 2), (2, 2, (2, 1), 1)])
+def test_a_2d_vnet_is_the_3d_one_on_a_single_slice(strides):
+    """With the weights in the middle of kernels that, along D, see nothing but padding there."""
+    along = [(2, 2) if stride == 2 else (stride, stride) if isinstance(stride, int) else stride for stride in strides]
+    flat = fill(VNet(2, 3, 2, "batchnorm", dims=2, strides=strides)).eval()
+    deep = VNet(2, 3, 2, "batchnorm", strides=[(*stride, 1) for stride in along]).eval()
+    state = flat.state_dict()
+    assert [*state] == [*VNet(2, 3, 2, "batchnorm").state_dict()]
+    for name, value in deep.state_dict().items():
+        state[name] = state[name].unsqueeze(-1) if value.dim() == 5 else state[name]
+        if value.dim() == 5 and value.shape[-1] == 3:
+            state[name] = torch.nn.functional.pad(state[name], (1, 1))
+    deep.load_state_dict(state)
+    x = wave_input((2, 2, 32, 48), 0.031)
+    torch.testing.assert_close(flat(x), deep(x.unsqueeze(-1)).squeeze(-1), rtol=1e-5, atol=1e-6)
+    told = VNet.settings_of(flat.state_dict())
+    assert told == {"dims": 2} | ({} if along == [(2, 2)] * 4 else {"strides": along})
+    load_weights(VNet(2, 3, 2, "batchnorm", **told), flat.state_dict(), "a.pth")
+
+
+@pytest.mark.parametrize("network", [VNet, UNet])
+def test_a_network_refuses_the_wrong_number_of_axes(network):
+    with pytest.raises(ValueError, match=r"a 2-D .Net takes 4 axes"):
+        network(dims=2)(torch.zeros(1, 1, 16, 16, 16))
+    with pytest.raises(ValueError, match=r"a 3-D .Net takes 5 axes"):
+        network()(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ValueError, match=r"dims is 4; .* 2 or 3"):
+        network(dims=4)
+
+
 @pytest.mark.parametrize("decoder", ["decoder1", "decoder"])
 def test_mc_nets_names_are_understood(decoder):
     """Its encoder ends with block_five; a further decoder, which it has in training alone, is left out."""
@@ -58,10 +88,12 @@ def test_mc_nets_names_are_understood(decoder):
 
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("deep_supervision", [False, True])
-def test_a_unets_weights_tell_its_settings(residual, deep_supervision):
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_unets_weights_tell_its_settings(residual, deep_supervision, dims):
     settings = {"residual": residual, "deep_supervision": deep_supervision}
-    net = UNet(1, 2, n_filters=1, **settings)
-    assert UNet.settings_of(net.state_dict()) == {name: True for name, value in settings.items() if value}
+    net = UNet(1, 2, n_filters=1, dims=dims, **settings)
+    told = {name: True for name, value in settings.items() if value} | ({"dims": 2} if dims == 2 else {})
+    assert UNet.settings_of(net.state_dict()) == told
 
 
 @pytest.mark.parametrize("kind", NETWORKS.values())
@@ -142,10 +174,3 @@ def test_residual_block_adds_its_input():
             p.zero_()
     x = torch.randn(1, 1, 16, 16, 16)
     assert torch.equal(block(x), torch.relu(block.shortcut(x)))
-
-
-def test_unet_refuses_the_wrong_number_of_axes():
-    with pytest.raises(ValueError, match="2-D UNet takes 4 axes"):
-        UNet(dims=2)(torch.zeros(1, 1, 16, 16, 16))
-    with pytest.raises(ValueError, match="2 or 3"):
-        UNet(dims=4)

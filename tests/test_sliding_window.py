@@ -50,14 +50,15 @@ def test_the_familys_values(key):
     assert_digest(score_map, expected["score"])
 
 
-@pytest.mark.parametrize("shape", [(20, 9, 13), (5, 9, 6), (8, 8, 8)])
+@pytest.mark.parametrize("shape", [(20, 9, 13), (5, 9, 6), (8, 8, 8), (37, 9), (5, 31)])
 def test_a_pointwise_network_gives_its_own_softmax_whatever_the_windows(shape):
     torch.manual_seed(0)
-    net = nn.Conv3d(2, 4, 1)
+    net = nn.Conv3d(2, 4, 1) if len(shape) == 3 else nn.Conv2d(2, 4, 1)
     image = np.random.default_rng(0).standard_normal((2, *shape)).astype(np.float32)
-    label_map, score_map = single_case(net, image, 3, 5, (8, 8, 8), num_classes=4)
-    weight, bias = net.weight.detach().numpy()[..., 0, 0, 0], net.bias.detach().numpy()
-    expected = special.softmax(np.einsum("oc,cwhd->owhd", weight, image) + bias[:, None, None, None], axis=0)
+    stride_z = 5 if len(shape) == 3 else None
+    label_map, score_map = single_case(net, image, 3, stride_z, (8, 8, 8)[: len(shape)], num_classes=4)
+    weight, bias = net.weight.detach().numpy().reshape(4, 2), net.bias.detach().numpy()
+    expected = special.softmax((np.tensordot(weight, image, 1).T + bias).T, axis=0)
     np.testing.assert_allclose(score_map, expected, atol=1e-6)
     np.testing.assert_array_equal(label_map, expected.argmax(axis=0))
     assert score_map.dtype == np.float32
@@ -92,6 +93,20 @@ def test_strides_larger_than_the_patch_cover_every_voxel(strides, weighting):
     np.testing.assert_allclose(score_map, special.softmax(weight * image + bias, axis=0), atol=1e-6)
     np.testing.assert_array_equal(label_map, score_map.argmax(axis=0))
     assert covering_strides(*strides, (16, 8, 8)) == (min(strides[0], 8), min(strides[1], 8))
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "gaussian"])
+def test_an_image_is_segmented_as_a_volume_of_one_slice(weighting):
+    torch.manual_seed(0)
+    flat, deep = nn.Conv2d(1, 3, 3, padding=1), nn.Conv3d(1, 3, (3, 3, 1), padding=(1, 1, 0))
+    deep.load_state_dict({"weight": flat.weight.unsqueeze(-1), "bias": flat.bias})
+    image = np.random.default_rng(0).integers(0, 255, (37, 30)).astype(np.uint8)[::-1]
+    image.flags.writeable = False
+    found = single_case(flat, image, 5, None, (16, 32), 3, weighting=weighting)
+    expected = single_case(deep, image[..., None], 5, 1, (16, 32, 1), 3, weighting=weighting)
+    np.testing.assert_allclose(found[1], expected[1][..., 0], rtol=0, atol=1e-6)
+    assert found[0].shape == image.shape and (found[0] == expected[0][..., 0]).mean() > 0.999
+    assert covering_strides(40, None, (16, 32)) == (16, None)
 
 
 @pytest.mark.parametrize("damage", [float("nan"), 1e31])
@@ -199,8 +214,12 @@ def test_the_network_optimized_for_inference_computes_the_same_and_the_other_sta
 
 
 def test_bad_arguments_say_so():
-    with pytest.raises(ValueError, match="not of shape"):
+    with pytest.raises(ValueError, match=r"\(W, H, D\) or \(C, W, H, D\), not of shape"):
         single_case(nn.Identity(), np.zeros((4, 4)), 1, 1, (4, 4, 4))
+    with pytest.raises(ValueError, match=r"\(H, W\) or \(C, H, W\), not of shape"):
+        single_case(nn.Identity(), np.zeros((4, 4, 4, 4)), 1, None, (4, 4))
+    with pytest.raises(ValueError, match="at least 1 voxel, not stride_xy=0"):
+        single_case(nn.Identity(), np.zeros((4, 4)), 0, None, (4, 4))
     with pytest.raises(ValueError, match="at least 1 voxel"):
         single_case(nn.Identity(), np.zeros((4, 4, 4)), 0, 1, (4, 4, 4))
     with pytest.raises(ValueError, match="'gauss'"):

@@ -98,9 +98,11 @@ class UNet(nn.Module):
 
     @staticmethod
     def settings_of(state):
-        """What the weights in the state_dict `state` tell beside the defaults: residual, deep_supervision, or {}."""
+        """What the weights in the state_dict `state` tell beside the defaults: residual, deep_supervision, dims."""
         weights = {"residual": "encoder.1.shortcut.weight", "deep_supervision": "out_conv.1.weight"}
-        return {setting: True for setting, weight in weights.items() if weight in state}
+        settings = {setting: True for setting, weight in weights.items() if weight in state}
+        first = state.get("encoder.0.conv1.weight")
+        return settings | ({"dims": 2} if first is not None and first.dim() == 4 else {})
 
     def forward(self, x, turnoff_drop=False):
         if x.dim() != self.dims + 2:

@@ -1,4 +1,4 @@
-"""V-Net for volumes, as the UA-MT / LASeg family builds it: checkpoints of those papers load unchanged.
+"""V-Net for volumes and images, as the UA-MT / LASeg family builds it: checkpoints of those papers load unchanged.
 
 Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation", 3DV 2016
 (arXiv:1606.04797), with skips that add instead of concatenate, and normalization after every convolution.
@@ -11,17 +11,17 @@ from torch import nn
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 
 
-def normalization_layers(normalization, channels):
-    """A list with the normalization layer for (N, channels, W, H, D) features, empty for 'none'."""
+def normalization_layers(normalization, channels, dims):
+    """A list with the normalization layer for features with `dims` spatial dimensions, empty for 'none'."""
     if normalization == "none":
         return []
     if normalization == "batchnorm":
-        return [nn.BatchNorm3d(channels)]
+        return [(nn.BatchNorm2d, nn.BatchNorm3d)[dims - 2](channels)]
     if normalization == "groupnorm":
         # 16 groups wherever they divide the channels, which with the family's n_filters=16 is everywhere.
         return [nn.GroupNorm(math.gcd(16, channels), channels)]
     if normalization == "instancenorm":
-        return [nn.InstanceNorm3d(channels)]
+        return [(nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 2](channels)]
     raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
 
 
@@ -37,13 +37,13 @@ class Block(nn.Module):
 
 
 class ConvBlock(Block):
-    """`n_stages` of 3x3x3 convolution, normalization, ReLU; keeps the size."""
+    """`n_stages` of convolution with a kernel of 3, normalization, ReLU; keeps the size."""
 
-    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none"):
-        layers = []
+    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none", dims=3):
+        layers, conv = [], (nn.Conv2d, nn.Conv3d)[dims - 2]
         for stage in range(n_stages):
-            layers.append(nn.Conv3d(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
-            layers += normalization_layers(normalization, n_filters_out)
+            layers.append(conv(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
+            layers += normalization_layers(normalization, n_filters_out, dims)
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
@@ -51,29 +51,29 @@ class ConvBlock(Block):
 class DownsamplingConvBlock(Block):
     """Strided convolution, normalization, ReLU; divides the size by `stride`."""
 
-    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
-        convolution = nn.Conv3d(n_filters_in, n_filters_out, stride, stride=stride)
-        super().__init__(convolution, *normalization_layers(normalization, n_filters_out), nn.ReLU(inplace=True))
+    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none", dims=3):
+        convolution = (nn.Conv2d, nn.Conv3d)[dims - 2](n_filters_in, n_filters_out, stride, stride=stride)
+        super().__init__(convolution, *normalization_layers(normalization, n_filters_out, dims), nn.ReLU(inplace=True))
 
 
 class UpsamplingDeconvBlock(Block):
     """Transposed convolution, normalization, ReLU; multiplies the size by `stride`."""
 
-    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none"):
-        convolution = nn.ConvTranspose3d(n_filters_in, n_filters_out, stride, stride=stride)
-        super().__init__(convolution, *normalization_layers(normalization, n_filters_out), nn.ReLU(inplace=True))
+    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none", dims=3):
+        deconv = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2](n_filters_in, n_filters_out, stride, stride=stride)
+        super().__init__(deconv, *normalization_layers(normalization, n_filters_out, dims), nn.ReLU(inplace=True))
 
 
 class VNet(nn.Module):
     """V-Net: five levels, by default 16 times smaller at the bottom.
 
-    Input: float (N, n_channels, W, H, D), each of W, H, D a multiple of 16; output: logits (N, n_classes, W, H, D).
-    `strides`: of the four downsamplings, each a number or one for each of W, H and D; a side must then be a multiple of
-    the product of its strides. LASeg's published weights are of strides (2, 2, 2, (2, 2, 1)).
+    Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of 16; output: logits
+    (N, n_classes, *spatial). `strides`: of the four downsamplings, each a number or one for each side; a side must then
+    be a multiple of the product of its strides. LASeg's published weights are of strides (2, 2, 2, (2, 2, 1)).
     `normalization`: none, batchnorm, groupnorm or instancenorm (the papers on LA use batchnorm).
     `has_dropout`: in training mode whole channels are dropped with p = 0.5 at the bottom and before the last
     convolution. `forward(x, turnoff_drop=True)` leaves them in for that one call.
-    Another size raises ValueError.
+    Other `dims` and another size raise ValueError.
     """
 
     def __init__(
@@ -84,41 +84,47 @@ class VNet(nn.Module):
         normalization="none",
         has_dropout=False,
         strides=(2, 2, 2, 2),
+        dims=3,
     ):
         super().__init__()
+        if dims not in (2, 3):
+            raise ValueError(f"dims is {dims!r}; a V-Net here has 2 or 3 spatial dimensions")
         self.has_dropout = has_dropout
-        f, norm = n_filters, normalization
-        strides = [(stride,) * 3 if isinstance(stride, int) else tuple(stride) for stride in strides]
+        f, how = n_filters, (normalization, dims)
+        strides = [(stride,) * dims if isinstance(stride, int) else tuple(stride) for stride in strides]
         one, two, three, four = strides
         self.divisors = tuple(math.prod(along) for along in zip(*strides, strict=True))
-        self.block_one = ConvBlock(1, n_channels, f, norm)
-        self.block_one_dw = DownsamplingConvBlock(f, 2 * f, one, norm)
-        self.block_two = ConvBlock(2, 2 * f, 2 * f, norm)
-        self.block_two_dw = DownsamplingConvBlock(2 * f, 4 * f, two, norm)
-        self.block_three = ConvBlock(3, 4 * f, 4 * f, norm)
-        self.block_three_dw = DownsamplingConvBlock(4 * f, 8 * f, three, norm)
-        self.block_four = ConvBlock(3, 8 * f, 8 * f, norm)
-        self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, four, norm)
-        self.block_five = ConvBlock(3, 16 * f, 16 * f, norm)
-        self.block_five_up = UpsamplingDeconvBlock(16 * f, 8 * f, four, norm)
-        self.block_six = ConvBlock(3, 8 * f, 8 * f, norm)
-        self.block_six_up = UpsamplingDeconvBlock(8 * f, 4 * f, three, norm)
-        self.block_seven = ConvBlock(3, 4 * f, 4 * f, norm)
-        self.block_seven_up = UpsamplingDeconvBlock(4 * f, 2 * f, two, norm)
-        self.block_eight = ConvBlock(2, 2 * f, 2 * f, norm)
-        self.block_eight_up = UpsamplingDeconvBlock(2 * f, f, one, norm)
-        self.block_nine = ConvBlock(1, f, f, norm)
-        self.out_conv = nn.Conv3d(f, n_classes, 1)
-        self.dropout = nn.Dropout3d(p=0.5)
+        self.block_one = ConvBlock(1, n_channels, f, *how)
+        self.block_one_dw = DownsamplingConvBlock(f, 2 * f, one, *how)
+        self.block_two = ConvBlock(2, 2 * f, 2 * f, *how)
+        self.block_two_dw = DownsamplingConvBlock(2 * f, 4 * f, two, *how)
+        self.block_three = ConvBlock(3, 4 * f, 4 * f, *how)
+        self.block_three_dw = DownsamplingConvBlock(4 * f, 8 * f, three, *how)
+        self.block_four = ConvBlock(3, 8 * f, 8 * f, *how)
+        self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, four, *how)
+        self.block_five = ConvBlock(3, 16 * f, 16 * f, *how)
+        self.block_five_up = UpsamplingDeconvBlock(16 * f, 8 * f, four, *how)
+        self.block_six = ConvBlock(3, 8 * f, 8 * f, *how)
+        self.block_six_up = UpsamplingDeconvBlock(8 * f, 4 * f, three, *how)
+        self.block_seven = ConvBlock(3, 4 * f, 4 * f, *how)
+        self.block_seven_up = UpsamplingDeconvBlock(4 * f, 2 * f, two, *how)
+        self.block_eight = ConvBlock(2, 2 * f, 2 * f, *how)
+        self.block_eight_up = UpsamplingDeconvBlock(2 * f, f, one, *how)
+        self.block_nine = ConvBlock(1, f, f, *how)
+        self.out_conv = (nn.Conv2d, nn.Conv3d)[dims - 2](f, n_classes, 1)
+        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5)
 
     @staticmethod
     def settings_of(state):
-        """What the weights in the state_dict `state` tell beside the defaults: {'strides': ...}, or {}."""
+        """What the weights in the state_dict `state` tell beside the defaults: {'dims': 2, 'strides': ...}, or less."""
         state = VNet.translate(state)
         names = [f"block_{level}_dw.conv.0.weight" for level in ("one", "two", "three", "four")]
         strides = [tuple(state[name].shape[2:]) for name in names if name in state]
-        told = [*map(len, strides)] == [3] * 4 and all(map(all, strides)) and strides != [(2, 2, 2)] * 4
-        return {"strides": strides} if told else {}
+        dims = len(strides[0]) if strides else 0
+        if dims not in (2, 3) or [*map(len, strides)] != [dims] * 4 or not all(map(all, strides)):
+            return {}
+        settings = {"dims": 2} if dims == 2 else {}
+        return settings | ({"strides": strides} if strides != [(2,) * dims] * 4 else {})
 
     @staticmethod
     def translate(state):
@@ -131,8 +137,11 @@ class VNet(nn.Module):
         return {rest: state[name] for name, (part, _, rest) in parts.items() if part in ("encoder", decoder)}
 
     def forward(self, x, turnoff_drop=False):
+        dims = len(self.divisors)
+        if x.dim() != dims + 2:
+            raise ValueError(f"a {dims}-D VNet takes {dims + 2} axes (N, C, ...), not {tuple(x.shape)}")
         if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisors, strict=True)):
-            raise ValueError(f"VNet: {self.divisors} must divide the sides of a volume, {tuple(x.shape[2:])}")
+            raise ValueError(f"VNet: {self.divisors} must divide the sides {tuple(x.shape[2:])}")
         drop = self.has_dropout and not turnoff_drop
 
         x1 = self.block_one(x)
