@@ -14,9 +14,14 @@ class TwoStreamBatchSampler:
 
     Without `seed` the orders come from NumPy's global random state. With it they are a function of the seed and of the
     epoch given to `set_epoch`. Raises ValueError where a share of the batch is below one or above what there is.
+
+    `strata[index]`: the data set that an index belongs to. Then both streams draw from all their sets as Strata says,
+    and an epoch is as many batches as without.
     """
 
-    def __init__(self, primary_indices, secondary_indices, batch_size, secondary_batch_size, seed=None):
+    def __init__(
+        self, primary_indices, secondary_indices, batch_size, secondary_batch_size, seed=None, strata=None, balance=0.0
+    ):
         self.primary_indices = list(primary_indices)
         self.secondary_indices = list(secondary_indices)
         self.secondary_batch_size = secondary_batch_size
@@ -32,6 +37,12 @@ class TwoStreamBatchSampler:
                     f"{wanted} {name} indices a batch, drawn from {len(indices)}: give at least one, and no more than "
                     f"there are"
                 )
+        self.strata = None
+        if strata is not None:
+            self.strata = (
+                Strata(self.primary_indices, self.primary_batch_size, strata, balance, seed, stream=1),
+                Strata(self.secondary_indices, self.secondary_batch_size, strata, balance, seed, stream=2),
+            )
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -40,6 +51,11 @@ class TwoStreamBatchSampler:
         return len(self.primary_indices) // self.primary_batch_size
 
     def __iter__(self):
+        if self.strata:
+            primary, secondary = (strata.batches(self.epoch * len(self)) for strata in self.strata)
+            for _ in range(len(self)):
+                yield [*next(primary), *next(secondary)]
+            return
         rng = np.random if self.seed is None else np.random.default_rng([self.seed, self.epoch])
         primary = iter(rng.permutation(self.primary_indices).tolist())
         passes = (rng.permutation(self.secondary_indices).tolist() for _ in itertools.count())
@@ -51,16 +67,17 @@ class TwoStreamBatchSampler:
 class ShuffledBatchSampler:
     """Full batches of `indices` in random order; one epoch is one pass, and indices that fill no batch are left out.
 
-    `seed` and `set_epoch` as in TwoStreamBatchSampler.
+    `seed`, `set_epoch` and `strata` as in TwoStreamBatchSampler.
     """
 
-    def __init__(self, indices, batch_size, seed=None):
+    def __init__(self, indices, batch_size, seed=None, strata=None, balance=0.0):
         self.indices = list(indices)
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
         if not 0 < batch_size <= len(self.indices):
             raise ValueError(f"a batch of {batch_size} cannot be drawn from {len(self.indices)} indices")
+        self.strata = None if strata is None else Strata(self.indices, batch_size, strata, balance, seed, stream=1)
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -69,10 +86,80 @@ class ShuffledBatchSampler:
         return len(self.indices) // self.batch_size
 
     def __iter__(self):
+        if self.strata:
+            yield from itertools.islice(self.strata.batches(self.epoch * len(self)), len(self))
+            return
         rng = np.random if self.seed is None else np.random.default_rng([self.seed, self.epoch])
         order = iter(rng.permutation(self.indices).tolist())
         for _ in range(len(self)):
             yield _take(order, self.batch_size)
+
+
+class Strata:
+    """Batches of `size` out of several data sets at once, each with its share of every batch.
+
+    `strata[index]` is the set of an index. The share w_d of a set with n_d of the `indices` is proportional to
+    n_d^(1 - balance): to its size for `balance` 0, equal for 1, and between these between. A batch holds
+    floor(size w_d) of each set, and the sets take turns at what is left, so that after any number t of batches each set
+    has given t size w_d indices to within one. Each set is passed through again and again, each time in a new order,
+    however small it is. All of it is a function of `seed`, `stream` and the batch's number alone.
+
+    Raises ValueError for a balance outside 0 .. 1, and without a seed.
+    """
+
+    def __init__(self, indices, size, strata, balance, seed, stream):
+        if seed is None or not 0 <= balance <= 1:
+            raise ValueError(f"strata take a seed and a balance from 0 to 1, not seed {seed} and balance {balance}")
+        sets = {}
+        for index in indices:
+            sets.setdefault(strata[index], []).append(index)
+        self.sets, self.seed, self.stream = list(sets.values()), seed, stream
+        # Whole numbers: in a long run the rounding errors of fractions would decide whose turn it is.
+        weights = [round(2**20 * len(members) ** (1 - balance)) for members in self.sets]
+        self.floors, self.rests = zip(*(divmod(size * weight, sum(weights)) for weight in weights), strict=True)
+        self.left = size - sum(self.floors)
+        self.orders = [(None, None)] * len(self.sets)
+        self.known = (0, (0,) * len(self.sets))
+
+    def batches(self, start):
+        """The batches from number `start` on, without an end."""
+        number, turns = self.known if self.known[0] <= start else (0, (0,) * len(self.sets))
+        while True:
+            if number == start:
+                self.known = (number, turns)  # the next epoch need not count the turns from the first batch on
+            after = self._turns(turns)
+            if number >= start:
+                batch = [
+                    self._member(which, count)
+                    for which, floor in enumerate(self.floors)
+                    for count in range(number * floor + turns[which], (number + 1) * floor + after[which])
+                ]
+                # Mixed, since processes and accumulation steps take a batch apart by position.
+                yield self._rng(number, len(self.sets)).permutation(batch).tolist()
+            number, turns = number + 1, after
+
+    def _turns(self, turns):
+        """How often each set has had a turn after one more batch; `turns` before it.
+
+        Of the sets whose next turn is due, that one is next whose turn must be over first: "earliest deadline first"
+        keeps every count within one of its share (Steiner and Yeomans, Management Science 39, 1993).
+        """
+        turns, whole = list(turns), sum(self.rests)
+        for turn in range(sum(turns), sum(turns) + self.left):
+            due = [which for which, rest in enumerate(self.rests) if turns[which] * whole < (turn + 1) * rest]
+            turns[min(due, key=lambda which: -(-(turns[which] + 1) * whole // self.rests[which]))] += 1
+        return tuple(turns)
+
+    def _member(self, which, count):
+        """What set number `which` gives when it has given `count` indices before."""
+        passes, position = divmod(count, len(self.sets[which]))
+        if self.orders[which][0] != passes:
+            self.orders[which] = (passes, self._rng(passes, which).permutation(self.sets[which]).tolist())
+        return self.orders[which][1][position]
+
+    def _rng(self, number, which):
+        # Four numbers: those of an epoch are two, those of a sample three.
+        return np.random.default_rng([self.seed, number, which, self.stream])
 
 
 class IterationSampler:
