@@ -16,13 +16,14 @@ setup(
     extras_require={
         "nifti": ["nibabel"],
         "nrrd": ["pynrrd"],
+        "images": ["pillow", "tifffile"],
         "plot": ["matplotlib>=3.10", "scikit-image"],
         "export": ["onnx", "onnxruntime"],
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
         "test": [
             *("pytest", "ruff==0.17.5", "medpy", "monai", "nibabel", "pynrrd", "SimpleITK", "tensorboard", "wandb"),
-            *("matplotlib>=3.10", "scikit-image", "pillow", "onnx", "onnxruntime", "markdown-it-py"),
+            *("matplotlib>=3.10", "scikit-image", "pillow", "tifffile", "onnx", "onnxruntime", "markdown-it-py"),
         ],
     },
 )

@@ -16,7 +16,7 @@ ROOMS = {"script", "report", "figures", "html_report", "export"}
 LEAVES = [p for p in FILES if p.parent.name not in ROOMS and p.name != "__init__.py"]
 ALLOWED = {"torch", "numpy", "scipy", "h5py", "tqdm", *sys.stdlib_module_names}
 # Inside functions only: what setup.py names as extras.
-EXTRAS = {"matplotlib", "mpl_toolkits", "PIL", "skimage", "wandb", "nibabel", "nrrd", "onnx", "onnxruntime"}
+EXTRAS = {"matplotlib", "mpl_toolkits", "PIL", "tifffile", "skimage", "wandb", "nibabel", "nrrd", "onnx", "onnxruntime"}
 
 IMPORT_ALONE = """
 import importlib, json, shutil, sys, tempfile
