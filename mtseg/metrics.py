@@ -107,6 +107,20 @@ def f1(result, reference):
     return dice(result, reference)
 
 
+def pixel_accuracy(prediction, label, ignore_index=None):
+    """The share of pixels whose class is right, in [0, 1]; both are arrays of class numbers, of the same shape.
+
+    Pixels with the label `ignore_index` do not count. Where no pixel is left to count: ValueError.
+    """
+    prediction, label = np.asarray(prediction), np.asarray(label)
+    if prediction.shape != label.shape:
+        raise ValueError(f"label maps of different shape: {prediction.shape} and {label.shape}")
+    right = prediction == label if ignore_index is None else (prediction == label)[label != ignore_index]
+    if not right.size:
+        raise ValueError(f"of {label.size} pixels none counts: there is nothing to measure")
+    return float(np.count_nonzero(right) / right.size)
+
+
 def volume_similarity(result, reference):
     """1 - |FN - FP| / (2 TP + FP + FN), in [0, 1]; one mask empty: 0, both: 1.
 
@@ -303,19 +317,25 @@ def calculate_metric_percase(pred, gt, voxelspacing=None):
     return dice(pred, gt), jaccard(pred, gt), _hd95(forth, back), _asd(forth)
 
 
-def all_metrics(result, reference, voxelspacing=None, tolerance=1.0):
-    """A dict of every metric here by its function's name, for the price of one surface distance in each direction.
+def all_metrics(result, reference, voxelspacing=None, tolerance=1.0, ignored=None):
+    """A dict of every metric of two masks here by its function's name, for the price of one surface distance in each
+    direction, and of the numbers of voxels 'tp', 'fp', 'fn' and 'tn'.
 
-    `tolerance`: that of `nsd`, in the unit of `voxelspacing`.
+    `tolerance`: that of `nsd`, in the unit of `voxelspacing`. `ignored`: a mask of voxels that are in neither of the
+    masks, nor outside them: they are no TN either.
     """
-    result, reference = _masks(result, reference)
+    result, reference = counted = _masks(result, reference)
+    if ignored is not None:
+        counted = result[~ignored], reference[~ignored]
+        result, reference = result & ~ignored, reference & ~ignored
     forth, back = _both_ways(result, reference, voxelspacing, connectivity=1)
     overlap = (dice, jaccard, precision, recall, specificity, accuracy, f1, volume_similarity)
     return {
-        **{metric.__name__: metric(result, reference) for metric in overlap},
+        **{metric.__name__: metric(*counted) for metric in overlap},
         "hd": _hd(forth, back),
         "hd95": _hd95(forth, back),
         "asd": _asd(forth),
         "assd": _assd(forth, back),
         "nsd": _nsd(forth, back, tolerance, both_empty=not (result.any() or reference.any())),
+        **dict(zip(("tp", "fp", "fn", "tn"), _counts(*counted), strict=True)),
     }

@@ -1,8 +1,13 @@
 """Rows of metrics, a row per case and class, and what a table says of them.
 
-A row is {'case': name, 'class': label, <metric>: value, ...}; rows need not hold the same metrics. A value that is
-missing, None (JSON has no NaN) or NaN is not defined there. Metrics that METRICS does not name are shown as they are;
-what is text is no metric.
+A row is {'case': name, 'class': number or name, <metric>: value, ...}; 'set' names the data set it belongs to where
+there are several. Rows need not hold the same metrics. A value that is missing, None (JSON has no NaN) or NaN is not
+defined there. Metrics that METRICS does not name are shown as they are; what is text is no metric. Classes and sets
+are in the order in which they first appear.
+
+Two ways to sum up a score over cases: the mean over the cases, as papers on medical volumes have it, where each case
+counts alike; and the score of all their pixels together, from the summed numbers of pixels, as papers on micrographs
+have it. The latter is called pooled.
 """
 
 import csv
@@ -11,7 +16,9 @@ import math
 
 import numpy as np
 
-# Heading, and kind: a share of 1, shown in %; a distance, whose heading carries the unit.
+COUNTS = ("tp", "fp", "fn", "tn")
+# Heading, and kind: a share of 1, shown in %; a distance, whose heading carries the unit; a count of pixels, which is
+# recorded, and no column of a table.
 METRICS = {
     "dice": ("Dice", "share"),
     "jaccard": ("Jaccard", "share"),
@@ -19,6 +26,7 @@ METRICS = {
     "recall": ("Recall", "share"),
     "specificity": ("Specificity", "share"),
     "accuracy": ("Accuracy", "share"),
+    "pixel_accuracy": ("Pixel accuracy", "share"),
     "f1": ("F1", "share"),
     "volume_similarity": ("Volume similarity", "share"),
     "hd": ("HD", "distance"),
@@ -26,21 +34,33 @@ METRICS = {
     "asd": ("ASD", "distance"),
     "assd": ("ASSD", "distance"),
     "nsd": ("NSD", "share"),
+    **{name: (name.upper(), "count") for name in COUNTS},
 }
+POOLED = ("dice", "jaccard", "precision", "recall", "pixel_accuracy")
+METRICS |= {f"{metric}_pooled": (f"{METRICS[metric][0]} pooled", "share") for metric in POOLED}
+
+
+def kind_of(metric):
+    """'share', 'distance', 'count', or '' of a metric that METRICS does not name."""
+    return METRICS.get(metric, ("", ""))[1]
 
 
 def is_distance(metric):
-    return METRICS.get(metric, ("", ""))[1] == "distance"
+    return kind_of(metric) == "distance"
 
 
 def scale(metric):
     """100 for a share, which tables show in %, else 1."""
-    return 100 if METRICS.get(metric, ("", ""))[1] == "share" else 1
+    return 100 if kind_of(metric) == "share" else 1
 
 
-def heading(metric, unit=""):
-    """'Dice %', 'HD95 mm'; `unit` is that of distances, '' leaves it out. A metric not in METRICS keeps its name."""
+def heading(metric, unit="", images=False):
+    """'Dice %', 'HD95 mm'; `unit` is that of distances, '' leaves it out. A metric not in METRICS keeps its name.
+
+    `images`: Jaccard is called IoU, as papers on images do.
+    """
     name, kind = METRICS.get(metric, (metric, ""))
+    name = name.replace("Jaccard", "IoU") if images else name
     return f"{name} {({'share': '%', 'distance': unit}).get(kind, '')}".strip()
 
 
@@ -84,8 +104,17 @@ def summarize(rows):
     Of several classes a last entry, 'class': 'mean', has mean and deviation over cases of what is the mean over the
     classes in each. A case in which a class has no distance has no mean distance either, and is left out and counted
     in 'empty': means over other classes would not compare.
+    Where the rows hold TP, FP, FN and TN, each entry has 'pooled': {metric: value} of all its pixels, 'mean' the mean
+    over the classes of these. Of several sets each has its entries, with its name as 'set', before those of all rows.
     """
-    metrics, labels = metrics_of(rows), sorted({row["class"] for row in rows})
+    of_sets = ({"set": name, **entry} for name in sets_of(rows) for entry in _entries(_in_set(rows, name)))
+    return [*of_sets, *_entries(rows)]
+
+
+def _entries(rows):
+    """The entries of `summarize`, of all rows together."""
+    metrics = [metric for metric in metrics_of(rows) if kind_of(metric) != "count"]
+    labels = list(dict.fromkeys(row["class"] for row in rows))
     groups = {label: [[row] for row in rows if row["class"] == label] for label in labels}
     if len(labels) > 1:
         groups["mean"] = list(_by_case(rows).values())
@@ -94,8 +123,56 @@ def summarize(rows):
         entry = {"class": label, "cases": len(cases), "empty": sum(any(map(_is_empty, case)) for case in cases)}
         for metric in metrics:
             entry[metric] = _mean_std(_mean_over_classes(case, metric) for case in cases)
+        members = [row for case in cases for row in case]
+        pooled = {metric: pooled_score(members, metric) for metric in POOLED}
+        if pooled := {metric: value for metric, value in pooled.items() if value is not None}:
+            entry["pooled"] = pooled
         summary.append(entry)
     return summary
+
+
+def sets_of(rows):
+    """The names of the data sets that the rows belong to, where there are several; else none."""
+    names = list(dict.fromkeys(row.get("set", "") for row in rows))
+    return names if len(names) > 1 else []
+
+
+def _in_set(rows, name):
+    return [row for row in rows if row.get("set", "") == name]
+
+
+def pooled_parts(row, metric):
+    """(part, whole, pixels in either mask) of a row, for a `metric` of POOLED: summed over rows they go to `share_of`.
+
+    None where the row does not hold what it takes.
+    """
+    counts = [row.get(name) for name in COUNTS]
+    if None in counts or (metric == "pixel_accuracy" and row.get(metric) is None):
+        return None
+    tp, fp, fn, _ = counts
+    if metric == "pixel_accuracy":
+        return row[metric] * sum(counts), sum(counts), tp + fp + fn
+    whole = {"dice": 2 * tp + fp + fn, "jaccard": tp + fp + fn, "precision": tp + fp, "recall": tp + fn}[metric]
+    return (2 * tp if metric == "dice" else tp), whole, tp + fp + fn
+
+
+def share_of(parts):
+    """Array (...) of part / whole of sums (..., 3) of `pooled_parts`; as of one case, 0 where one of the masks is empty
+    and 1 where both are."""
+    part, whole, either = np.moveaxis(np.asarray(parts, dtype=float), -1, 0)
+    return np.where(whole > 0, part / np.maximum(whole, 1), either == 0)
+
+
+def pooled_score(rows, metric):
+    """A metric of POOLED over all pixels of the rows, of several classes the mean over them; None without counts."""
+    if metric == "pixel_accuracy":
+        rows = {row["case"]: row | {"class": 0} for row in rows}.values()  # each class of a case has the case's
+    classes = {}
+    for row in rows:
+        classes.setdefault(row["class"], []).append(pooled_parts(row, metric))
+    if any(None in parts for parts in classes.values()):
+        return None
+    return float(np.mean([share_of(np.sum(parts, axis=0)) for parts in classes.values()]))
 
 
 def _by_case(rows):
@@ -122,30 +199,39 @@ def one_or_all(values):
     return values[0] if all(value == values[0] for value in values) else values
 
 
-def table(rows, unit="voxel"):
-    """Rows and summary as aligned text: what lies in [0, 1] in percent, distances in `unit`, 'voxel' or 'mm'.
+def table(rows, unit="voxel", pooled=False):
+    """Rows and summary as aligned text: what lies in [0, 1] in percent, distances in `unit`, such as 'voxel' or 'um'.
 
-    The header names the unit; the values must be in it, they are not converted. Another unit raises ValueError.
+    The header names the unit; the values must be in it, they are not converted. Of several sets the rows and the
+    summary of each come first, then the summary of all.
+    `pooled`: for images: below each mean a line with the scores of all pixels together, and IoU for Jaccard.
     """
-    if unit not in ("voxel", "mm"):
-        raise ValueError(f"distances are in 'voxel' or in 'mm', not in {unit!r}")
-    metrics, several = metrics_of(rows), len({row["class"] for row in rows}) > 1
-    lines = [["case", "class", *(heading(metric, unit) for metric in metrics)]]
-    for row in rows:
-        lines.append([str(row["case"]), str(row["class"]), *(f"{scale(m) * _value(row, m):.2f}" for m in metrics)])
-    notes = []
-    for entry in summarize(rows):
-        cells = (f"{scale(m) * entry[m]['mean']:.2f} ({scale(m) * entry[m]['std']:.2f})" for m in metrics)
-        lines.append(["mean (std)", str(entry["class"]), *cells])
-        if entry["empty"] and entry["class"] != "mean":
-            where = f" of class {entry['class']}" if several else ""
-            notes.append(
-                f"{entry['empty']} of {entry['cases']} cases have an empty mask{where}: they count in Dice and "
-                f"the like, but have no distances"
-            )
-    lines = lines if several else [[case, *cells] for case, _, *cells in lines]
+    metrics = [metric for metric in metrics_of(rows) if kind_of(metric) != "count"]
+    names, several = sets_of(rows), len({row["class"] for row in rows}) > 1
+    lines, notes = [["set", "case", "class", *(heading(metric, unit, pooled) for metric in metrics)]], []
+    summary = summarize(rows)
+    for name in [*names, None]:
+        for row in _in_set(rows, name) if names else rows:
+            cells = (f"{scale(m) * _value(row, m):.2f}" for m in metrics)
+            lines.append([str(name), str(row["case"]), str(row["class"]), *cells])
+        for entry in (entry for entry in summary if entry.get("set") == name):
+            cells = (f"{scale(m) * entry[m]['mean']:.2f} ({scale(m) * entry[m]['std']:.2f})" for m in metrics)
+            head = ["all" if name is None else name, "mean (std)", str(entry["class"])]
+            lines.append([*head, *cells])
+            if pooled and (shares := entry.get("pooled")):
+                cells = (f"{100 * shares[m]:.2f}" if m in shares else "" for m in metrics)
+                lines.append([head[0], "pooled", head[2], *cells])
+            if entry["empty"] and entry["class"] != "mean" and name is None:
+                where = f" of class {entry['class']}" if several else ""
+                notes.append(
+                    f"{entry['empty']} of {entry['cases']} cases have an empty mask{where}: they count in Dice and "
+                    f"the like, but have no distances"
+                )
+    if any(line[1] == "pooled" for line in lines):
+        notes.append("mean (std): over the images, each counts alike; pooled: of the pixels of all images together")
+    lines = [[*line[not names : 2], *line[2 if several else 3 :]] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = 2 if several else 1
+    words = 1 + bool(names) + several
 
     def aligned(line):
         cells = enumerate(zip(line, widths, strict=True))
@@ -159,9 +245,11 @@ def to_csv(rows):
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = metrics_of(rows)
-    writer.writerow(map(csv_cell, ("case", "class", *metrics)))
+    heads = [*(["set"] if any("set" in row for row in rows) else []), "case", "class"]
+    writer.writerow(map(csv_cell, (*heads, *metrics)))
     for row in rows:
-        writer.writerow([csv_cell(row["case"]), csv_cell(row["class"]), *(_value(row, metric) for metric in metrics)])
+        numbers = (row[m] if kind_of(m) == "count" and m in row else _value(row, m) for m in metrics)
+        writer.writerow([*(csv_cell(row.get(head, "")) for head in heads), *numbers])
     return text.getvalue()
 
 

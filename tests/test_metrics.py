@@ -133,13 +133,48 @@ def test_all_metrics_are_the_single_ones():
     spacing = (1.25, 0.7, 2.0)
     found = metrics.all_metrics(a.astype(np.uint8), b.astype(float), spacing, tolerance=1.5)
     names = "dice jaccard precision recall specificity accuracy f1 volume_similarity hd hd95 asd assd nsd".split()
-    assert list(found) == names
-    assert all(type(value) is float for value in found.values())
+    assert list(found) == [*names, "tp", "fp", "fn", "tn"]
+    assert all(type(found[name]) is float for name in names)
     for name in names[:8]:
         assert found[name] == getattr(metrics, name)(a, b)
     for name in names[8:12]:
         assert found[name] == getattr(metrics, name)(a, b, spacing)
     assert found["nsd"] == metrics.nsd(a, b, spacing, 1.5) != metrics.nsd(a, b, spacing, 0.7)
+
+
+def test_counts_are_those_of_the_confusion_matrix():
+    a, b = PAIRS["blobs 0"]
+    found = metrics.all_metrics(a, b)
+    tn, fp, fn, tp = np.bincount(2 * b.ravel().astype(int) + a.ravel(), minlength=4).tolist()
+    assert {name: found[name] for name in ("tp", "fp", "fn", "tn")} == {"tp": tp, "fp": fp, "fn": fn, "tn": tn}
+    assert all(type(found[name]) is int for name in ("tp", "fp", "fn", "tn"))
+
+
+def test_ignored_voxels_count_nowhere():
+    """Overlap is that of the other voxels; surfaces are those of masks that ignored voxels are not in."""
+    a, b = PAIRS["blobs 0"]
+    ignored = np.zeros_like(a)
+    ignored.ravel()[::3] = True
+    found, rest = metrics.all_metrics(a, b, ignored=ignored), metrics.all_metrics(a[~ignored], b[~ignored])
+    for name in "dice jaccard precision recall specificity accuracy f1 volume_similarity tp fp fn tn".split():
+        assert found[name] == rest[name]
+    assert sum(found[name] for name in ("tp", "fp", "fn", "tn")) == (~ignored).sum()
+    assert found["hd95"] == pytest.approx(binary.hd95(a & ~ignored, b & ~ignored))
+    assert metrics.all_metrics(a, b, ignored=np.zeros_like(a)) == metrics.all_metrics(a, b)
+    with pytest.raises(ValueError, match="nothing to measure"):
+        metrics.all_metrics(a, b, ignored=np.ones_like(a))
+
+
+def test_pixel_accuracy():
+    label = np.array([[0, 1, 2], [2, 1, 255]])
+    prediction = np.array([[0, 1, 1], [2, 0, 1]])
+    assert metrics.pixel_accuracy(prediction, label) == 3 / 6
+    assert metrics.pixel_accuracy(prediction, label, ignore_index=255) == 3 / 5
+    assert metrics.pixel_accuracy(label, label, ignore_index=0) == 1
+    with pytest.raises(ValueError, match="of 4 pixels none counts"):
+        metrics.pixel_accuracy(np.zeros((2, 2)), np.full((2, 2), 255), ignore_index=255)
+    with pytest.raises(ValueError, match=r"different shape: \(2, 3\) and \(3, 2\)"):
+        metrics.pixel_accuracy(prediction, label.T)
 
 
 @pytest.mark.parametrize("empty", ["result", "reference", "both"])
