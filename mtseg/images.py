@@ -45,13 +45,12 @@ def _read(path):
 
 
 def read_image(path):
-    """(H, W) or (C, H, W), of several pages (S, H, W) or (C, S, H, W)."""
+    """(C, H, W), of several pages (C, S, H, W): channels always come first, for a stack of three is no colour image."""
     array, palette = _read(path)
     if palette is not None:
         array = palette[array[..., 0]]
     array = np.moveaxis(array, -1, 0)
-    array = array[:, 0] if array.shape[1] == 1 else array
-    return array[0] if len(array) == 1 else array
+    return array[:, 0] if array.shape[1] == 1 else array
 
 
 def read_mask(path):
