@@ -1,5 +1,6 @@
-"""Splits of a data set's cases by patient: no patient is on both sides of one."""
+"""Splits of a data set's cases by patient, specimen or sequence: none of them is on both sides of one."""
 
+import itertools
 import json
 import os
 import re
@@ -13,21 +14,25 @@ EACH = ".+"  # the pattern by which every case is a patient
 CONVENTIONS = (r"^(BraTS-[A-Za-z]+-\d+)-\d+$", r"^(sub-[A-Za-z0-9]+)(?:_|$)", r"^(patient\d+)_frame\d+$")
 LAST_PART = r"^(.+)[_-][A-Za-z0-9]+$"  # the patient is what stands before the last part: p07_2, 012-left
 
+# What cases of one kin are called in messages, and the flag that says which they are.
+FLAGS = {"patient": "--patient_id", "group": "--group"}
+
 
 class SplitError(ValueError):
     """A split that is not possible; the message is one sentence with the numbers and the remedy."""
 
 
-def patient_of(case, pattern):
+def patient_of(case, pattern, who="patient"):
     """The patient of a case: the first group of the regular expression `pattern` where it is found in the case's name,
-    the whole match where it has no group. SplitError where it is not found, or is no regular expression."""
+    the whole match where it has no group. SplitError where it is not found, or is no regular expression. `who`: the
+    word for it, a key of FLAGS."""
     try:
         match = re.search(pattern, case)
     except re.error as error:
-        raise SplitError(f"--patient_id {pattern!r}: not a regular expression ({error})") from error
+        raise SplitError(f"{FLAGS[who]} {pattern!r}: not a regular expression ({error})") from error
     patient = match and match[1 if match.re.groups else 0]
     if not patient:
-        raise SplitError(f"--patient_id {pattern!r}: finds no patient in the name of case {case}; change it")
+        raise SplitError(f"{FLAGS[who]} {pattern!r}: finds no {who} in the name of case {case}; change it")
     return patient
 
 
@@ -50,6 +55,19 @@ def recognise_patients(cases):
     return LAST_PART if numbered else None
 
 
+def patients_of(cases, pattern=None, who="patient", needed=True):
+    """({case: patient}, pattern): by `pattern`, else by that of `recognise_patients`. Where the names do not tell it,
+    SplitError, or with `needed` False every case is a patient."""
+    pattern = pattern or recognise_patients(cases)
+    if pattern is None and needed:
+        one, other = next(members[:2] for members in _series(cases).values() if len(members) > 1)
+        raise SplitError(
+            f"the names of the cases do not tell whether {one} and {other} are of one {who}; say it by {FLAGS[who]} "
+            f"'{LAST_PART}' (they are) or {FLAGS[who]} '{EACH}' (every case is of another {who})"
+        )
+    return {case: patient_of(case, pattern or EACH, who) for case in cases}, pattern or EACH
+
+
 def _series(cases):
     """{what stands before the last part of a name: the cases called so}."""
     series = {}
@@ -60,7 +78,18 @@ def _series(cases):
 
 
 def split_by_patient(
-    labeled, without_label=(), labelnum=None, unlabeled=None, val=0, test=0, seed=0, patient_id=None, fixed_test=()
+    labeled,
+    without_label=(),
+    labelnum=None,
+    unlabeled=None,
+    val=0,
+    test=0,
+    seed=0,
+    patient_id=None,
+    fixed_test=(),
+    patients=None,
+    classes_of=None,
+    who="patient",
 ):
     """Share the cases out: {'train', 'val', 'test', 'unlabeled', 'left_out': lists of cases, 'labelnum': int, ...}.
 
@@ -76,18 +105,16 @@ def split_by_patient(
 
     `patient_id`: the pattern of `patient_of`. Without one it is that of `recognise_patients`, and SplitError where the
     names do not tell it and the split depends on it. 'patient_id' is the pattern that was used, 'patients' {patient:
-    cases}.
+    cases}. `patients`: {case: patient}, in place of a pattern. `who`: what messages call a patient, a key of FLAGS.
+
+    `classes_of`: {case: set of classes} of the cases with a label. Where it is given, patients change places in the
+    order so that each class is among the labelled (without `labelnum`: the trained), the tested and the validated
+    cases, in this order where too few patients have it; `missing_classes` says what is not possible.
     """
     everything = [*labeled, *without_label, *fixed_test]
-    patient_id = patient_id or recognise_patients(everything)
-    if patient_id is None and (labelnum or unlabeled or val or test or fixed_test):
-        one, other = next(members[:2] for members in _series(everything).values() if len(members) > 1)
-        raise SplitError(
-            f"the names of the cases do not tell whether {one} and {other} are of one patient; say it by --patient_id "
-            f"'{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
-        )
-    patient_id = patient_id or EACH
-    patients = {case: patient_of(case, patient_id) for case in everything}
+    if patients is None:
+        needed = bool(labelnum or unlabeled or val or test or fixed_test)
+        patients, patient_id = patients_of(everything, patient_id, who, needed)
     if len(patients) < len(everything):
         raise SplitError("a case is named twice; rename one of them")
     fixed = {patients[case] for case in fixed_test}
@@ -95,21 +122,27 @@ def split_by_patient(
     if shared:
         both = [case for case in everything if patients[case] == shared[0]]
         raise SplitError(
-            f"patient {shared[0]} is to be trained on and tested on (cases {', '.join(both[:4])}); move these cases to "
+            f"{who} {shared[0]} is to be trained on and tested on (cases {', '.join(both[:4])}); move these cases to "
             f"one side"
         )
     if test and fixed_test:
         raise SplitError(f"--test {test}: the data set has test cases of its own; leave it out")
 
     order = sorted({patients[case] for case in labeled})
-    order = [order[index] for index in np.random.default_rng(seed).permutation(len(order))]
+    rng = np.random.default_rng(seed)
+    order = [order[index] for index in rng.permutation(len(order))]
     asked = test + val + (labelnum or 0) + (unlabeled or 0)
     if asked > len(order) or (order and labelnum is None and test + val == len(order)):
         raise SplitError(
             f"--test {test}, --val {val}, --labelnum {labelnum or 0} and --unlabeled {unlabeled or 0} are {asked} "
-            f"patients, but {len(order)} have a label (by --patient_id {patient_id!r}), and some must be trained on; "
-            f"ask for fewer"
+            f"{who}s, but {len(order)} have a label (by {FLAGS[who]} {patient_id!r}), and some must be trained on; ask "
+            f"for fewer"
         )
+    if classes_of is not None:
+        held = {}
+        for case in labeled:
+            held.setdefault(patients[case], set()).update(classes_of[case])
+        order = _spread(order, (test, val, labelnum or len(order) - test - val), held, rng)
     test_patients, val_patients = fixed | set(order[:test]), set(order[test : test + val])
     rest = order[test + val :]
     if unlabeled is not None:
@@ -130,11 +163,60 @@ def split_by_patient(
     split["patient_id"], split["patients"] = patient_id, {}
     for case in sorted(everything):
         split["patients"].setdefault(patients[case], []).append(case)
-    check_split(split, patients)
+    check_split(split, patients, who)
     return split
 
 
-def check_split(split, patients):
+def _spread(order, sizes, held, rng):
+    """`order`, changed where its parts of `sizes` (test, validation, labelled) lack classes that others have.
+
+    `held`: {patient: set of classes}. Patients change places as long as that makes the parts lack less. Where that ends
+    too early, it begins again from another order, drawn from `rng`.
+    """
+    every = set().union(*held.values())
+    parts = [range(start, end) for start, end in itertools.pairwise(np.cumsum((0, *sizes)).tolist())]
+
+    def lacking(order, part):
+        return every.difference(*(held[order[place]] for place in part))
+
+    def cost(order):  # nearly the number of classes that parts lack: the labelled part comes first, then the test's
+        return sum(w * len(lacking(order, part)) for part, w in zip(parts, (101, 100, 102), strict=True))
+
+    def improved(order):
+        for part in parts:
+            lack = lacking(order, part)
+            bring = [there for there in range(len(order)) if there not in part and held[order[there]] & lack]
+            for here, there in itertools.product(part, bring):
+                other = list(order)
+                other[here], other[there] = other[there], other[here]
+                if cost(other) < cost(order):
+                    return other
+        return None
+
+    best = order
+    for _ in range(20):
+        while better := improved(order):
+            order = better
+        best = min(best, order, key=cost)
+        if not any(lacking(best, part) for part in parts if part):
+            break
+        order = [order[index] for index in rng.permutation(len(order))]
+    return best
+
+
+def missing_classes(split, classes_of):
+    """{list: classes that no case of it has, but one of another list}, of a split as split_by_patient's.
+
+    'train' means its labelled cases. `classes_of`: {case: set of classes} of all cases with a label.
+    """
+    cases_of = {**{name: split[name] for name in ("val", "test")}, "train": split["train"][: split["labelnum"]]}
+    cases_of = {name: cases for name, cases in cases_of.items() if cases}
+    every = set().union(*(classes_of.get(case, ()) for case in (*split["train"], *split["val"], *split["test"])))
+    lacking = {name: every.difference(*(classes_of[case] for case in cases)) for name, cases in cases_of.items()}
+    return {name: sorted(classes) for name, classes in lacking.items() if classes}
+
+
+def check_split(split, patients, who="patient"):
     """SplitError if a patient is on two sides of `split`: training (with or without label), validation, test."""
     sides = {"train": "training", "unlabeled": "training", "val": "validation", "test": "testing"}
     side_of = {}
@@ -142,18 +224,23 @@ def check_split(split, patients):
         for case in split[name]:
             other = side_of.setdefault(patients[case], side)
             if other != side:
-                raise SplitError(f"patient {patients[case]} is on two sides, {other} and {side}: no such split is made")
+                raise SplitError(f"{who} {patients[case]} is on two sides, {other} and {side}: no such split is made")
 
 
-def write_split(root, split, settings):
+def write_split(root, split, settings, overwrite=True):
     """Write `split` to the folder `root`: a list file for each list that is not empty, and splits.json.
 
     An old list that the new split does not have is removed, and all are written before any is put into its place.
-    `settings`: what the split was made with, for splits.json. SplitError where that cannot be written.
+    `settings`: what the split was made with, for splits.json. SplitError where that cannot be written, and where lists
+    would change with `overwrite` False.
     """
     root = Path(root)
     lists = {f"{name}.list": split[name] for name in ("train", "val", "test", "unlabeled")}
     files = {name: "".join(f"{case}\n" for case in cases) for name, cases in lists.items() if cases}
+    old = {name: (root / name).read_text("utf-8", "replace") for name in lists if (root / name).is_file()}
+    changed = [name for name in old if old[name] != files.get(name)]
+    if changed and not overwrite:
+        raise SplitError(f"{root}: has another {', '.join(changed)} already; replace with --overwrite")
     files["splits.json"] = json.dumps({**settings, **split}, indent=1)
     try:
         for name, text in files.items():
@@ -169,7 +256,7 @@ def write_split(root, split, settings):
         raise SplitError(f"{root}: its lists could not be written ({error.strerror or error}); free space") from error
 
 
-def describe(split):
+def describe(split, who="patient"):
     """In a line: what `split` holds, who its patients are, and the flag of the training scripts that goes with it."""
     names = [name for name in ("train", "val", "test", "unlabeled") if split[name]]
     parts = [", ".join(f"{len(split[name])} in {name}.list" for name in names)]
@@ -177,33 +264,35 @@ def describe(split):
         parts[0] += f", {len(split['left_out'])} left out"
     patients, cases = split["patients"], sum(map(len, split["patients"].values()))
     if len(patients) == cases:
-        parts.append("every case is taken for another patient (--patient_id changes that)")
+        parts.append(f"every case is taken for another {who} ({FLAGS[who]} changes that)")
     else:
         patient = max(patients, key=lambda name: len(patients[name]))
         example = f"{patient} has {', '.join(patients[patient][:4])}"
-        parts.append(f"{len(patients)} patients in {cases} cases by --patient_id {split['patient_id']!r}: {example}")
+        parts.append(f"{len(patients)} {who}s in {cases} cases by {FLAGS[who]} {split['patient_id']!r}: {example}")
     if split["labelnum"]:
         parts.append(f"train with --labelnum {split['labelnum']}")
     return "; ".join(parts)
 
 
-def add_split_flags(parser):
-    """The flags of `split_by_patient`, as an argument group."""
+def add_split_flags(parser, who="patient"):
+    """The flags of `split_by_patient`, as an argument group. Whatever its flag, the pattern is args.patient_id."""
 
     def count(text):  # argparse makes "invalid count value" of a ValueError
         if int(text) < 0:
             raise ValueError
         return int(text)
 
-    flag = parser.add_argument_group("split, in patients").add_argument
-    flag("--test", type=count, default=0, metavar="N", help="patients to test on (default: 0)")
-    flag("--val", type=count, default=0, metavar="N", help="patients to validate on, for --val_list (default: 0)")
-    flag("--labelnum", type=count, metavar="N", help="labelled patients, first in train.list (default: not counted)")
-    flag("--unlabeled", type=count, metavar="N", help="patients behind them, of unused label (default: all others)")
-    flag("--seed", type=count, default=0, help="seed of the patients' order (default: 0)")
+    flag = parser.add_argument_group(f"split, in {who}s").add_argument
+    flag("--test", type=count, default=0, metavar="N", help=f"{who}s to test on (default: 0)")
+    flag("--val", type=count, default=0, metavar="N", help=f"{who}s to validate on, for --val_list (default: 0)")
+    flag("--labelnum", type=count, metavar="N", help=f"labelled {who}s, first in train.list (default: not counted)")
+    flag("--unlabeled", type=count, metavar="N", help=f"{who}s behind them, of unused label (default: all others)")
+    flag("--seed", type=count, default=0, help=f"seed of the {who}s' order (default: 0)")
     flag(
-        "--patient_id",
+        FLAGS[who],
+        dest="patient_id",
         metavar="REGEX",
-        help="what of a case's name is the patient: the first group, else the match (default: recognised in the names)",
+        help=f"what of a case's name is the {who}: the pattern's first group, else the match (default: recognised in "
+        f"the names)",
     )
     return parser

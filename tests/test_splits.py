@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 
@@ -7,7 +8,15 @@ import pytest
 from conftest import make_data
 from make_splits import main
 
-from mtseg.splits import SplitError, check_split, describe, patient_of, recognise_patients, split_by_patient
+from mtseg.splits import (
+    SplitError,
+    check_split,
+    describe,
+    missing_classes,
+    patient_of,
+    recognise_patients,
+    split_by_patient,
+)
 
 SIDES = {"train": 0, "unlabeled": 0, "val": 1, "test": 2}
 
@@ -162,3 +171,105 @@ def test_the_script_rewrites_the_lists_of_a_prepared_data_set(tmp_path, capsys):
     assert record["train"] == lists["train"] and record["seed"] == 0
     main([str(root), "--overwrite"])
     assert not (root / "val.list").exists()
+
+
+def can_have_all(held, sizes):
+    """Whether patients can be dealt out to parts of `sizes` so that each part has every class: by trying them all."""
+    every = set().union(*held.values())
+
+    def dealt(patients, sizes):
+        return not sizes or any(
+            set().union(*(held[patient] for patient in part)) == every and dealt(patients - set(part), sizes[1:])
+            for part in itertools.combinations(sorted(patients), sizes[0])
+        )
+
+    return dealt(set(held), sizes)
+
+
+def test_every_class_is_in_every_part_where_that_is_possible():
+    rng, possible = np.random.default_rng(0), 0
+    for seed in range(250):
+        cases = [f"p{patient}_{scan}" for patient in range(rng.integers(3, 8)) for scan in range(rng.integers(1, 3))]
+        classes_of = {case: set(np.flatnonzero(rng.random(3) < rng.choice([0.3, 0.6, 0.9])).tolist()) for case in cases}
+        held = {}
+        for case in cases:
+            held.setdefault(case[:2], set()).update(classes_of[case])
+        sizes = tuple(int(size) for size in rng.integers(1, 3, 3))
+        if sum(sizes) > len(held):
+            continue
+        asked = dict(zip(("test", "val", "labelnum"), sizes, strict=True))
+        split = split_by_patient(cases, seed=seed, patient_id="^p.", classes_of=classes_of, **asked)
+        assert [len({case[:2] for case in split[name]}) for name in ("test", "val")] == list(sizes[:2])
+        assert len({case[:2] for case in split["train"][: split["labelnum"]]}) == sizes[2]
+        assert (missing_classes(split, classes_of) == {}) == can_have_all(held, sizes)
+        possible += can_have_all(held, sizes)
+    assert 50 < possible < 200
+
+
+def test_where_a_class_is_too_rare_training_has_it_first_then_the_test():
+    cases = [f"c{number}" for number in range(30)]
+    for seed in range(20):
+        classes_of = {case: {"matrix"} for case in cases} | {"c7": {"matrix", "crack"}}
+        split = split_by_patient(cases, test=5, val=5, labelnum=5, seed=seed, classes_of=classes_of)
+        assert "c7" in split["train"][:5]
+        assert missing_classes(split, classes_of) == {"test": ["crack"], "val": ["crack"]}
+        classes_of["c9"] = {"crack"}
+        split = split_by_patient(cases, test=5, val=5, seed=seed, classes_of=classes_of)
+        assert {"c7", "c9"} & set(split["test"]) and {"c7", "c9"} & set(split["train"])
+        assert missing_classes(split, classes_of) == {"val": ["crack"]}
+
+
+def test_classes_that_are_everywhere_change_no_split():
+    cases = [f"c{number}" for number in range(12)]
+    plain, same = (
+        split_by_patient(cases, test=3, val=2, labelnum=2, seed=4, classes_of=classes)
+        for classes in (None, {case: {0, 1} for case in cases})
+    )
+    assert plain == same
+
+
+def test_groups_can_be_given_and_called_so():
+    groups = {"a1": "a", "b1": "b", "x": "b", "c1": "c"}
+    split = split_by_patient(["a1", "b1", "x", "c1"], test=1, seed=0, patients=groups, who="group")
+    assert split["patients"] == {"a": ["a1"], "b": ["b1", "x"], "c": ["c1"]}
+    with pytest.raises(SplitError, match=r"say it by --group .* \(every case is of another group\)"):
+        split_by_patient(["Sick_1", "Sick_2", "Healthy_1"], test=1, who="group")
+    with pytest.raises(SplitError, match=r"--group '\(x\)': finds no group in the name of case a1"):
+        split_by_patient(["a1"], patient_id="(x)", who="group")
+    with pytest.raises(SplitError, match="are 5 groups, but 3 have a label"):
+        split_by_patient(["a1", "b1", "x", "c1"], test=5, patients=groups, who="group")
+    with pytest.raises(SplitError, match="group b is to be trained on and tested on"):
+        split_by_patient(["a1", "b1"], fixed_test=["x"], patients=groups, who="group")
+
+
+def test_the_script_splits_acdc_by_patient(tmp_path):
+    """Its volumes lie in data/<case>.h5; two frames of a patient are never on two sides."""
+    cases = [f"patient{patient:03}_frame{frame:02}" for patient in range(1, 11) for frame in (1, 9)]
+    (tmp_path / "data").mkdir()
+    for case in cases:
+        with h5py.File(tmp_path / "data" / f"{case}.h5", "w") as file:
+            file["image"] = file["label"] = np.zeros((2, 4, 4))
+    main([str(tmp_path), "--test", "3", "--val", "1", "--labelnum", "2"])
+    lists = {name: (tmp_path / f"{name}.list").read_text().split() for name in ("train", "val", "test")}
+    assert sorted(itertools.chain.from_iterable(lists.values())) == cases
+    assert [len(lists[name]) for name in ("train", "val", "test")] == [12, 2, 6]
+    assert len({case[:10] for case in lists["test"]}) == 3
+
+
+def test_the_script_leaves_equal_lists_alone_and_asks_before_others(tmp_path, capsys):
+    root = make_data(tmp_path, train=9, test=3)
+    main([str(root), "--test", "3", "--overwrite"])
+    main([str(root), "--test", "3"])
+    before = (root / "test.list").read_bytes()
+    with pytest.raises(SystemExit):
+        main([str(root), "--test", "3", "--seed", "1"])
+    assert f"{root}: has another train.list, test.list already; replace with --overwrite" in capsys.readouterr().err
+    assert (root / "test.list").read_bytes() == before
+
+
+def test_the_script_does_not_split_scans_that_nobody_prepared(tmp_path, capsys):
+    (tmp_path / "heart_1.nii.gz").touch()
+    with pytest.raises(SystemExit):
+        main([str(tmp_path)])
+    assert "heart_1.nii.gz: is no image; prepare volumes first" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["heart_1.nii.gz"]
