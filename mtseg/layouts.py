@@ -3,10 +3,13 @@
 nnU-Net, Medical Segmentation Decathlon     imagesTr/, labelsTr/, imagesTs/, labelsTs/, dataset.json
 a folder of files                           <case>.nii.gz (channels inside), or a file a channel: <case>_0000.nii.gz ...
 case folders, BraTS                         <case>/<case>_t1.nii.gz ... and <case>/<case>_seg.nii.gz ('-' for '_' too)
+images                                      images/ and masks/ or labels/, unlabeled/ for images without masks; or a
+                                            folder with x.png and x_mask.png (_label, _seg)
 this library's own                          <case>/mri_norm2.h5
 one case's folder, or one file              of any of them
 
-Files end in .nii.gz, .nii, .nrrd, .h5 or .hdf5; hidden files (the Decathlon's archives hold some) are passed over.
+Volumes end in .nii.gz, .nii, .nrrd, .h5 or .hdf5, images in .png, .tif or .tiff. Hidden files (the Decathlon's archives
+hold some) are passed over, and so are images that lie beside volumes.
 """
 
 import itertools
@@ -16,8 +19,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5")
+IMAGES = (".png", ".tif", ".tiff")
+ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5", *IMAGES)
 NUMBERED = re.compile(r"(.+)_(\d{4})")
+LABEL = re.compile(r"(.+)[_-]seg")
+MASK = re.compile(r"(.+)[_-](mask|label|seg)")
+NNUNET = {"imagesTr": ["labelsTr"], "imagesTs": ["labelsTs"]}
+BESIDE = {**NNUNET, "images": ["masks", "labels"]}  # where the labels of a folder with this name lie
+UNLABELED = "unlabeled"
 
 
 class LayoutError(ValueError):
@@ -37,10 +46,14 @@ class Case(NamedTuple):
 
 
 def stem(path):
-    """The name of a volume's file without its ending; None where it does not have one of ENDINGS, or is hidden."""
+    """The name of a file without its ending; None where it does not have one of ENDINGS, or is hidden."""
     name = Path(path).name
     known = next((ending for ending in ENDINGS if name.lower().endswith(ending)), None)
     return None if known is None or name.startswith(".") else name[: -len(known)]
+
+
+def _is_image(path):
+    return path.suffix.lower() in IMAGES
 
 
 def find_cases(source, channels=None, labels=None, broken=None):
@@ -73,11 +86,12 @@ def find_cases(source, channels=None, labels=None, broken=None):
             broken[name] = str(files)
             continue
         images = tuple(files[part] for part in (channels or parts))
-        cases.append(Case(name, images, _label_of(name, Path(labels)) if labels else label, *part))
+        cases.append(Case(name, images, _label_of(name, Path(labels), files_of) if labels else label, *part))
     if not cases:
         raise LayoutError(next(iter(broken.values())))
     if labels is not None and not any(case.label for case in cases):
-        raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {cases[0].name}.nii.gz; rename them")
+        such = cases[0].name + (".png" if _is_image(cases[0].images[0]) else ".nii.gz")
+        raise LayoutError(f"{labels}: holds the label of none of the cases, e.g. {such}; rename them")
     return cases, None if parts == [""] else channels or parts
 
 
@@ -94,16 +108,18 @@ def _groups(source, channels):
             for part, folder in folders.items()
             for group in _with_labels_beside(_flat(folder, channels), folder)
         ]
-    elif source.name in ("imagesTr", "imagesTs"):
+    elif source.name in BESIDE:
         groups = _with_labels_beside(_flat(source, channels), source)
     elif _is_case_folder(source.absolute(), channels):
         groups = _case_folders([source.absolute()])
     else:
-        groups = _flat(source, channels) or _case_folders(source.rglob("*"))
+        flat, both = _flat(source, channels), _images_and_masks(source, channels)
+        beside = any((source / name).is_dir() for name in (*BESIDE["images"], UNLABELED))
+        groups = (both or flat if beside else flat or both) or _case_folders(source.rglob("*"))
     if not groups:
         raise LayoutError(
-            f"{source}: no volumes in it; it must hold imagesTr/, or files ending in {', '.join(ENDINGS)}, or a folder "
-            f"a case with them"
+            f"{source}: no volumes in it and no images; it must hold imagesTr/ or images/, or files ending in "
+            f"{', '.join(ENDINGS)}, or a folder a case with them"
         )
     groups = sorted(groups, key=lambda group: group[0])
     for before, after in itertools.pairwise(groups):
@@ -123,29 +139,70 @@ def _usual_parts(groups):
     return list(counts.most_common(1)[0][0]) if counts else [""]
 
 
+def _images_and_masks(source, channels):
+    images = source / "images"
+    return [*_with_labels_beside(_flat(images, channels), images), *_flat(source / UNLABELED, channels)]
+
+
 def _with_labels_beside(groups, images):
-    """The groups of `images`, nnU-Net's folder imagesTr or imagesTs, with the labels of labelsTr or labelsTs."""
-    beside = images.parent / images.name.replace("images", "labels")
-    return [(name, files, label or _label_of(name, beside)) for name, files, label in groups]
+    """The groups of `images`, a folder called as in BESIDE, with the labels of the folders that stand there."""
+    beside = [images.absolute().parent / name for name in BESIDE[images.name]]
+    names, labelled = {name for name, *_ in groups}, []
+    for name, files, label in groups:
+        for folder in beside:
+            label = label or _label_of(name, folder, names)
+        labelled.append((name, files, label))
+    return labelled
 
 
-def _label_of(name, folder):
-    paths = (folder / f"{name}{suffix}{ending}" for suffix in ("", "_seg", "-seg") for ending in ENDINGS)
-    return next((path for path in paths if path.is_file()), None)
+def _label_of(name, folder, names):
+    """The label of a case: the file with its name, else with a suffix, which none of the cases' `names` has."""
+    suffixes = (f"{dash}{word}" for word in ("seg", "mask", "label") for dash in "_-")
+    for stems in [name], [name + suffix for suffix in suffixes if name + suffix not in names]:
+        paths = [folder / (stem + ending) for stem in stems for ending in ENDINGS]
+        found = [path for path in paths if path.is_file()]
+        if len(found) > 1 and _is_image(found[0]):
+            raise _two_labels(name, *found[:2])
+        if found:
+            return found[0]
+    return None
+
+
+def _two_labels(case, first, second):
+    return LayoutError(f"{second}: case {case} has another label, {first.name}, too; remove one of them")
+
+
+def masks_without_image(source, cases, labels=None):
+    """The files with labels in `source`, or in the folder `labels`, that belong to none of `cases`, sorted.
+
+    `source` and `labels` as for `find_cases`, which gave `cases`.
+    """
+    source = Path(source).absolute()
+    root = source.parent if source.name in BESIDE else source
+    folders = [Path(labels)] if labels else [root / name for names in BESIDE.values() for name in names]
+    files = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if stem(path) is not None]
+    files += [path for path in source.glob("*") if _is_image(path) and MASK.fullmatch(stem(path) or "")]
+    used = {path.resolve() for case in cases for path in (*case.images, case.label) if path}
+    return sorted(path for path in files if path.resolve() not in used)
 
 
 def _flat(folder, channels=None):
     """[(case, {channel: file}, label)] of the files in a folder; the channel is '' where a case is one file.
 
     A number of four digits at the end is a channel where the case has a 0000, or `channels` are such numbers, and else
-    part of the name (PANCREAS_0001). The label is <case>_seg, where that lies beside. In the place of files that
-    contradict each other is a LayoutError.
+    part of the name (PANCREAS_0001); of images, whose sequences are numbered so, the 0000 says it in nnU-Net's layout
+    only. The label is <case>_seg, where that lies beside; of images <case>_mask or <case>_label, too, and such a file
+    is never an image, but in a folder that is called as one of images. In the place of files that contradict each other
+    is a LayoutError.
     """
+    found = [path for path in sorted(folder.iterdir()) if stem(path) and path.is_file()] if folder.is_dir() else []
+    volumes = [path for path in found if not _is_image(path)]
     names = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        name = stem(path)
-        if name is not None and path.is_file():
-            names.setdefault(name, []).append(path)
+    for path in volumes or found:
+        names.setdefault(stem(path), []).append(path)
+    called = folder.absolute().name
+    is_label = LABEL if volumes else None if called in (*BESIDE, UNLABELED) else MASK
+    first = {"0000"} if volumes or called in NNUNET else set()
     numbers = {}
     for name in names:
         if numbered := NUMBERED.fullmatch(name):
@@ -153,7 +210,7 @@ def _flat(folder, channels=None):
     groups = {}
     for name, paths in names.items():
         numbered = NUMBERED.fullmatch(name)
-        is_channel = numbered and numbers[numbered[1]] & {"0000", *(channels or ())}
+        is_channel = numbered and numbers[numbered[1]] & {*first, *(channels or ())}
         case, channel = numbered.groups() if is_channel else (name, "")
         files = groups.setdefault(case, {})
         if len(paths) > 1:
@@ -163,18 +220,23 @@ def _flat(folder, channels=None):
         elif not isinstance(files, LayoutError):
             files[channel] = paths[0]
     labels = {}
-    for case in list(groups):
-        of = re.fullmatch(r"(.+)[_-]seg", case)
-        if of and of[1] in groups and not isinstance(groups[case], LayoutError) and groups[case].keys() == {""}:
-            labels[of[1]] = groups.pop(case)[""]
+    for case in list(groups) if is_label else ():
+        of = is_label.fullmatch(case)
+        single = not isinstance(groups[case], LayoutError) and groups[case].keys() == {""}
+        if of and single and (of[1] in groups or not volumes):
+            path = groups.pop(case)[""]
+            if of[1] in labels:
+                groups[of[1]] = _two_labels(of[1], labels[of[1]], path)
+            labels[of[1]] = path
     return [(case, files, labels.get(case)) for case, files in groups.items()]
 
 
 def _one_file(path, channels):
     """As `_flat`, of the case that one of its files, `path`, belongs to."""
     name, folder = stem(path), path.absolute().parent
+    sequence = _is_image(path) and folder.name not in NNUNET
     if name is None:
-        raise LayoutError(f"{path}: not a volume this can read; convert it to one of {', '.join(ENDINGS)}")
+        raise LayoutError(f"{path}: not a volume or image this can read; convert it to one of {', '.join(ENDINGS)}")
     if name == "mri_norm2":
         return [(folder.name, {"": path}, None)]
     if channels and _is_case_folder(folder, channels):
@@ -183,8 +245,9 @@ def _one_file(path, channels):
     if channels and numbered:
         groups = [group for group in _flat(path.parent, channels) if group[0] == numbered[1]]
     else:
-        groups = [(numbered[1] if numbered and numbered[2] == "0000" else name, {"": path}, None)]
-    return _with_labels_beside(groups, folder) if folder.name in ("imagesTr", "imagesTs") else groups
+        single = numbered and numbered[2] == "0000" and not sequence
+        groups = [(numbered[1] if single else name, {"": path}, None)]
+    return _with_labels_beside(groups, folder) if folder.name in BESIDE else groups
 
 
 def _is_case_folder(folder, channels):
@@ -193,7 +256,7 @@ def _is_case_folder(folder, channels):
     Where the `channels` are not known, there must be a _seg, and numbers are no channels: in a folder 'heart', heart_1
     and heart_2 are two cases.
     """
-    names = {stem(path) for path in folder.iterdir() if path.is_file()} - {None}
+    names = {stem(path) for path in folder.iterdir() if path.is_file() and not _is_image(path)} - {None}
     matches = [re.fullmatch(re.escape(folder.name) + r"[_-](.+)", name) for name in names]
     parts = {match[1] for match in matches if match}
     known = parts >= set(channels) if channels else parts > {"seg"} and not any(map(str.isdigit, parts))
@@ -207,7 +270,7 @@ def _case_folders(folders):
         files, label = {}, None
         for path in sorted(folder.iterdir()):
             name = stem(path)
-            if name is None or not path.is_file():
+            if name is None or not path.is_file() or _is_image(path):
                 continue
             part = re.fullmatch(re.escape(folder.name) + r"[_-](.+)", name)
             if name in ("mri_norm2", folder.name):
