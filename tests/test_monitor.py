@@ -2,6 +2,7 @@
 
 import builtins
 import csv
+import io
 import json
 import socket
 import struct
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from mtseg.classes import OKABE_ITO
 from mtseg.script.clock import StepClock, peak_memory
 from mtseg.script.monitor import Monitor, MonitorError, check_extras
-from mtseg.script.progress import draw_progress
+from mtseg.script.progress import draw_progress, panels_of
 from mtseg.script.runlog import MetricsError, read_metrics, training_seconds
+from mtseg.script.snapshot import case_picture, visible
 
 FIELDS = ["iteration", "phase", "lr", "loss", "consistency_weight", "val_dice_student", "val_dice_teacher"]
 
@@ -71,7 +74,7 @@ def test_event_files_hold_every_iteration_once_after_a_resume(tmp_path):
 
 
 def logged(file):
-    """(step, loss) of each row in a .wandb file."""
+    """{column: value} of each row in a .wandb file, '_step' among them."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     # LevelDB's log format behind a header of 7 bytes: checksum, length and kind before each record.
@@ -83,8 +86,10 @@ def logged(file):
         record = Record.FromString(data[place + 7 : place + 7 + length])
         place += 7 + length
         if record.WhichOneof("record_type") == "history":
-            items = {"".join([item.key, *item.nested_key]): json.loads(item.value_json) for item in record.history.item}
-            rows.append((items["_step"], items["loss"]))
+            items = (
+                ("".join([item.key, *item.nested_key]), json.loads(item.value_json)) for item in record.history.item
+            )
+            rows.append(dict(items))
     return rows
 
 
@@ -107,9 +112,143 @@ def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypat
     deadline = time.monotonic() + 600
     while len(rows := logged(file)) < 9 and time.monotonic() < deadline:
         time.sleep(0.1)
-    steps, losses = zip(*rows, strict=True)
-    assert list(steps) == list(range(1, 10))
-    assert losses == pytest.approx([1 / i for i in range(1, 10)])
+    assert [row["_step"] for row in rows] == list(range(1, 10))
+    assert [row["loss"] for row in rows] == pytest.approx([1 / i for i in range(1, 10)])
+
+
+PICTURES = {
+    "best: image_7, Dice 0.91": np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8),
+    "worst: a: b, Dice 0.12": np.full((5, 7, 3), 9, np.uint8),
+}
+
+
+def show_pictures(folder, **flags):
+    said = []
+    monitor = Monitor(folder, say=said.append, seconds=None, **flags)
+    for iteration in (4, 8):
+        monitor.pictures(iteration, PICTURES)
+        monitor.row({"iteration": iteration, "loss": 1.0})
+    monitor.close()
+    assert said == []
+
+
+def test_tensorboard_shows_the_pictures_of_a_validation(tmp_path):
+    pytest.importorskip("tensorboard")
+    from PIL import Image
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    show_pictures(tmp_path, tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["images"] == ["validation/best", "validation/worst"]
+    for name, picture in zip(("best", "worst"), PICTURES.values(), strict=True):
+        shown = events.Images(f"validation/{name}")
+        assert [image.step for image in shown] == [4, 8]
+        for image in shown:
+            assert (np.asarray(Image.open(io.BytesIO(image.encoded_image_string))) == picture).all()
+    captions = [event.tensor_proto.string_val for event in events.Tensors("validation/worst/text_summary")]
+    assert captions == [[b"a: b, Dice 0.12"]] * 2
+
+
+def test_wandb_holds_the_pictures_of_a_validation(monkeypatch, tmp_path):
+    pytest.importorskip("wandb")
+    from PIL import Image
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "run").mkdir()
+    show_pictures(tmp_path / "run", wandb="offline")
+    (folder,) = tmp_path.glob("run/wandb/offline-run-*")
+    deadline = time.monotonic() + 600
+    while len(rows := logged(next(folder.glob("*.wandb")))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [row["_step"] for row in rows] == [4, 8] and {row["loss"] for row in rows} == {1.0}
+    for row in rows:
+        for title, picture in PICTURES.items():
+            name, caption = title.split(": ", 1)
+            assert row[f"validation/{name}caption"] == caption
+            path = folder / "files" / row[f"validation/{name}path"]
+            assert (np.asarray(Image.open(path)) == picture).all()
+
+
+def test_a_view_that_fails_at_a_picture_is_given_up_in_one_line(tmp_path):
+    pytest.importorskip("tensorboard")
+    said = []
+    monitor = Monitor(tmp_path, say=said.append, tensorboard=True, seconds=None)
+    monitor.pictures(1, {title: picture[..., 0] for title, picture in PICTURES.items()})  # without colours
+    monitor.close()
+    assert len(said) == 1 and said[0].startswith("TensorBoard failed")
+
+
+def rgb(*panels):
+    """Panels side by side, with a gap between them."""
+    gap = np.full((len(panels[0]), 4, 3), 255)
+    return np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+
+
+def test_the_picture_of_a_case_is_its_image_with_classes_in_colour_beside():
+    image = np.arange(12, dtype=np.uint16).reshape(3, 4) * 1000
+    label, prediction = np.zeros((2, 3, 4), int)
+    label[0, 1], label[2, 3], prediction[0, 1] = 1, 255, 2
+    low, high = np.percentile(image, [1, 99.5])
+    grey = np.floor(np.clip((image - low) * 255 / (high - low) + 1e-3, 0, 255)).repeat(3).reshape(3, 4, 3)
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[0, 1, 2]] = (0, 0, 255), (255, 0, 0), (0, 255, 0)
+
+    def colored(mask, background):
+        mixed = np.rint(0.4 * grey + 0.6 * palette[mask])
+        return np.where(((mask == 255) | (mask == background))[..., None], grey, mixed)
+
+    for background in (0, None):
+        expected = rgb(grey, colored(label, background), colored(prediction, background))
+        found = case_picture(image, label, prediction, palette, background=background)
+        assert found.dtype == np.uint8 and (found == expected).all()
+        channels = np.stack([image, image[::-1]])  # of two channels the first is drawn
+        assert (case_picture(channels, label, prediction, palette, background=background) == expected).all()
+    colours = np.random.default_rng(0).integers(0, 256, (3, 50, 60), dtype=np.uint8)
+    picture = case_picture(colours, *np.zeros((2, 50, 60), int))[:, :60]
+    assert np.corrcoef(picture.ravel(), np.moveaxis(colours, 0, -1).ravel())[0, 1] > 0.999
+    assert case_picture(np.zeros((8, 1300)), *np.zeros((2, 8, 1300), int)).shape == (4, 3 * 650 + 8, 3)
+
+
+def test_a_grey_class_has_another_colour_than_the_image_and_the_other_classes():
+    palette = np.full((256, 3), 255, np.uint8)
+    palette[[0, 2]] = (0, 0, 0), OKABE_ITO[0]
+    colors = visible(palette)
+    assert colors[0].tolist() == [0, 0, 0] and tuple(colors[2]) == OKABE_ITO[0]
+    assert tuple(colors[1]) in OKABE_ITO[1:] and tuple(colors[3]) in set(OKABE_ITO) - {tuple(colors[1]), OKABE_ITO[0]}
+
+
+def test_the_picture_of_a_volume_and_of_a_stack_is_the_slice_with_most_labelled_voxels():
+    rng = np.random.default_rng(0)
+    stack, label = rng.random((3, 4, 6)), np.zeros((3, 4, 6), np.uint8)
+    label[1, :2], label[0, 0], label[2] = 1, 2, 255
+    expected = case_picture(stack[1], label[1], label[1])
+    assert (case_picture(stack, label, label, axis=0) == expected).all()
+    # A volume (W, H, D) has its first axis from left to right and its second from below, as in the figures.
+    volume, of_volume = (array.transpose(2, 1, 0)[:, ::-1] for array in (stack, label))
+    assert (case_picture(volume, of_volume, of_volume) == expected).all()
+    assert (case_picture(np.stack([volume] * 2), of_volume, of_volume) == expected).all()
+
+
+CLASS_COLUMNS = ("val_dice_student", "val_dice_teacher", "val_dice_student/a_loss", "val_dice_teacher/5 $x$ $")
+
+
+def test_the_validation_dice_of_classes_have_a_panel_of_their_own_where_colours_suffice(tmp_path):
+    pytest.importorskip("matplotlib")
+    columns = ["loss", "time_seconds", *CLASS_COLUMNS]
+    panels = {title: names for title, names, _ in panels_of(columns)}
+    assert panels == {
+        "loss": ["loss"],
+        "validation Dice": list(CLASS_COLUMNS[:2]),
+        "validation Dice of each class": list(CLASS_COLUMNS[2:]),
+        "seconds per iteration": ["time_seconds"],
+    }
+    assert "validation Dice of each class" not in {
+        title for title, *_ in panels_of([f"val_dice/{n}" for n in range(9)])
+    }
+    lines = [",".join(["iteration", *columns]), *(f"{n},1,2,0.5,0.6,0.7,0.8" for n in (1, 2))]
+    (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
+    draw_progress(tmp_path)  # a name with $ is no formula
+    assert (tmp_path / "progress.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training curves of runs, and box plots of their results. Needs Matplotlib."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ SERIES += (progress.SKY, progress.VERMILION, "#999999", progress.BLACK)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)), (0, (3, 1)))
 HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "+++", "---")
 MARKERS = ({"marker": "o"}, {"marker": "o", "fillstyle": "none"}, {"marker": "s"}, {"marker": "s", "fillstyle": "none"})
-NOT_DRAWN = ("seconds per iteration", "peak memory (MB)")  # of the panels of progress.png
+NOT_DRAWN = (progress.OF_CLASSES, "seconds per iteration", "peak memory (MB)")  # of the panels of progress.png
 
 
 def find_runs(paths):
@@ -76,7 +77,7 @@ def curves(runs):
     window = max(1, longest // 50)
     names = list(dict.fromkeys(name for name, _, _ in runs))
     styles = {name: {"color": SERIES[i % 8], "linestyle": DASHES[i % 8]} for i, name in enumerate(names)}
-    networks = dict.fromkeys(_network(column) for column in logged if column.startswith("val_dice"))
+    networks = dict.fromkeys(_network(column) for column in logged if re.fullmatch("val_dice[^/]*", column))
     marks_of = {network: MARKERS[number % len(MARKERS)] for number, network in enumerate(networks)}
     rows = math.ceil((len(panels) + 1) / 2)
     figure, grid = subplots(rows, 2, 0.3 + 1.9 * rows)

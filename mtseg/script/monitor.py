@@ -87,6 +87,14 @@ class Monitor:
         for name in list(self.views):
             self._try(name, self.views[name].row, numbers, int(values["iteration"]))
 
+    def pictures(self, iteration, pictures):
+        """Show `pictures` of an iteration whose row follows, {'<name>: <caption>': uint8 (H, W, 3)}, such as 'best:
+        image_7, Dice 0.91', in TensorBoard and Weights & Biases; a resumed run does not show those of before again."""
+        for name in [name for name, view in self.views.items() if hasattr(view, "picture")]:
+            for title, picture in pictures.items():
+                if name in self.views:
+                    self._try(name, self.views[name].picture, *title.partition(": ")[::2], picture, iteration)
+
     def close(self):
         """Draw the last picture and write out what is still held back."""
         for name in list(self.views):
@@ -138,6 +146,10 @@ class _TensorBoard:
         for name, number in numbers.items():
             self.writer.add_scalar(name, number, iteration)
 
+    def picture(self, name, caption, picture, iteration):
+        self.writer.add_image(f"validation/{name}", picture, iteration, dataformats="HWC")
+        self.writer.add_text(f"validation/{name}", caption, iteration)
+
     def close(self):
         self.writer.close()
 
@@ -167,6 +179,11 @@ class _WeightsAndBiases:
 
     def row(self, numbers, iteration):
         self.run.log(numbers, step=iteration, commit=True)
+
+    def picture(self, name, caption, picture, iteration):
+        # Once a step's row has been sent, nothing can be added to it.
+        image = _import_wandb().Image(picture, caption=caption)
+        self.run.log({f"validation/{name}": image}, step=iteration, commit=False)
 
     def close(self):
         self.run.finish()

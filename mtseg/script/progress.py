@@ -1,7 +1,8 @@
 """metrics.csv as curves: the columns in it, and progress.png, which a run draws of itself.
 
 Columns are recognised by name: 'iteration', 'lr', 'loss', 'loss_*', '*_loss', 'consistency_dist', 'consistency_weight',
-'val_dice*', '*_seconds', 'peak_memory_mb', and 'phase', a word; no other is drawn. Empty cells are passed over.
+'val_dice*', and 'val_dice*/<class>' of one class, '*_seconds', 'peak_memory_mb', and 'phase', a word; no other is
+drawn. Empty cells are passed over.
 """
 
 import io
@@ -16,13 +17,15 @@ import numpy as np
 from mtseg.checkpoint import write_whole
 from mtseg.script.runlog import read_metrics
 
+OF_CLASSES = "validation Dice of each class"  # a panel that is drawn where it has a colour for each column
 # Panels: title, the columns in it (in full), and how they are drawn.
 PANELS = [
-    ("loss", r"loss|loss_.*|.*_loss|consistency_dist", "noisy"),
-    ("validation Dice", r"val_dice.*", "points"),
+    ("loss", r"loss|loss_.*|[^/]*_loss|consistency_dist", "noisy"),
+    ("validation Dice", r"val_dice[^/]*", "points"),
+    (OF_CLASSES, r"val_dice[^/]*/.*", "points"),
     ("consistency weight", r"consistency_weight", "exact"),
     ("learning rate", r"lr", "exact"),
-    ("seconds per iteration", r".*_seconds", "noisy"),
+    ("seconds per iteration", r"[^/]*_seconds", "noisy"),
     ("peak memory (MB)", r"peak_memory_mb", "exact"),
 ]
 # Okabe and Ito, "Color Universal Design", 2008: told apart with every kind of colour blindness.
@@ -35,7 +38,7 @@ PHASES = {"warm-up": "#BBBBBB", "ramp": YELLOW, "stable": SKY}
 def panels_of(columns):
     """[(title, names of the columns in it, how)] of the PANELS for which there are columns, in the columns' order."""
     panels = [(title, [name for name in columns if re.fullmatch(pattern, name)], how) for title, pattern, how in PANELS]
-    return [panel for panel in panels if panel[1]]
+    return [panel for panel in panels if panel[1] and (panel[0] != OF_CLASSES or len(panel[1]) <= len(COLORS))]
 
 
 def draw_progress(folder):
@@ -120,6 +123,11 @@ def number_in(value):
         return None
 
 
+def literal(text):
+    """`text` so that Matplotlib takes it for text: what stands between two $ would be a formula."""
+    return str(text).replace("$", r"\$")
+
+
 def moving_average(values, window):
     """The mean of the last `window` values up to each; of fewer at the start."""
     total = np.cumsum(np.concatenate([[0.0], values]))
@@ -133,7 +141,9 @@ def _curve(axes, name, points, how, **style):
     iterations, values = map(np.asarray, points)
     window = len(values) // 50
     if how == "points":
-        axes.plot(iterations, values, marker="o", markersize=3, label=f"{name} (now {values[-1]:.3f})", **style)
+        axes.plot(
+            iterations, values, marker="o", markersize=3, label=f"{literal(name)} (now {values[-1]:.3f})", **style
+        )
     elif how == "exact" or window < 2:
         axes.plot(*thinned(iterations, values), label=name, **style)
     else:
