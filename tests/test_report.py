@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mtseg import report
+from mtseg import metrics, report
 from mtseg.report.__main__ import main
 from mtseg.report.flags import PUBLISHED
 
@@ -514,3 +514,133 @@ def test_rows_name_the_network_whose_weights_were_tested(tmp_path):
     write_run(tmp_path, "CPS", dice=[0.5])
     names = [row.name.split(" (")[0] + row.name.partition(")")[2] for row in report.report([tmp_path])[1]]
     assert sorted(names) == ["CPS", *["MT, second"], *["MT, student"] * 2, *["MT, teacher"] * 2]
+
+
+NAMES = ("ferrite", "a_b & $c$ <i>", "=1+1")  # of classes; the numbers of pixels decide the order, not the alphabet
+
+
+def write_images(out, method, seed, sets=("",), unit="pixel", count=9, **changes):
+    """A run tested on images of several sizes, with its rows as inference.py writes them, of each of the `sets`, whose
+    names stand in the rows where there are any; returns {set: [(prediction, label)]}."""
+    write_run(out, method, seed, dice=[0.5], unit=unit, **changes)
+    file = next(out.glob(f"seed{seed}/model/*/{method}/iter_6_test/metrics.json"))
+    rows, maps = [], {name: [] for name in sets}
+    for number in range(count * len(sets)):
+        rng = np.random.default_rng(number)  # every run is tested on the same images
+        label = rng.choice(3, rng.integers(5, 30, 2), p=(0.7, 0.25, 0.05))
+        rng = np.random.default_rng([seed, number, len(method)])
+        prediction = np.where(rng.random(label.shape) < rng.uniform(0.1, 0.5), rng.choice(3, label.shape), label)
+        name = sets[number % len(sets)]
+        maps[name].append((prediction, label))
+        case = {"case": f"image_{number}"} | ({"set": name} if name else {})
+        case["pixel_accuracy"] = float((prediction == label).mean())
+        for value, of_class in enumerate(NAMES):
+            found = metrics.all_metrics(prediction == value, label == value)
+            found = {key: None if np.isnan(number) else number for key, number in found.items()}
+            rows.append(case | {"class": of_class} | found)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cases": rows}))
+    return maps
+
+
+def pooled(pairs, score):
+    """The mean over the classes of a score of all pixels of the images laid end to end."""
+    prediction, label = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    return np.mean([score(prediction == value, label == value) for value in range(3)])
+
+
+def test_tables_of_images_name_what_is_pooled(tmp_path):
+    """Against the scores of the pixels themselves, and SciPy's bootstrap of the images' numbers."""
+    for method in ("MT", "supervised"):
+        maps = {seed: write_images(tmp_path, method, seed)[""] for seed in (1, 2, 3)}
+    table, _ = report.report([tmp_path], baseline="MT")
+    columns = [c for c in table.columns if c.endswith(("%", "pixel"))]
+    assert columns == [
+        *("Dice %", "Dice pooled %", "IoU %", "IoU pooled %", "Pixel accuracy pooled %", "HD95 pixel"),
+    ]
+    row = records(table)["supervised", ""]
+    scores = {"dice": metrics.dice, "jaccard": metrics.jaccard, "pixel_accuracy": None}
+    for metric, score in scores.items():
+
+        def value(images, pairs, score=score):
+            images = [pairs[int(i)] for i in images]
+            right = [(prediction == label).ravel() for prediction, label in images]
+            return np.concatenate(right).mean() if score is None else pooled(images, score)
+
+        number = {name: row[f"{metric}_pooled_{name}"] for name in ("mean", "sd_seeds", "low", "high", "sd_cases", "p")}
+        of_seeds = [value(range(9), pairs) for pairs in maps.values()]
+        assert float(number["mean"]) == pytest.approx(statistics.fmean(of_seeds))
+        assert float(number["sd_seeds"]) == pytest.approx(statistics.stdev(of_seeds))
+        assert number["sd_cases"] == number["p"] == ""
+        interval = stats.bootstrap(
+            (np.arange(9),),
+            lambda images, value=value: np.mean([value(images, pairs) for pairs in maps.values()]),
+            method="percentile",
+            vectorized=False,
+            n_resamples=1000,
+            rng=np.random.default_rng(5),
+        ).confidence_interval
+        assert (float(number["low"]), float(number["high"])) == pytest.approx(tuple(interval), abs=0.01)
+    assert float(row["dice_mean"]) == pytest.approx(
+        np.mean([[pooled([pair], metrics.dice) for pair in pairs] for pairs in maps.values()])
+    )
+    text = " ".join(report.to_text(table).split())
+    assert f"{100 * float(row['dice_pooled_mean']):.2f} ± {100 * float(row['dice_pooled_sd_seeds']):.2f}" in text
+    assert "pooled: of the pixels of all test images together" in text and "mean over the images" not in text
+    assert report.to_latex(table).count(r"IoU pooled \%") == report.to_markdown(table).count("IoU pooled %") == 1
+    # Asked for by name, other columns; and in other units than the pixel.
+    table, _ = report.report([tmp_path], metrics=["jaccard", "precision_pooled", "pixel_accuracy"])
+    assert [c for c in table.columns if "%" in c] == ["IoU %", "Precision pooled %", "Pixel accuracy %"]
+    with pytest.raises(report.ReportError, match="has no metric 'f1_pooled'"):
+        report.report([tmp_path], metrics=["f1_pooled"])
+
+
+def test_which_tables_are_of_images(tmp_path):
+    def columns(name, **changes):
+        write_images(tmp_path / name, "MT", 1, **changes)
+        return " ".join(report.report([tmp_path / name])[0].columns)
+
+    assert "IoU pooled %" in columns("um", unit="um") and "HD95 um" in columns("um", unit="um")
+    assert "IoU pooled %" in columns("mm images", unit="mm", classes={"pixel_size": [0.1, 0.1, "mm"]})
+    for name, unit in (("mm volumes", "mm"), ("voxels", "voxel")):
+        assert "pooled" not in columns(name, unit=unit) and "Jaccard % HD95" in columns(name, unit=unit)
+    write_run(tmp_path / "older", dice=[0.5, 0.6], unit="pixel")  # rows without counts
+    assert "Dice % IoU % HD95 pixel" in " ".join(report.report([tmp_path / "older"])[0].columns)
+
+
+def test_each_set_of_a_result_is_a_row(tmp_path):
+    sets = ("steel", "EVIL\x1b_{x}")
+    for method in ("MT", "supervised"):
+        maps = write_images(tmp_path, method, 1, sets, trained_on=["image_2", "image_3"])
+    table, rows = report.report([tmp_path], baseline="supervised")
+    assert [(row.dataset, row.method, row.test_cases) for row in rows] == [
+        *(("EVIL _{x}", "supervised", 9), ("EVIL _{x}", "MT", 9), ("steel", "supervised", 9), ("steel", "MT", 9)),
+    ]
+    assert [sorted(row.trained_on) for row in rows[1:3]] == [["image_3"], ["image_2"]]
+    assert all(row.differences == [] for row in rows)  # each beside the baseline of its own set
+    record = next(r for r in table.records if (r["dataset"], r["method"]) == ("steel", "supervised"))
+    assert record["dice_pooled_mean"] == pytest.approx(pooled(maps["steel"], metrics.dice))
+    record = next(r for r in table.records if (r["dataset"], r["method"]) == ("steel", "MT"))
+    assert record["dice_pairs"] == 9 and record["dice_p"] > 0
+    # Fewer images in one set of one run: that row is marked, and no other.
+    file = next(tmp_path.glob("seed1/model/*/MT/*/metrics.json"))
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"cases": result["cases"][3:], "trained_on": []}))
+    _, rows = report.report([tmp_path], baseline="supervised")
+    assert [row.differences for row in rows if row.differences] == [
+        ["other test cases (8, of which 8 are among the 9)"]
+    ]
+    assert rows[3].differences
+
+
+def test_names_of_classes_are_text_in_every_format_and_in_their_order(tmp_path):
+    write_images(tmp_path, "MT", 1, trained_on=[])
+    table, (row,) = report.report([tmp_path], per_class=True)
+    assert row.classes() == NAMES and [r["class"] for r in table.records] == [*NAMES, "mean"]
+    assert r"a\_b \& \$c\$ $<$i$>$" in report.to_latex(table)
+    assert "a_b &amp; $c$ &lt;i&gt;" in report.to_markdown(table)
+    assert [r["class"] for r in csv.DictReader(io.StringIO(report.to_csv(table)))] == [*NAMES[:2], "'=1+1", "mean"]
+    # Another order of the classes in a second seed is no other row.
+    write_images(tmp_path, "MT", 2, trained_on=[])
+    file = next(tmp_path.glob("seed2/model/*/MT/*/metrics.json"))
+    file.write_text(json.dumps((r := json.loads(file.read_text())) | {"cases": r["cases"][::-1]}))
+    assert [len(row.results) for row in report.report([tmp_path])[1]] == [2]

@@ -14,7 +14,7 @@ from pathlib import Path
 from mtseg.checkpoint import write_whole
 from mtseg.figures import boxes_of, curves, gallery_of, named_folders, read_runs, render, style
 from mtseg.html_report.markup import html_notes, html_picture, html_settings, html_table, page
-from mtseg.report import report
+from mtseg.report import default_metrics, report
 from mtseg.report.flags import add_flags
 from mtseg.results import heading, scale
 from mtseg.script.flags import Parser, one_sentence
@@ -34,13 +34,14 @@ def sections_of(args):
     """{heading: HTML} of the page."""
     table, rows = report(args.paths, args.baseline, args.metrics, args.published, args.per_class)
     measured = [row for row in rows if row.results]
+    metrics = args.metrics or default_metrics(rows)
     unit = measured[0].unit if len({row.unit for row in measured}) == 1 else ""
     sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes), "Cases": ""}
 
-    if {"dice", "hd95"} <= set(args.metrics) and unit:
+    if {"dice", "hd95"} <= set(metrics) and unit:
         caption = "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
         sections["Cases"] = html_picture(render(boxes_of(measured)), caption)
-    sections["Cases"] += f"<details><summary>Every case</summary>{case_table(measured, args.metrics, unit)}</details>"
+    sections["Cases"] += f"<details><summary>Every case</summary>{case_table(measured, metrics, unit)}</details>"
 
     runs = {result.run.resolve(): result.run for row in measured for result in row.results if result.run}
     logged = [run for run in runs.values() if (run / "metrics.csv").is_file()]
@@ -55,7 +56,9 @@ def sections_of(args):
 
 
 def case_table(rows, metrics, unit):
-    """An HTML table of every case of the report's `rows`: each metric averaged over the seeds."""
+    """An HTML table of every case of the report's `rows`: each metric averaged over the seeds, but for pooled ones."""
+    metrics = [metric for metric in metrics if not metric.endswith("_pooled")]
+    images = all(result.images for row in rows for result in row.results)
     keys, cells = [], []
     for row in rows:
         values = [row.per_case(metric) for metric in metrics]
@@ -63,7 +66,7 @@ def case_table(rows, metrics, unit):
             numbers = [scale(m) * of_case[case] for m, of_case in zip(metrics, values, strict=True)]
             keys.append([row.title + row.mark, case, *numbers])
             cells.append([[text] for text in [*keys[-1][:2], *("-" if math.isnan(n) else f"{n:.2f}" for n in numbers)]])
-    return html_table(["method", "case", *(heading(metric, unit) for metric in metrics)], cells, keys)
+    return html_table(["method", "case", *(heading(metric, unit, images) for metric in metrics)], cells, keys)
 
 
 def _of_seed(row, result):

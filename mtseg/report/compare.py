@@ -48,13 +48,18 @@ def mark_rows(rows, reference):
     """Fill in the `differences` of each row from `reference`, its `faults`, whatever it stands beside, and the `mark`
     of a row that has either; returns the footnotes, sentences that begin with the mark.
 
+    A row of a set stands beside the row of that set that has the reference's name, or else beside the set's first.
     What one of two rows does not record counts as no difference.
     """
     footnotes = {}
     for row in rows:
-        row.faults, row.differences = _faults(row), _differences(row, reference)
+        other = reference
+        if row.results and row.results[0].of_set:
+            own = [r for r in rows if r.dataset == row.dataset]
+            other = next((r for r in own if (r.name, r.labelnum) == (reference.name, reference.labelnum)), own[0])
+        row.faults, row.differences = _faults(row), _differences(row, other)
         if row.incomparable:
-            beside = f"not comparable with {reference.name}: {'; '.join(row.differences)}"
+            beside = f"not comparable with {other.name}: {'; '.join(row.differences)}"
             why = "; ".join([*row.faults, beside] if row.differences else row.faults)
             repeats, which = divmod(len(footnotes), len(MARKS))
             row.mark = footnotes.setdefault(why, MARKS[which] * (repeats + 1))
@@ -83,7 +88,7 @@ def _differences(row, reference):
     elif row.published is None and row.case_names() != reference.case_names():
         cases, others = set(row.case_names()), set(reference.case_names())
         reasons.append(f"other test cases ({len(cases)}, of which {len(cases & others)} are among the {len(others)})")
-    if row.results and row.classes() != reference.classes():
+    if row.results and set(row.classes()) != set(reference.classes()):
         reasons.append("other classes")
     if row.unit != reference.unit:
         reasons.append(f"distances in {row.unit}, not {reference.unit}")

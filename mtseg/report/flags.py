@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mtseg.report.table import DEFAULT_METRICS
+from mtseg.report.table import DEFAULT_METRICS, OF_IMAGES
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "data/published/la.csv"
 
@@ -11,7 +11,12 @@ def add_flags(parser):
     flag = parser.add_argument
     flag("paths", nargs="+", type=Path, metavar="RUN", help="runs, results, metrics.json files, or folders above them")
     flag("--baseline", metavar="WORDS", help="row to test against, by words of it: supervised, 'MT teacher', 'MT 8'")
-    flag("--metrics", nargs="+", default=list(DEFAULT_METRICS), metavar="NAME", help="columns of metrics.json")
+    flag(
+        "--metrics",
+        nargs="+",
+        metavar="NAME",
+        help=f"columns of metrics.json (default: {' '.join(DEFAULT_METRICS)}; of images {' '.join(OF_IMAGES)})",
+    )
     flag("--per_class", action="store_true", help="a line for each class, and one for their mean")
     flag(
         "--published",

@@ -1,7 +1,7 @@
 """The metrics.json files that inference.py writes, with what the config.json of the checkpoint's run adds."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mtseg.checkpoint import file_sha256
@@ -25,6 +25,8 @@ class Result:
     segmented, None for the cases of a list. `preprocessing`: how the scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
+    `images`: whether the cases are images, not volumes. `of_set`: whether these are the cases of one of the data
+    sets that the file names, `dataset`.
     """
 
     path: Path
@@ -48,12 +50,14 @@ class Result:
     input: str | None = None
     preprocessing: dict | None = None
     trained_on: tuple = ()
+    images: bool = False
+    of_set: bool = False
 
     def case_names(self):
         return tuple(sorted({row["case"] for row in self.cases}))
 
     def classes(self):
-        return tuple(sorted({row["class"] for row in self.cases}, key=lambda label: (isinstance(label, str), label)))
+        return tuple(dict.fromkeys(row["class"] for row in self.cases))
 
     def values(self, metric, label="mean"):
         """{case: value} of class `label`, or of the mean over the classes; NaN where (one of) it is not defined."""
@@ -81,12 +85,14 @@ def read_result(path):
         raise ReportError(f"{path}: holds no cases of inference.py; test the checkpoint again or move the file away")
     for row in rows:
         for key, value in row.items():
-            if key not in ("case", "class") and not (value is None or isinstance(value, (int, float))):
+            if key not in ("case", "class", "set") and not (value is None or isinstance(value, (int, float))):
                 raise ReportError(f"{path}: {key} of case {row['case']} is {value!r}, no number; test again")
         if not isinstance(row["class"], (int, str)):
             raise ReportError(f"{path}: class {row['class']!r} of case {row['case']} is no class; test again")
     rows = [
-        {plain(k): v for k, v in row.items()} | {"case": plain(row["case"])} for row in rows if row["class"] != "mean"
+        {plain(key): plain(v) if key in ("case", "set") or isinstance(v, str) else v for key, v in row.items()}
+        for row in rows
+        if row["class"] != "mean"
     ]
     recorded = [Path(str(checkpoint)) for checkpoint in listed(content.get("checkpoint"))]
     first = recorded[0] if recorded else Path()
@@ -111,6 +117,7 @@ def read_result(path):
         return value if isinstance(value, dict) else {}
 
     network = settings(content.get("network"))
+    unit = plain(content.get("unit") or "unknown")
     method = " and ".join(map(plain, listed(known("method", network.get("network", "unknown"), also="model"))))
     # As run.PREFIXES has it: ema_iter_<N> is the teacher's, <name>_iter_<N> another network's.
     named = re.fullmatch(rf"(?:(.+)_)?(?:iter_\d+|{re.escape(method)}_best_model)", first.stem)
@@ -134,7 +141,7 @@ def read_result(path):
         labelnum=labelnum if isinstance(labelnum, int) else None,
         seed=seed if isinstance(seed, int) else None,
         selection=" and ".join(map(plain, listed(content.get("selection")))) or "unknown",
-        unit=plain(content.get("unit") or "unknown"),
+        unit=unit,
         protocol=protocol,
         cases=rows,
         sha256=sha256,
@@ -148,7 +155,19 @@ def read_result(path):
         input=None if scans is None else plain(scans),
         preprocessing=settings(content.get("preprocessing") or config.get("preprocessing")) or None,
         trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *learned]})),
+        images=unit not in ("voxel", "mm", "unknown") or bool(settings(content.get("classes")).get("pixel_size")),
     )
+
+
+def each_set(result):
+    """A Result for each data set that the rows of `result` name, or itself where they name none."""
+    names = dict.fromkeys(row["set"] for row in result.cases if "set" in row)
+    for name in names:
+        cases = [row for row in result.cases if row.get("set") == name]
+        trained_on = tuple(case for case in result.trained_on if case in {row["case"] for row in cases})
+        yield replace(result, dataset=name, cases=cases, trained_on=trained_on, of_set=True)
+    if not names:
+        yield result
 
 
 def find_results(paths):
@@ -169,7 +188,7 @@ def find_results(paths):
             runs[config.parent.resolve()] = config.parent
     named = {Path(path).resolve() for path in paths}
     files = {place: file for place, file in files.items() if place in named or read_config(file).get("cases") != []}
-    every = [read_result(file) for file in files.values()]
+    every = [result for file in files.values() for result in each_set(read_result(file))]
     old = [result for result in every if result.replaced and result.replaced.parent in result.path.parents]
     results = [result for result in every if result not in old]
     notes = [f"{o.path} is left out: {o.replaced} holds other weights than those it tested; test them." for o in old]

@@ -13,7 +13,7 @@ import numpy as np
 
 from mtseg.report.read import ReportError, plain
 from mtseg.report.summary import average_seeds
-from mtseg.results import scale
+from mtseg.results import pooled_parts, scale
 from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
 
 # Runs that differ in these alone, in what a run may be resumed under or in versions, share a row. What else may differ
@@ -72,6 +72,13 @@ class Row:
     def per_case(self, metric, label="mean"):
         """{case: mean over the seeds} of a metric; NaN where no seed defines it."""
         return dict(zip(self.case_names(), average_seeds(self.values(metric, label)).tolist(), strict=True))
+
+    def parts(self, metric, label="mean"):
+        """(seeds, cases, classes, 3) of results.pooled_parts of class `label`, or of all; None without the counts."""
+        classes = self.classes() if label == "mean" else (label,)
+        found = [{(r["case"], r["class"]): pooled_parts(r, metric) for r in result.cases} for result in self.results]
+        parts = [[[seed.get((case, c)) for c in classes] for case in self.case_names()] for seed in found]
+        return None if any(entry is None for seed in parts for case in seed for entry in case) else np.array(parts)
 
     def mean_of(self, attribute):
         """The mean over the runs of a number each of them records, None where one does not."""
@@ -134,8 +141,8 @@ def group_results(results):
     compared = {m: settings_to_compare([r.config for r in results if r.method == m]) - {"exp"} for m in methods}
     for result in results:
         settings = {name: value for name, value in result.config.items() if name in compared[result.method]}
-        how = [result.network, result.selection, result.unit, result.protocol, result.case_names(), result.classes()]
-        how += [result.input, result.preprocessing, bool(result.config)]
+        how = [result.network, result.selection, result.unit, result.protocol, result.case_names()]
+        how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, [])
         twin = next((other for other in members if result.sha256 and other.sha256 == result.sha256), None)

@@ -8,6 +8,8 @@ import math
 import numpy as np
 from scipy import stats
 
+from mtseg.results import share_of
+
 RESAMPLES = 10000
 
 
@@ -65,3 +67,20 @@ def statistics(values):
         "high": high,
         "undefined": int(np.isnan(values).sum()),
     }
+
+
+def pooled_statistics(parts):
+    """As `statistics`, of the score of all pixels of a seed together, from `parts` (seeds, cases, classes, 3), those of
+    results.pooled_parts: 'low' and 'high' are of resampled cases; cases have no such score, and no deviation."""
+    seeds, cases = parts.shape[:2]
+
+    def scores(draws):
+        """(draws, seeds): the mean over the classes, each case as often as `draws` (draws, cases) says."""
+        return share_of(np.tensordot(draws, parts, axes=(1, 1))).mean(axis=-1)
+
+    (of_seeds,), low, high = scores(np.ones((1, cases))), math.nan, math.nan
+    if cases > 1:
+        draws = np.random.default_rng(0).multinomial(cases, np.full(cases, 1 / cases), size=RESAMPLES)
+        low, high = np.percentile(scores(draws.astype(float)).mean(axis=1), [2.5, 97.5]).tolist()
+    sd = float(of_seeds.std(ddof=1)) if seeds > 1 else math.nan
+    return {"mean": float(of_seeds.mean()), "sd_seeds": sd, "low": low, "high": high}

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from mtseg.report.compare import baseline_of, find_baseline, mark_rows
 from mtseg.report.read import ReportError, find_results
 from mtseg.report.rows import group_results, read_published
-from mtseg.report.summary import RESAMPLES, paired_test, statistics
-from mtseg.results import heading, is_distance, scale
+from mtseg.report.summary import RESAMPLES, paired_test, pooled_statistics, statistics
+from mtseg.results import METRICS, heading, is_distance, pooled_parts, scale
 
 DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
+OF_IMAGES = ("dice", "dice_pooled", "jaccard", "jaccard_pooled", "pixel_accuracy_pooled", "hd95")
 # The lines of a cell.
 STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval", "p (pairs)")
 UNKNOWN = "-"
@@ -27,14 +28,29 @@ class Table:
     records: list
 
 
-def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_class=False):
+def default_metrics(rows):
+    """The metrics of a table of these rows, unless others are asked for."""
+    if any(result.images for row in rows for result in row.results):
+        return [metric for metric in OF_IMAGES if any(_holds(row.results, metric) for row in rows)]
+    return DEFAULT_METRICS
+
+
+def _holds(results, metric):
+    """Whether there is a row with the metric, or with what a pooled one takes."""
+    pooled = metric.removesuffix("_pooled") if metric in METRICS else metric
+    rows = (row for result in results for row in result.cases)
+    return any(metric in row or (pooled != metric and pooled_parts(row, pooled)) for row in rows)
+
+
+def report(paths, baseline=None, metrics=None, published=None, per_class=False):
     """(Table, rows) of all results at or under `paths`. With `per_class`, a line for each class and one for the mean
     over them, else the latter alone. Raises ReportError, and FlagError for a file that is no JSON."""
     results, notes = find_results(paths)
     rows, more = group_results(results)
-    absent = [m for m in metrics if not any(m in case for result in results for case in result.cases)]
+    metrics = metrics or default_metrics(rows)
+    absent = [metric for metric in metrics if not _holds(results, metric)]
     if absent:
-        names = sorted({key for case in results[0].cases for key in case} - {"case", "class"})
+        names = sorted({key for case in results[0].cases for key in case} - {"case", "class", "set"})
         raise ReportError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
     baselines = find_baseline(rows, baseline) if baseline else []
     if published:
@@ -43,7 +59,7 @@ def report(paths, baseline=None, metrics=DEFAULT_METRICS, published=None, per_cl
         more += [] if beside else [f"{published} has no figures for these data and numbers of labels."]
         rows += beside
     footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
-    return _table(rows, metrics, baselines, footnotes, [*more, *notes], per_class), rows
+    return _table(rows, metrics, baselines, footnotes, dict.fromkeys([*more, *notes]), per_class), rows
 
 
 def _describe(row, metric, label, baselines):
@@ -53,6 +69,9 @@ def _describe(row, metric, label, baselines):
     entry |= {"undefined": 0, "pairs": 0, "why": ""}
     if row.published is not None:
         return entry | {"mean": row.published.get(metric, math.nan)}
+    if metric in METRICS and metric.endswith("_pooled"):
+        parts = row.parts(metric.removesuffix("_pooled"), label)
+        return entry if parts is None else entry | pooled_statistics(parts)
     entry |= statistics(row.values(metric, label))
     baseline = baseline_of(row, baselines)
     if not baselines or baseline is row:
@@ -72,8 +91,9 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
     per_class = per_class and several_classes
     units = {row.unit for row in rows}
     unit = next(iter(units)) if len(units) == 1 else ""
+    images = all(result.images for row in measured for result in row.results)
     columns = ["dataset", "method", "labels", "class", "seeds", "statistic"]
-    columns += [heading(metric, unit) for metric in metrics]
+    columns += [heading(metric, unit, images) for metric in metrics]
     columns += ["parameters", "training", "inference a case", "selection", "source"]
 
     cells, keys, records, untested, undefined = [], [], [], {}, []
@@ -83,7 +103,9 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
         of_class = f", {'mean over the classes' if label == 'mean' else f'class {label}'}" if per_class else ""
         for metric, entry in entries.items():
             if entry["why"]:
-                untested.setdefault(f"{row.title}{row.mark}{of_class}: {entry['why']}", []).append(heading(metric))
+                untested.setdefault(f"{row.title}{row.mark}{of_class}: {entry['why']}", []).append(
+                    heading(metric, images=images)
+                )
         if left_out := [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]:
             which = ", ".join(left_out)
             undefined.append(f"{row.title}{of_class}: not defined for an empty mask, and left out: {which}.")
@@ -100,6 +122,11 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
 
     kept, constant = _columns_that_vary(columns, cells)
     explained = [*constant, *_explanations(measured, baselines)]
+    if any(metric.endswith("_pooled") for metric in metrics):
+        explained.append(
+            "pooled: of the pixels of all test images together, one number a seed: without SD over cases and p; its "
+            "interval is of resampled images. All others are means over the images."
+        )
     if several_classes and not per_class:
         explained.append("All metrics are means over the classes of a case.")
     for why, which in untested.items():
