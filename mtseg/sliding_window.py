@@ -161,21 +161,26 @@ class PointwiseConv(nn.Module):
 def optimize_for_inference(net):
     """A copy of `net` that computes the same but for rounding, faster; for evaluation only.
 
-    Convolutions do the work of the batch normalization that follows them at once in an nn.Sequential, in whose place is
-    nn.Identity. On the CPU, features are in channels last, which its convolutions need not rearrange, and
-    convolutions of one voxel are matrix products, at which the library that computes the others is slow.
+    Convolutions do the work of the batch normalization that follows them at once, in whose place is nn.Identity: in an
+    nn.Sequential, and where a module's `folds` has the two names as a pair. On the CPU, features are in channels last,
+    which its convolutions need not rearrange, and convolutions of one voxel are matrix products, at which the library
+    that computes the others is slow.
     `net` must be in eval mode, else ValueError. The copy's state dict is another one; save that of `net`.
     """
     if net.training:
         raise ValueError("a network is optimized for inference in eval mode alone: call net.eval() first")
     net = copy.deepcopy(net)
     convolutions = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-    for block in [module for module in net.modules() if type(module) is nn.Sequential]:
-        for i, (layer, norm) in enumerate(itertools.pairwise(list(block))):
+    for block in list(net.modules()):
+        names = (
+            itertools.pairwise(list(block._modules)) if type(block) is nn.Sequential else getattr(block, "folds", ())
+        )
+        for first, second in names:
+            layer, norm = getattr(block, first), getattr(block, second)
             foldable = type(layer) in convolutions and not (layer.transposed and layer.groups > 1)
             if foldable and isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)) and not norm.training:
-                block[i] = fuse_conv_bn_eval(layer, norm, transpose=layer.transposed)
-                block[i + 1] = nn.Identity()
+                setattr(block, first, fuse_conv_bn_eval(layer, norm, transpose=layer.transposed))
+                setattr(block, second, nn.Identity())
     if all(parameter.device.type == "cpu" for parameter in net.parameters()):
         layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
         for parameter in net.parameters():

@@ -1,10 +1,12 @@
 import pytest
 import torch
+import torch.nn.functional as F
 from reference import FAMILY, assert_digest, fill, wave_input
+from torch import nn
 
 from mtseg.checkpoint import CheckpointError, load_fitting, load_weights
 from mtseg.networks import NETWORKS
-from mtseg.networks.unet import UNet
+from mtseg.networks.unet import UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
 
 
@@ -48,7 +50,7 @@ def test_a_2d_vnet_is_the_3d_one_on_a_single_slice(strides):
     for name, value in deep.state_dict().items():
         state[name] = state[name].unsqueeze(-1) if value.dim() == 5 else state[name]
         if value.dim() == 5 and value.shape[-1] == 3:
-            state[name] = torch.nn.functional.pad(state[name], (1, 1))
+            state[name] = F.pad(state[name], (1, 1))
     deep.load_state_dict(state)
     x = wave_input((2, 2, 32, 48), 0.031)
     torch.testing.assert_close(flat(x), deep(x.unsqueeze(-1)).squeeze(-1), rtol=1e-5, atol=1e-6)
@@ -96,10 +98,104 @@ def test_a_unets_weights_tell_its_settings(residual, deep_supervision, dims):
     assert UNet.settings_of(net.state_dict()) == told
 
 
+class SSL4MISUNet(nn.Module):
+    """SSL4MIS's U-Net, written anew from the list of its layers: {name of a weight there: shape}, and what is done."""
+
+    CHANNELS = (16, 32, 64, 128, 256)
+
+    def __init__(self, n_channels, n_classes):
+        super().__init__()
+        self.layers = nn.ModuleDict()
+        for level, (before, after) in enumerate(zip((n_channels, *self.CHANNELS), self.CHANNELS, strict=False)):
+            self.block("encoder." + (f"down{level}.maxpool_conv.1" if level else "in_conv"), before, after)
+        for step, (below, above) in enumerate(zip(self.CHANNELS[:0:-1], self.CHANNELS[-2::-1], strict=True), start=1):
+            self.add(f"decoder.up{step}.conv1x1", nn.Conv2d(below, above, 1))
+            self.block(f"decoder.up{step}.conv", 2 * above, above)
+        self.add("decoder.out_conv", nn.Conv2d(16, n_classes, 3, padding=1))
+
+    def add(self, name, layer):
+        self.layers[name.replace(".", "/")] = layer
+
+    def block(self, name, before, after):
+        for place, channels in ((0, before), (4, after)):
+            self.add(f"{name}.conv_conv.{place}", nn.Conv2d(channels, after, 3, padding=1))
+            self.add(f"{name}.conv_conv.{place + 1}", nn.BatchNorm2d(after))
+
+    def of_theirs(self):
+        return {name.removeprefix("layers.").replace("/", "."): value for name, value in self.state_dict().items()}
+
+    def run(self, name, x, dropout=0.0):
+        for place in (0, 4):
+            for number in (place, place + 1):
+                x = self.layers[f"{name}.conv_conv.{number}".replace(".", "/")](x)
+            x = F.leaky_relu(x, 0.01)
+            if place == 0 and dropout:
+                x = F.dropout(x, dropout, self.training)
+        return x
+
+    def forward(self, x):
+        features = []
+        for level, dropout in enumerate((0.05, 0.1, 0.2, 0.3, 0.5)):
+            if level:
+                x = self.run(f"encoder.down{level}.maxpool_conv.1", F.max_pool2d(x, 2), dropout)
+            else:
+                x = self.run("encoder.in_conv", x, dropout)
+            features.append(x)
+        for step in range(1, 5):
+            x = self.layers[f"decoder/up{step}/conv1x1"](x)
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = self.run(f"decoder.up{step}.conv", torch.cat([features[4 - step], x], dim=1))
+        return self.layers["decoder/out_conv"](x)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_ssl4mis_weights_load_and_give_exactly_its_outputs(training):
+    torch.manual_seed(0)
+    theirs = fill(SSL4MISUNet(1, 4)).train(training)
+    state = theirs.of_theirs()
+    assert len(state) == 136 and state["decoder.up2.conv.conv_conv.0.weight"].shape == (64, 128, 3, 3)
+    ours = load_weights(UNetSSL4MIS(1, 4), state, "unet_best_model.pth").train(training)
+    x = torch.randn(2, 1, 64, 48)
+    for turnoff in (False, True) if not training else (False,):
+        torch.manual_seed(1)
+        found = ours(x, turnoff_drop=turnoff)
+        torch.manual_seed(1)
+        assert torch.equal(found, theirs(x))
+    assert torch.equal(
+        ours.encoder[4].norm2.running_var, theirs.of_theirs()["encoder.down4.maxpool_conv.1.conv_conv.5.running_var"]
+    )
+
+
+def test_of_ssl4mis_networks_with_more_decoders_the_main_one_is_taken():
+    """UNet_CCT has auxiliary decoders, UNet_URPC outputs of coarser levels; a weight that is missing is named."""
+    state = fill(SSL4MISUNet(1, 2)).of_theirs()
+    wanted = load_weights(UNetSSL4MIS(1, 2), state, "unet.pth").state_dict()
+    more = {"decoder.out_conv_dp1.weight": torch.zeros(2, 32, 3, 3)}
+    for name, value in state.items():
+        more[name.replace("decoder.", "main_decoder.")] = value
+        if name.startswith("decoder."):
+            more[f"aux_{name}"] = torch.zeros_like(value)
+    found = load_weights(UNetSSL4MIS(1, 2), more, "cct.pth").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    del state["decoder.up4.conv1x1.bias"]
+    with pytest.raises(CheckpointError, match=r"a\.pth: .*up\.0\.bias is missing"):
+        load_weights(UNetSSL4MIS(1, 2), state, "a.pth")
+
+
+def test_ssl4mis_unet_in_3d_and_without_dropout():
+    torch.manual_seed(0)
+    net = UNetSSL4MIS(2, 3, n_filters=2, normalization="instancenorm", has_dropout=False, dims=3)
+    assert UNetSSL4MIS.settings_of(net.state_dict()) == {"dims": 3}
+    assert UNetSSL4MIS.settings_of(UNetSSL4MIS(n_filters=2).state_dict()) == {}
+    x = torch.randn(1, 2, 16, 32, 16)
+    assert torch.equal(net(x), net(x)) and net(x).shape == (1, 3, 16, 32, 16)
+    assert not torch.equal(net(x), net(x + 1e-3 * torch.randn_like(x)))
+
+
 @pytest.mark.parametrize("kind", NETWORKS.values())
 def test_in_eval_mode_every_network_gives_one_tensor(kind):
     more = {"deep_supervision": True} if kind is UNet else {}
-    out = kind(n_channels=1, n_filters=2, **more).eval()(torch.zeros(1, 1, 16, 16, 16))
+    out = kind(n_channels=1, n_filters=2, dims=3, **more).eval()(torch.zeros(1, 1, 16, 16, 16))
     assert isinstance(out, torch.Tensor) and out.shape == (1, 2, 16, 16, 16)
 
 
@@ -133,10 +229,10 @@ def test_unknown_normalization_and_odd_sizes_say_so(network):
         network(n_channels=1, n_filters=2)(torch.zeros(1, 1, 32, 32, 24))
 
 
-@pytest.mark.parametrize("network", [VNet, UNet])
+@pytest.mark.parametrize("network", NETWORKS.values())
 def test_dropout_acts_in_training_only_and_can_be_turned_off(network):
     torch.manual_seed(0)
-    net = network(n_channels=1, n_filters=2, has_dropout=True)
+    net = network(n_channels=1, n_filters=2, normalization="none", has_dropout=True, dims=3)
     x = torch.randn(1, 1, 16, 16, 16)
     assert not torch.equal(net(x), net(x))
     assert torch.equal(net(x, turnoff_drop=True), net(x, turnoff_drop=True))

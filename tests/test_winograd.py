@@ -16,8 +16,11 @@ from mtseg.winograd import convolutions as winograd
 pytestmark = needs_compiler
 
 # Sides that tiles of four divide and sides that they do not, one slice, one voxel; enough columns for several chunks.
+# Channels before and after, batch, and the sides of volumes and of images.
 SHAPES = [(16, 16, 2, 8, 8, 8), (16, 32, 1, 5, 7, 9), (48, 16, 3, 4, 3, 2), (32, 32, 2, 1, 6, 5), (16, 16, 1, 1, 1, 1)]
 SHAPES += [(16, 16, 4, 48, 24, 20), (64, 64, 1, 12, 12, 8), (256, 256, 1, 12, 12, 12)]
+SHAPES += [(16, 16, 2, 8, 8), (16, 32, 1, 7, 9), (48, 16, 3, 3, 2), (32, 32, 2, 6, 5), (16, 16, 1, 1, 1)]
+SHAPES += [(16, 16, 4, 100, 60), (64, 80, 1, 24, 20), (256, 128, 6, 32, 32)]
 
 
 def close(ours, exact):
@@ -25,9 +28,9 @@ def close(ours, exact):
     return ours.shape == exact.shape and (ours - exact).abs().max() <= 3e-5 * exact.abs().max()
 
 
-def net_of(ci, co, **how):
+def net_of(ci, co, dims=3, **how):
     torch.manual_seed(0)
-    return nn.Conv3d(ci, co, **{"kernel_size": 3, "padding": 1, **how})
+    return (nn.Conv2d, nn.Conv3d)[dims - 2](ci, co, **{"kernel_size": 3, "padding": 1, **how})
 
 
 @pytest.fixture
@@ -45,16 +48,17 @@ def calls(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("bias", [True, False])
-def test_results_and_gradients_are_pytorchs(shape, memory_format, bias):
+def test_results_and_gradients_are_pytorchs(shape, channels_last, bias):
     ci, co, *size = shape
-    layer = net_of(ci, co, bias=bias)
+    layer, layout = net_of(ci, co, len(size) - 1, bias=bias), winograd.LAYOUTS[len(size) + 1]
+    memory_format = layout if channels_last else torch.contiguous_format
     exact = copy.deepcopy(layer).double()
     x = torch.randn(size[0], ci, *size[1:]).to(memory_format=memory_format).requires_grad_()
     exact_x = x.detach().double().requires_grad_()
     y, exact_y = winograd_convolutions(layer)(x), exact(exact_x)
-    assert close(y, exact_y) and y.is_contiguous(memory_format=torch.channels_last_3d)
+    assert close(y, exact_y) and y.is_contiguous(memory_format=layout)
     gradient = torch.randn(y.shape)
     y.backward(gradient)
     exact_y.backward(gradient.double())
@@ -63,17 +67,19 @@ def test_results_and_gradients_are_pytorchs(shape, memory_format, bias):
         assert close(ours.grad, theirs.grad), name
 
 
-@pytest.mark.parametrize("size", [(4, 6, 6, 4), (1, 3, 3, 2)], ids=str)
+@pytest.mark.parametrize("size", [(4, 6, 6, 4), (1, 3, 3, 2), (4, 12, 12), (1, 3, 2)], ids=str)
 def test_the_functions_themselves(size):
     """Also where a layer would leave the work to PyTorch."""
     n, *sides = size
-    x, weight, gradient = torch.randn(n, 128, *sides), torch.randn(64, 128, 3, 3, 3), torch.randn(n, 64, *sides)
-    x, gradient = (tensor.contiguous(memory_format=torch.channels_last_3d) for tensor in (x, gradient))
-    assert close(winograd.convolve(x, weight), F.conv3d(x.double(), weight.double(), padding=1))
-    exact = nn.grad.conv3d_weight(x.double(), weight.shape, gradient.double(), padding=1)
-    assert close(winograd.weight_gradient(x, gradient), exact)
-    exact = nn.grad.conv3d_input(x.shape, weight.double(), gradient.double(), padding=1)
-    assert close(winograd.input_gradient(gradient, weight), exact)
+    x, gradient = (torch.randn(n, channels, *sides) for channels in (128, 64))
+    weight = torch.randn(64, 128, *[3] * len(sides))
+    x, gradient = (tensor.contiguous(memory_format=winograd.LAYOUTS[tensor.dim()]) for tensor in (x, gradient))
+    exact_x, exact_weight = x.double().requires_grad_(), weight.double().requires_grad_()
+    exact = (F.conv2d, F.conv3d)[len(sides) - 2](exact_x, exact_weight, padding=1)
+    by_x, by_weight = torch.autograd.grad(exact, (exact_x, exact_weight), gradient.double())
+    assert close(winograd.convolve(x, weight), exact)
+    assert close(winograd.weight_gradient(x, gradient), by_weight)
+    assert close(winograd.input_gradient(gradient, weight), by_x)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +94,8 @@ def test_the_functions_themselves(size):
         (torch.zeros(1, 16, 4, 4, 4), torch.zeros(24, 16, 3, 3, 3), None),
         (torch.zeros(1, 8, 4, 4, 4), torch.zeros(16, 8, 3, 3, 3), None),
         (torch.zeros(0, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3, 3), None),
+        (torch.zeros(1, 16, 4, 4), torch.zeros(16, 16, 3, 3, 3), None),
+        (torch.zeros(1, 16, 4, 4, 4), torch.zeros(16, 16, 3, 3), None),
     ],
 )
 def test_what_does_not_fit_never_reaches_the_loops(monkeypatch, x, weight, bias):
@@ -99,7 +107,8 @@ def test_what_does_not_fit_never_reaches_the_loops(monkeypatch, x, weight, bias)
 def test_gradients_that_do_not_fit_never_reach_the_loops(monkeypatch):
     monkeypatch.setattr(winograd, "_library", None)
     x = torch.zeros(1, 16, 4, 4, 4)
-    for gradient in (torch.zeros(1, 16, 4, 4, 5), torch.zeros(1, 24, 4, 4, 4), x.double(), torch.zeros(2, 16, 4, 4, 4)):
+    others = torch.zeros(1, 24, 4, 4, 4), torch.zeros(2, 16, 4, 4, 4), torch.zeros(1, 16, 4, 4)
+    for gradient in (torch.zeros(1, 16, 4, 4, 5), x.double(), *others):
         with pytest.raises(ValueError, match="wanted"):
             winograd.weight_gradient(x, gradient)
     for weight in (torch.zeros(32, 16, 3, 3, 3), torch.zeros(16, 16, 3, 3, 1)):
@@ -107,13 +116,14 @@ def test_gradients_that_do_not_fit_never_reach_the_loops(monkeypatch):
             winograd.input_gradient(x, weight)
 
 
-def test_the_bits_do_not_depend_on_the_number_of_threads():
+@pytest.mark.parametrize("sides", [(9, 10, 11), (50, 61)])
+def test_the_bits_do_not_depend_on_the_number_of_threads(sides):
     found, threads = [], torch.get_num_threads()
     try:
         for number in (1, 3):
             torch.set_num_threads(number)
             torch.manual_seed(1)
-            layer, x = winograd_convolutions(net_of(16, 32)), torch.randn(2, 16, 9, 10, 11).requires_grad_()
+            layer, x = winograd_convolutions(net_of(16, 32, len(sides))), torch.randn(2, 16, *sides).requires_grad_()
             y = layer(x)
             y.square().sum().backward()
             found.append([y, x.grad, layer.weight.grad])
@@ -141,6 +151,7 @@ def test_a_network_keeps_its_names_and_its_copies_compute_with_their_own_weights
 
 
 UNETS = [{}, {"residual": True, "normalization": "instancenorm"}, {"deep_supervision": True, "depth": 3}]
+UNETS += [{"dims": 2, "residual": True}]
 
 
 @pytest.mark.parametrize("how", UNETS, ids=str)
@@ -149,7 +160,7 @@ def test_a_unet_gives_the_same_outputs_and_gradients_by_winograd(calls, how):
     net = UNet(1, 3, 16, **{"normalization": "groupnorm", **how})
     exact = copy.deepcopy(net).double()
     winograd_convolutions(net)
-    volume = torch.randn(1, 1, 32, 16, 16)
+    volume = torch.randn(1, 1, *(32, 16, 16) if net.dims == 3 else (64, 48))
     for network, x in ((net, volume), (exact, volume.double())):
         outputs = network(x)
         sum(output.square().mean() for output in (outputs if isinstance(outputs, list) else [outputs])).backward()
@@ -166,14 +177,18 @@ def test_what_winograd_leaves_to_pytorch_is_named():
     strided = {"block_one_dw.conv.0", "block_two_dw.conv.0", "block_three_dw.conv.0", "block_four_dw.conv.0"}
     up = {"block_five_up.conv.0", "block_six_up.conv.0", "block_seven_up.conv.0", "block_eight_up.conv.0"}
     assert left_to_pytorch(VNet(1, 2, 16)).keys() == {"block_one.conv.0", *strided, *up}
+    left = left_to_pytorch(VNet(1, 2, 16, dims=2))
+    assert left.keys() == {"block_one.conv.0", *strided, *up}
+    assert left["block_five_up.conv.0"] == "transposed, kernel 2 x 2, stride 2 x 2"
 
 
 @pytest.mark.parametrize("padding", [0, "same", "valid"])
-def test_a_convolution_of_one_voxel_is_a_matrix_product_with_gradients_in_channels_last(padding):
-    torch.manual_seed(0)
-    net = nn.Sequential(net_of(16, 16), nn.Conv3d(16, 3, 1, padding=padding))
+@pytest.mark.parametrize("sides", [(6, 5, 4), (12, 9)])
+def test_a_convolution_of_one_voxel_is_a_matrix_product_with_gradients_in_channels_last(padding, sides):
+    dims = len(sides)
+    net = nn.Sequential(net_of(16, 16, dims), net_of(16, 3, dims, kernel_size=1, padding=padding))
     exact = copy.deepcopy(net).double()
-    x = torch.randn(2, 16, 6, 5, 4)
+    x = torch.randn(2, 16, *sides)
     gradients = []
     hidden = winograd_convolutions(net)[0](x)
     hidden.register_hook(gradients.append)
@@ -181,12 +196,12 @@ def test_a_convolution_of_one_voxel_is_a_matrix_product_with_gradients_in_channe
     assert close(y, exact_y)
     y.square().sum().backward()
     exact_y.square().sum().backward()
-    assert gradients[0].is_contiguous(memory_format=torch.channels_last_3d)
+    assert gradients[0].is_contiguous(memory_format=winograd.LAYOUTS[dims + 2])
     for ours, theirs in zip(net.parameters(), exact.parameters(), strict=True):
         assert close(ours.grad, theirs.grad)
-    assert net[1](x[0]).shape == (3, 6, 5, 4)  # without a batch, as PyTorch has it
+    assert net[1](x[0]).shape == (3, *sides)  # without a batch, as PyTorch has it
     with pytest.raises(RuntimeError, match="16"):
-        net[1](torch.zeros(1, 8, 4, 4, 4))
+        net[1](torch.zeros(1, 8, *sides))
 
 
 OTHERS = [
@@ -195,21 +210,21 @@ OTHERS = [
     {"padding_mode": "reflect"},
     {"dilation": 2},
     {"padding": 0},
-    {"out_channels": 24},
+    {"co": 24},
 ]
-OTHERS += [{"kernel_size": 1, "padding": 0}, {"kernel_size": 5}, {"in_channels": 8}]
+OTHERS += [{"kernel_size": 1, "padding": 0}, {"kernel_size": 5}, {"ci": 8}]
 
 
 @pytest.mark.parametrize("how", OTHERS, ids=str)
-def test_other_layers_are_left_to_pytorch(calls, how):
-    torch.manual_seed(0)
-    settings = {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "padding": 1, **how}
-    net = nn.Sequential(nn.Conv3d(**settings), net_of(settings["out_channels"], 16), net_of(16, 16))
-    x = torch.randn(1, settings["in_channels"], 12, 12, 12)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_other_layers_are_left_to_pytorch(calls, how, dims):
+    settings = {"ci": 16, "co": 16, **how}
+    net = nn.Sequential(net_of(dims=dims, **settings), net_of(settings["co"], 16, dims), net_of(16, 16, dims))
+    x = torch.randn(1, settings["ci"], *(24, 24) if dims == 2 else (12, 12, 12))
     expected = net(x)
     assert close(winograd_convolutions(net)(x), expected.double())
-    assert len(calls) == (1 if settings["out_channels"] == 24 else 2)
-    assert net[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert len(calls) == (1 if settings["co"] == 24 else 2)
+    assert net[0].weight.is_contiguous(memory_format=winograd.LAYOUTS[dims + 2])
 
 
 def test_padding_same_is_padding_of_one(calls):

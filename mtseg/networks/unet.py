@@ -1,4 +1,4 @@
-"""U-Net for images and volumes in one class.
+"""U-Net for images and volumes in one class, and SSL4MIS's with settings of its own: its published weights load.
 
 Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015 (arXiv:1505.04597);
 Cicek et al., "3D U-Net", MICCAI 2016 (arXiv:1606.06650). Convolutions keep the size (padding 1).
@@ -7,6 +7,7 @@ Cicek et al., "3D U-Net", MICCAI 2016 (arXiv:1606.06650). Convolutions keep the 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
@@ -26,25 +27,34 @@ def normalization_layer(normalization, channels, dims):
 
 
 class DoubleConv(nn.Module):
-    """Twice convolution, normalization, ReLU; with `residual` the input (1x1 convolved if channels change) is added."""
+    """Twice convolution, normalization, activation; with `residual` the input (1x1 convolved if channels change) is
+    added. `slope`: of the activation below zero, 0 for ReLU. `dropout`: the share of single values dropped between the
+    convolutions, in training mode and with `forward(x, drop=True)`."""
 
-    def __init__(self, channels_in, channels_out, dims, normalization, residual):
+    # Which normalization follows a convolution at once: for inference, the one can do the work of both.
+    folds = (("conv1", "norm1"), ("conv2", "norm2"))
+
+    def __init__(self, channels_in, channels_out, dims, normalization, residual, slope, dropout):
         super().__init__()
         conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
         self.conv1 = conv(channels_in, channels_out, 3, padding=1)
         self.norm1 = normalization_layer(normalization, channels_out, dims)
         self.conv2 = conv(channels_out, channels_out, 3, padding=1)
         self.norm2 = normalization_layer(normalization, channels_out, dims)
+        self.activation = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(dropout) if dropout else None
         self.shortcut = None
         if residual:
             self.shortcut = nn.Identity() if channels_in == channels_out else conv(channels_in, channels_out, 1)
 
-    def forward(self, x):
-        y = torch.relu(self.norm1(self.conv1(x)))
+    def forward(self, x, drop=False):
+        y = self.activation(self.norm1(self.conv1(x)))
+        if drop and self.dropout is not None:
+            y = self.dropout(y)
         y = self.norm2(self.conv2(y))
         if self.shortcut is not None:
             y = y + self.shortcut(x)
-        return torch.relu(y)
+        return self.activation(y)
 
 
 class UNet(nn.Module):
@@ -56,6 +66,10 @@ class UNet(nn.Module):
     finest alone. `normalization`: none, batchnorm, groupnorm or instancenorm. `has_dropout`: in training mode whole
     channels are dropped with p = 0.5 at the bottom and before the last convolution, as in VNet;
     `forward(x, turnoff_drop=True)` leaves them in for that one call. `residual`: each block adds its input.
+    For `UNetSSL4MIS`: `slope` of the activation below zero, 0 for ReLU; `dropouts`, for each level, finest first, the
+    share of single values that is dropped between the encoder's convolutions, instead of those channels; `upsampling`
+    by 'deconv' (transposed convolution) or 'linear' (a 1x1 convolution and interpolation with aligned corners);
+    `out_kernel`, the side of the last convolution.
     """
 
     def __init__(
@@ -69,6 +83,10 @@ class UNet(nn.Module):
         residual=False,
         deep_supervision=False,
         depth=4,
+        slope=0.0,
+        dropouts=None,
+        upsampling="deconv",
+        out_kernel=1,
     ):
         super().__init__()
         if dims not in (2, 3):
@@ -78,23 +96,31 @@ class UNet(nn.Module):
         self.dims = dims
         self.depth = depth
         self.has_dropout = has_dropout
+        self.upsampling = upsampling
         self.deep_supervision = deep_supervision
 
         conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
         deconv = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2]
         channels = [n_filters * 2**level for level in range(depth + 1)]
+        how = (dims, normalization, residual, slope)
+        drops = [0.0] * (depth + 1) if dropouts is None else dropouts
         self.encoder = nn.ModuleList(
-            DoubleConv(before, after, dims, normalization, residual)
-            for before, after in zip([n_channels, *channels], channels, strict=False)
+            DoubleConv(before, after, *how, drop)
+            for before, after, drop in zip([n_channels, *channels[:-1]], channels, drops, strict=True)
         )
         self.pool = (nn.MaxPool2d, nn.MaxPool3d)[dims - 2](2)
-        self.up = nn.ModuleList(deconv(channels[level + 1], channels[level], 2, stride=2) for level in range(depth))
+        up, kernel = {"deconv": (deconv, 2), "linear": (conv, 1)}[upsampling]
+        self.up = nn.ModuleList(
+            up(channels[level + 1], channels[level], kernel, stride=kernel) for level in range(depth)
+        )
         self.decoder = nn.ModuleList(
-            DoubleConv(2 * channels[level], channels[level], dims, normalization, residual) for level in range(depth)
+            DoubleConv(2 * channels[level], channels[level], *how, dropout=0.0) for level in range(depth)
         )
         heads = depth if deep_supervision else 1
-        self.out_conv = nn.ModuleList(conv(channels[level], n_classes, 1) for level in range(heads))
-        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5)
+        self.out_conv = nn.ModuleList(
+            conv(channels[level], n_classes, out_kernel, padding=out_kernel // 2) for level in range(heads)
+        )
+        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5) if dropouts is None else nn.Identity()
 
     @staticmethod
     def settings_of(state):
@@ -115,15 +141,53 @@ class UNet(nn.Module):
 
         skips = []
         for level, block in enumerate(self.encoder):
-            x = block(x if level == 0 else self.pool(x))
+            x = block(x if level == 0 else self.pool(x), drop)
             skips.append(x)
         if drop:
             x = self.dropout(x)
         outputs = []
         for level in reversed(range(self.depth)):
-            x = self.decoder[level](torch.cat([skips[level], self.up[level](x)], dim=1))
+            x = self.up[level](x)
+            if self.upsampling == "linear":
+                x = F.interpolate(x, scale_factor=2, mode=("bilinear", "trilinear")[self.dims - 2], align_corners=True)
+            x = self.decoder[level](torch.cat([skips[level], x], dim=1))
             if level == 0 and drop:
                 x = self.dropout(x)
             if level == 0 or (self.deep_supervision and self.training):
                 outputs.insert(0, self.out_conv[level](x))
         return outputs if self.deep_supervision and self.training else outputs[0]
+
+
+class UNetSSL4MIS(UNet):
+    """The 2-D U-Net of SSL4MIS (Luo, 2020, github.com/HiLab-git/SSL4MIS, code/networks/unet.py), or the same in 3-D.
+
+    Sizes, `n_filters`, `normalization`, `has_dropout` and `turnoff_drop` as in UNet; its published weights, which load
+    by `translate`, have 16 filters and batch norm. It upsamples by interpolation, as SSL4MIS's code does: the setting
+    there that says otherwise is not used (its issue 42).
+    """
+
+    def __init__(self, n_channels=1, n_classes=2, n_filters=16, normalization="batchnorm", has_dropout=True, dims=2):
+        own = {"slope": 0.01, "dropouts": (0.05, 0.1, 0.2, 0.3, 0.5), "upsampling": "linear", "out_kernel": 3}
+        super().__init__(n_channels, n_classes, n_filters, normalization, has_dropout, dims, **own)
+
+    @staticmethod
+    def settings_of(state):
+        """What the weights in the state_dict `state` tell beside the defaults: {'dims': 3}, or {}."""
+        first = UNetSSL4MIS.translate(state).get("encoder.0.conv1.weight")
+        return {"dims": 3} if first is not None and first.dim() == 5 else {}
+
+    @staticmethod
+    def translate(state):
+        """The state_dict `state` under this U-Net's names, where it is under SSL4MIS's, without the further decoders
+        and outputs that its UNet_CCT and UNet_URPC have in training. Any other comes back as it is."""
+        if "encoder.in_conv.conv_conv.0.weight" not in state:
+            return state
+        blocks = {"encoder.in_conv": "encoder.0"}
+        blocks |= {f"encoder.down{level}.maxpool_conv.1": f"encoder.{level}" for level in range(1, 5)}
+        blocks |= {f"decoder.up{4 - level}.conv": f"decoder.{level}" for level in range(4)}
+        places = {"conv1": 0, "norm1": 1, "conv2": 4, "norm2": 5}
+        names = {f"{b}.conv_conv.{place}": f"{ours}.{p}" for b, ours in blocks.items() for p, place in places.items()}
+        names |= {f"decoder.up{4 - level}.conv1x1": f"up.{level}" for level in range(4)}
+        names["decoder.out_conv"] = "out_conv.0"
+        parts = {name: name.replace("main_decoder.", "decoder.").rpartition(".") for name in state}
+        return {f"{names[layer]}.{kind}": state[name] for name, (layer, _, kind) in parts.items() if layer in names}

@@ -1,16 +1,16 @@
-// Convolutions of 3 x 3 x 3 voxels, padded by one, by Winograd's F(4 x 4, 3 x 3) along H and W. convolutions.py says what
-// for, and checks what comes in here.
+// Convolutions of 3 x 3 x 3 or 1 x 3 x 3 voxels, padded to keep the size, by Winograd's F(4 x 4, 3 x 3) along H and W. An
+// image is a volume of one slice. convolutions.py says what for, and checks what comes in here.
 //
 // Features are float32 in the order [n][d][h][w][c], c a multiple of 16. A tile is 4 x 4 outputs of one slice, which
-// see 6 x 6 inputs; each of its 36 points after the transform is called p. A column is the tiles above each other along
-// D; columns are worked on in chunks that stay in the caches:
+// see 6 x 6 inputs; each of its 36 points after the transform is called p. The kernel's side along D is kd, 3 or 1. A
+// column is the tiles above each other along D; columns are worked on in chunks that stay in the caches:
 //
-//     v [p][column][d + 2][ci]     transformed inputs; the slice before the first and the one after the last are zero
-//     m [p][column][d][co]         transformed outputs, or gradients of outputs
-//     u [p][co / 16][kd ci][16]    transformed kernels; their gradient is [p][kd ci][co]
+//     v [p][column][d + kd - 1][ci]    transformed inputs; with kd 3, the slices before and after the volume are zero
+//     m [p][column][d][co]             transformed outputs, or gradients of outputs
+//     u [p][co / 16][kd ci][16]        transformed kernels; their gradient is [p][kd ci, to a multiple of 6][co]
 //
-// In v the three slices that one output sees lie one after the other, so that for each p all of the convolution is one
-// matrix product, of 3 ci terms. No sum depends on the number of threads.
+// In v the kd slices that one output sees lie one after the other, so that for each p all of the convolution is one
+// matrix product, of kd ci terms. No sum depends on the number of threads.
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -26,24 +26,28 @@ enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36, CHUNK = 1 << 18 };  // CHUN
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 
 typedef struct {
-  Int n, d, h, w, ci, co, threads;
+  Int n, d, h, w, ci, co, threads, kd;
+  Int deep, terms, u_step;  // slices of a column of v, terms of a product, from one p to the next in u
   Int tiles_h, tiles_w, columns, chunk;  // chunk: columns at a time
   Int v_step, m_step;  // from one p to the next; 16 more than needed, as caches map powers of two onto few lines
   float *u, *v, *m;
 } Job;
 
 static int begin(Job *job, const Int *sizes) {
-  Job j = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6]};
+  Job j = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]};
+  j.deep = j.d + j.kd - 1;
+  j.terms = j.kd * j.ci;
+  j.u_step = (j.terms + ROWS - 1) / ROWS * ROWS * j.co;
   j.tiles_h = (j.h + 3) / 4;
   j.tiles_w = (j.w + 3) / 4;
   j.columns = j.n * j.tiles_h * j.tiles_w;
-  Int chunk = CHUNK / (POINTS * (j.d + 2) * (j.ci > j.co ? j.ci : j.co));
+  Int chunk = CHUNK / (POINTS * j.deep * (j.ci > j.co ? j.ci : j.co));
   Int chunks = chunk ? (j.columns + chunk - 1) / chunk : j.columns;
   j.chunk = (j.columns + chunks - 1) / chunks;
-  j.v_step = j.chunk * (j.d + 2) * j.ci + 16;
+  j.v_step = j.chunk * j.deep * j.ci + 16;
   j.m_step = (j.chunk * j.d + ROWS) * j.co + 16;
-  j.u = malloc(sizeof(float) * POINTS * (3 * j.ci * j.co + j.v_step + j.m_step));
-  j.v = j.u + POINTS * 3 * j.ci * j.co;
+  j.u = malloc(sizeof(float) * POINTS * (j.u_step + j.v_step + j.m_step));
+  j.v = j.u + POINTS * j.u_step;
   j.m = j.v + POINTS * j.v_step;
   *job = j;
   return j.u != NULL;
@@ -94,7 +98,7 @@ static Tile tile(const Job *j, Int first, Int row) {
 static void transform_input(const Job *j, const float *x, Int first, Int row) {
   const Tile t = tile(j, first, row);
   const float *from = x + (t.n * j->d + t.slice) * j->h * j->w * j->ci;
-  float *to = j->v + (t.column * (j->d + 2) + t.slice + 1) * j->ci;
+  float *to = j->v + (t.column * j->deep + t.slice + j->kd / 2) * j->ci;
   for (Int c = 0; c < j->ci; c += WIDTH) {
     Vector in[6], half[36], out[6];
     for (Int y = 0; y < 6; y++) {
@@ -155,15 +159,15 @@ static void transform_output(const Job *j, const float *bias, float *y, Int firs
 static void transform_kernel(const Job *j, const float *w, int turned, Int kd, Int ci) {
   const Int weight = j->ci * j->co;
   for (Int co = 0; co < j->co; co += WIDTH) {
-    const float *from = w + ((turned ? 2 - kd : kd) * 9 * j->ci + ci) * j->co + co;
-    float *to = j->u + ((co / PANEL * 3 + kd) * j->ci + ci) * PANEL + co % PANEL;
+    const float *from = w + ((turned ? j->kd - 1 - kd : kd) * 9 * j->ci + ci) * j->co + co;
+    float *to = j->u + ((co / PANEL * j->kd + kd) * j->ci + ci) * PANEL + co % PANEL;
     Vector in[9], half[18], out[6];
     for (Int k = 0; k < 9; k++) in[k] = LOAD(from + (turned ? 8 - k : k) * weight);
     for (Int x = 0; x < 3; x++) KERNEL((half + x), 3, in[x], in[3 + x], in[6 + x])
     for (Int y = 0; y < 6; y++) {
       const Vector *r = half + 3 * y;
       KERNEL(out, 1, r[0], r[1], r[2])
-      for (Int x = 0; x < 6; x++) STORE(to + (6 * y + x) * 3 * weight, out[x]);
+      for (Int x = 0; x < 6; x++) STORE(to + (6 * y + x) * j->u_step, out[x]);
     }
   }
 }
@@ -175,7 +179,7 @@ static void transform_kernel_gradient(const Job *j, float *dw, Int kd, Int ci) {
     float *to = dw + (kd * 9 * j->ci + ci) * j->co + co;
     Vector in[6], half[18], out[3];
     for (Int x = 0; x < 6; x++) {
-      for (Int y = 0; y < 6; y++) in[y] = LOAD(from + (6 * y + x) * 3 * weight);
+      for (Int y = 0; y < 6; y++) in[y] = LOAD(from + (6 * y + x) * j->u_step);
       KERNEL_GRADIENT((half + x), 6, in[0], in[1], in[2], in[3], in[4], in[5])
     }
     for (Int y = 0; y < 3; y++) {
@@ -209,7 +213,7 @@ static void multiply_columns(const Job *j, const float *v, const float *m, Int c
 #define STEP2(r) low##r += v[r] * low; high##r += v[r] * high;
 #define END2(r) ADD(out + r * j->co, low##r); ADD(out + r * j->co + WIDTH, high##r);
   EACH(BEGIN)
-  for (Int column = 0; column < columns; column++, v += 2 * j->ci)
+  for (Int column = 0; column < columns; column++, v += (j->kd - 1) * j->ci)
     for (Int slice = 0; slice < j->d; slice++, v += j->ci, m += j->co) {
       const Vector low = LOAD(m), high = LOAD(m + WIDTH);
       EACH(STEP2)
@@ -218,13 +222,13 @@ static void multiply_columns(const Job *j, const float *v, const float *m, Int c
 }
 
 static void clear_borders(const Job *j, Int i) {
-  float *column = j->v + i / j->chunk * j->v_step + i % j->chunk * (j->d + 2) * j->ci;
-  memset(column, 0, sizeof(float) * j->ci);
-  memset(column + (j->d + 1) * j->ci, 0, sizeof(float) * j->ci);
+  float *column = j->v + i / j->chunk * j->v_step + i % j->chunk * j->deep * j->ci;
+  memset(column, 0, sizeof(float) * (j->kd / 2) * j->ci);
+  memset(column + (j->deep - j->kd / 2) * j->ci, 0, sizeof(float) * (j->kd / 2) * j->ci);
 }
 
 // ------------------------------------------------------------------------------------------------------------- calls
-// sizes: n, d, h, w, ci, co, threads, turned. Both return 0 where there is not enough memory.
+// sizes: n, d, h, w, ci, co, threads, kd, turned. Both return 0 where there is not enough memory.
 
 // y [n][d][h][w][co] = x [n][d][h][w][ci] convolved with w [kd][kh][kw][ci][co], plus bias [co] unless that is NULL;
 // with w turned about in space where `turned`, for the gradient of an input
@@ -235,7 +239,7 @@ int winograd_convolve(const Int *sizes, const float *x, const float *w, const fl
 #pragma omp parallel num_threads(j->threads)
   {
 #pragma omp for schedule(static)
-    for (Int i = 0; i < 3 * j->ci; i++) transform_kernel(j, w, sizes[7], i / j->ci, i % j->ci);
+    for (Int i = 0; i < j->terms; i++) transform_kernel(j, w, sizes[8], i / j->ci, i % j->ci);
 #pragma omp for schedule(static)
     for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(j, i);
     for (Int first = 0; first < j->columns; first += j->chunk) {
@@ -249,10 +253,10 @@ int winograd_convolve(const Int *sizes, const float *x, const float *w, const fl
           const float *six[ROWS];
           for (Int r = 0; r < ROWS; r++) {  // beyond the last row it is calculated again, into rows nobody reads
             const Int this = MIN(row + r, rows - 1);
-            six[r] = j->v + p * j->v_step + (this + this / j->d * 2) * j->ci;
+            six[r] = j->v + p * j->v_step + (this + this / j->d * (j->kd - 1)) * j->ci;
           }
           float *out = j->m + p * j->m_step + row * j->co + panel * PANEL;
-          multiply_rows(six, j->u + i * 3 * j->ci * PANEL, 3 * j->ci, out, j->co);
+          multiply_rows(six, j->u + p * j->u_step + panel * j->terms * PANEL, j->terms, out, j->co);
         }
       }
 #pragma omp for schedule(static)
@@ -271,7 +275,7 @@ int winograd_weight_gradient(const Int *sizes, const float *x, const float *dy, 
 #pragma omp parallel num_threads(j->threads)
   {
 #pragma omp for schedule(static)
-    for (Int p = 0; p < POINTS; p++) memset(j->u + p * 3 * j->ci * j->co, 0, sizeof(float) * 3 * j->ci * j->co);
+    for (Int p = 0; p < POINTS; p++) memset(j->u + p * j->u_step, 0, sizeof(float) * j->u_step);
 #pragma omp for schedule(static)
     for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(j, i);
     for (Int first = 0; first < j->columns; first += j->chunk) {
@@ -284,13 +288,13 @@ int winograd_weight_gradient(const Int *sizes, const float *x, const float *dy, 
 #pragma omp for schedule(static)
       for (Int i = 0; i < POINTS * panels; i++) {
         const Int p = i / panels, panel = i % panels;
-        for (Int k = 0; k < 3 * j->ci; k += ROWS)
+        for (Int k = 0; k < j->terms; k += ROWS)  // rows beyond the last term are sums of what nobody reads
           multiply_columns(j, j->v + p * j->v_step + k, j->m + p * j->m_step + panel * PANEL, columns,
-                           j->u + (p * 3 * j->ci + k) * j->co + panel * PANEL);
+                           j->u + p * j->u_step + k * j->co + panel * PANEL);
       }
     }
 #pragma omp for schedule(static)
-    for (Int i = 0; i < 3 * j->ci; i++) transform_kernel_gradient(j, dw, i / j->ci, i % j->ci);
+    for (Int i = 0; i < j->terms; i++) transform_kernel_gradient(j, dw, i / j->ci, i % j->ci);
   }
   free(j->u);
   return 1;
