@@ -1,87 +1,307 @@
-"""Images and masks from PNG (Pillow) and TIFF (tifffile) files, and predictions back into them."""
+"""Images and masks from PNG (Pillow) and TIFF (tifffile) files, to the bit, and predictions back into such files.
 
+An image is (H, W), or (C, H, W) with channels first; the pages of a TIFF file are a stack, (S, H, W) or (C, S, H, W).
+Values are the file's own: 16 bits stay 16 bits, and a mask of 2 bits holds 0 to 3. An alpha channel that hides nothing
+is dropped. Colour profiles, and how the camera was held (EXIF), are ignored.
+"""
+
+import importlib
+import importlib.util
 import io
+import logging
+import math
 import struct
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 ENDINGS = (".png", ".tif", ".tiff")
+PNG = b"\x89PNG\r\n\x1a\n"
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+DEFLATED = 1032  # bytes of which zlib makes one, at most
+UNPACKED = {1: 1, 5: 2600, 8: DEFLATED, 32946: DEFLATED, 32773: 64}  # the same of TIFF's compressions
+LARGEST = 2**31  # bytes to which a file that is smaller may unpack
 
 
 class ImageError(ValueError):
     """A file that is no usable image, or a package that is missing; one sentence with the file and the remedy."""
 
 
-def need(package, what):
-    """Import an optional package, or say which `pip install` brings it. `what` begins the sentence."""
-    try:
-        return __import__(package, fromlist=["Image"])
-    except ImportError as error:
-        name = {"PIL": "Pillow"}.get(package, package)
-        raise ImageError(f'{what} needs {name}: pip install "mtseg[images]"') from error
+class _Picture(NamedTuple):
+    """`array` (S, H, W, C), None where only `shape`, that of `read_image`, is asked for.
 
+    `palette`: (N, 3 or 4) uint8, the colours of indices. `alpha`: whether the array's last channel is one. `white`: the
+    array's largest value where that is black and 0 white. None and False where that is not so.
+    """
 
-def _read(path):
-    """(array (S, H, W, C), palette (N, 3) uint8 or None)."""
-    path = Path(path)
-    if not path.is_file():
-        raise ImageError(f"{path}: no such file")
-    try:
-        if path.suffix.lower() == ".png":
-            image = need("PIL.Image", f"{path}: reading PNG").open(path, formats=("PNG",))
-            palette = np.array(image.getpalette(), dtype=np.uint8).reshape(-1, 3) if image.mode == "P" else None
-            array = np.array(image)
-            return array.reshape(1, *array.shape[:2], -1), palette
-        with need("tifffile", f"{path}: reading TIFF").TiffFile(path) as tiff:
-            pages = [page.asarray(squeeze=False, maxworkers=1) for page in tiff.pages]
-        array = np.concatenate([np.moveaxis(p[:, 0], 0, -1).reshape(1, *p.shape[2:4], -1) for p in pages])
-        return array, None
-    except ImageError:
-        raise
-    except Exception as error:
-        raise ImageError(f"{path}: not a whole image ({error}); make or copy it again") from error
+    shape: tuple
+    array: np.ndarray | None
+    palette: np.ndarray | None
+    alpha: bool
+    white: int | None = None
 
 
 def read_image(path):
-    """(C, H, W), of several pages (C, S, H, W): channels always come first, for a stack of three is no colour image."""
-    array, palette = _read(path)
-    if palette is not None:
-        array = palette[array[..., 0]]
-    array = np.moveaxis(array, -1, 0)
-    return array[:, 0] if array.shape[1] == 1 else array
+    """The image in a file, (H, W) or (C, H, W), of several pages (S, H, W) or (C, S, H, W), in the file's own type.
+
+    A palette gives its colours, uint8, or grey where all of them are grey; 1 bit gives uint8. Raises ImageError for a
+    file that is missing, damaged or neither PNG nor TIFF, that claims more pixels than it can hold (before memory is
+    taken for them), whose pages differ, or that has transparent pixels.
+    """
+    picture = _read(path)
+    array, alpha = picture.array, picture.alpha
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if picture.white is not None:
+        array = picture.white - array
+    if picture.palette is not None:
+        array, alpha = picture.palette[array[..., 0]], picture.palette.shape[1] == 4
+    array = _opaque(path, array) if alpha else array
+    channels = math.prod(picture.shape) // math.prod(array.shape[:3])  # one where a palette is grey
+    return np.ascontiguousarray(np.moveaxis(array[..., :channels], -1, 0)).reshape(picture.shape)
 
 
 def read_mask(path):
-    """(H, W) or (S, H, W) integers, or colours with a last axis of 3."""
-    array, _ = _read(path)
+    """The mask in a file, (H, W) or (S, H, W) numbers or bool, or uint8 colours, (H, W, 3) or (S, H, W, 3).
+
+    Of a palette the indices. Raises ImageError as `read_image`, and for other channels and colours of 16 bits.
+    """
+    picture = _read(path)
+    array = _opaque(path, picture.array) if picture.alpha else picture.array
+    channels = array.shape[-1]
+    if channels != 1 and (channels != 3 or array.dtype != np.uint8):
+        raise ImageError(f"{path}: has {channels} channels of {array.dtype}; save one, or colours (RGB) of 8 bits")
     array = array[0] if len(array) == 1 else array
-    return array[..., 0] if array.shape[-1] == 1 else array[..., :3]
+    return array[..., 0] if channels == 1 else array
 
 
 def image_size(path):
-    """The shape that `read_image` gives."""
-    return read_image(path).shape
+    """The shape of what `read_image` gives, without unpacking pixels; ImageError."""
+    return _read(path, header_only=True).shape
+
+
+def need(module, what):
+    """Import an optional package's module, or say which `pip install` brings it. `what` begins the sentence."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        name = module.partition(".")[0].replace("PIL", "Pillow")
+        raise ImageError(f'{what} needs {name}: pip install "mtseg[images]"') from error
+
+
+def _read(path, header_only=False):
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(PNG))
+        if start == PNG:
+            return _read_png(path, header_only)
+        if start[:4] in TIFF:
+            return _read_tiff(path, header_only)
+    except ImageError:
+        raise
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}; give a whole file that can be read") from error
+    except Exception as error:  # There is no end to what the packages raise on damaged files.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path}: not a whole image ({reason}); make or copy it again") from error
+    raise ImageError(f"{path}: neither PNG nor TIFF; save it as one of them, from an original that is no JPEG")
+
+
+def _check_size(path, shape, bits, stored, ratio):
+    """ImageError where there are no pixels, or more than `stored` bytes can hold, before memory is taken for them."""
+    claimed = " x ".join(map(str, shape))
+    if 0 in shape:
+        raise ImageError(f"{path}: has {claimed} pixels; make it again or leave it out")
+    if math.prod(shape) * bits // 8 > 2**20 + ratio * stored:
+        raise ImageError(f"{path}: claims {claimed} pixels, but the file cannot hold so many; make or copy it again")
+    if math.prod(shape) * max(bits, 8) // 8 > max(LARGEST, stored):
+        raise ImageError(f"{path}: has {claimed} pixels, more than {LARGEST >> 30} GiB; cut it into tiles")
+
+
+def _image_shape(pages, height, width, channels, palette):
+    if palette is not None:
+        channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
+    return (*(number for number in (channels, pages) if number > 1), height, width)
+
+
+def _opaque(path, array):
+    """An image without its last channel, alpha; ImageError where that hides pixels."""
+    if (array[..., -1] != (np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1)).any():
+        raise _transparent(path)
+    return array[..., :-1]
+
+
+def _transparent(path):
+    return ImageError(f"{path}: has transparent pixels; save it without an alpha channel")
+
+
+def _png_chunks(path, header_only):
+    """{name: content} of a PNG file's chunks, with `header_only` of those up to the first pixels. All must be whole."""
+    chunks, left = {}, path.stat().st_size - len(PNG)
+    with path.open("rb") as file:
+        file.seek(len(PNG))
+        while b"IEND" not in chunks and not (header_only and b"IDAT" in chunks):
+            length, name = struct.unpack(">I4s", file.read(8))
+            left -= 12 + length
+            if left < 0:
+                raise EOFError("it is cut short")
+            content = file.read(length)
+            if file.read(4) != struct.pack(">I", zlib.crc32(name + content)):
+                raise ValueError(f"the checksum of its {name!r} is wrong")
+            chunks.setdefault(name, []).append(content)
+    return {name: b"".join(contents) for name, contents in chunks.items()}
+
+
+def _png_file(width, height, bits, kind, interlaced, pixels, palette=b""):
+    """The bytes of a PNG file; `pixels` are filtered and compressed."""
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, interlaced)
+    chunks = [(b"IHDR", header), (b"PLTE", palette), (b"IDAT", pixels), (b"IEND", b"")]
+    return PNG + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+        if content or name == b"IEND"
+    )
+
+
+def _read_png(path, header_only):
+    decoder = need("PIL.PngImagePlugin", f"{path}: reading PNG").PngImageFile
+    chunks = _png_chunks(path, header_only)
+    width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    channels, alpha, palette, clear = PNG_CHANNELS[kind], kind in (4, 6), None, chunks.get(b"tRNS", b"")
+    _check_size(path, (height, width, channels), bits, path.stat().st_size, DEFLATED)
+    if kind == 3:
+        palette = np.frombuffer(chunks[b"PLTE"], dtype=np.uint8).reshape(-1, 3)
+        if clear:
+            alphas = np.frombuffer(clear.ljust(len(palette), b"\xff"), dtype=np.uint8)
+            palette = np.column_stack([palette, alphas])
+        kind = 0
+    shape = _image_shape(1, height, width, channels - alpha, palette)
+    if header_only:
+        return _Picture(shape, None, palette, alpha)
+    parts = [chunks[b"IDAT"]]
+    if bits == 16 and channels > 1:
+        # Pillow cuts colours to 8 bits, but not grey. PNG's filters work on each channel by itself.
+        if interlaced:
+            raise ImageError(f"{path}: has interlaced colours of 16 bits; save it without interlacing")
+        rows = zlib.decompressobj().decompress(parts[0], height * (1 + 2 * channels * width))
+        rows = np.frombuffer(rows, dtype=np.uint8).reshape(height, -1)
+        planes = np.split(rows[:, 1:].reshape(height, width, channels, 2), channels, axis=2)
+        parts = [zlib.compress(np.column_stack([rows[:, 0], plane.reshape(height, -1)]), 1) for plane in planes]
+        kind = 0
+    # A file that holds nothing but the pixels: what else Pillow would read in it cannot harm.
+    files = [io.BytesIO(_png_file(width, height, bits, kind, interlaced, part)) for part in parts]
+    array = np.concatenate([np.array(decoder(file)).reshape(1, height, width, -1) for file in files], -1)
+    if bits in (2, 4):
+        array //= 255 // (2**bits - 1)  # Pillow spreads them over 0 to 255
+    array = array.astype(np.uint16) if bits == 16 else array
+    if palette is not None and array.max() >= len(palette):
+        raise ImageError(f"{path}: the index {array.max()} lies outside its palette; save it with a whole palette")
+    if palette is None and clear and (array == np.frombuffer(clear, dtype=">u2")).all(-1).any():
+        raise _transparent(path)
+    return _Picture(shape, array, palette, alpha)
+
+
+def _read_tiff(path, header_only):
+    tifffile = need("tifffile", f"{path}: reading TIFF")
+    logger, arrays, seen, first, stored = logging.getLogger("tifffile"), [], set(), None, 0
+    logger.addFilter(_silence)
+    try:
+        with tifffile.TiffFile(path) as file:
+            # The pages alone: the pixels of an OME-TIFF's series may lie in other files.
+            for page in file.pages:
+                if page.offset in seen:
+                    raise ValueError("its pages go round in a circle")
+                seen.add(page.offset)
+                if page.is_reduced:  # a thumbnail
+                    continue
+                planes, depth, height, width, samples = page.shaped
+                kind = (height, width, planes * samples, page.dtype, page.photometric)
+                first = first or (page, kind)
+                if kind != first[1] or depth != 1:
+                    raise ImageError(
+                        f"{path}: its pages differ in size or type; save pages that are alike, or one a file"
+                    )
+                stored += sum(page.databytecounts)
+                if not header_only:
+                    _check_page(path, page, (len(arrays) + 1, *kind[:3]), min(stored, file.filehandle.size))
+                    array = page.asarray(squeeze=False, maxworkers=1)[:, 0]
+                arrays.append(None if header_only else np.moveaxis(array, 0, -1).reshape(kind[:3]))
+            if not arrays:
+                raise ImageError(f"{path}: has no pages; make it again or leave it out")
+            page, (height, width, channels, dtype, photometric) = first
+            palette = page.colormap.T if photometric == 3 else None
+    finally:
+        logger.removeFilter(_silence)
+    if palette is not None:
+        palette = (palette >> (8 if palette.max() > 255 else 0)).astype(
+            np.uint8
+        )  # some programs write 8 of the 16 bits
+    alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
+    white = 2**page.bitspersample - 1 if photometric == 0 and dtype.kind in "bu" else None
+    shape = _image_shape(len(arrays), height, width, channels - alpha, palette)
+    return _Picture(shape, None if header_only else np.stack(arrays), palette, alpha, white)
+
+
+def _silence(record):
+    """A filter for tifffile's log. After an error it would go on with fewer pages or none; not after one in a tag."""
+    if record.levelno >= logging.ERROR and "TiffTag" not in record.getMessage():
+        raise ValueError(record.getMessage())
+    return False
+
+
+def _check_page(path, page, shape, stored):
+    """ImageError for a TIFF page of a kind that is not read, or whose pixels do not all lie in the file.
+
+    `shape`: of all pages so far. `stored`: the bytes of their pixels in the file.
+    """
+    kind, ratio, bits = (
+        (page.photometric, page.dtype, page.compression),
+        UNPACKED.get(page.compression),
+        page.bitspersample,
+    )
+    known = kind[0] in (0, 1, 2, 3) and kind[1] is not None and kind[1].kind in "biuf" and ratio is not None
+    if not known or ((kind[2] == 5 or page.predictor == 3) and importlib.util.find_spec("imagecodecs") is None):
+        names = ", ".join(str(getattr(part, "name", part)) for part in kind)
+        raise ImageError(
+            f"{path}: is TIFF of a kind that is not read ({names}); save it grey or RGB with deflate (zip) or "
+            f"uncompressed, or for LZW: pip install imagecodecs"
+        )
+    for claimed in shape, page.chunks:
+        _check_size(path, claimed, bits, stored, ratio)
+    chunk, unpacked, file = math.prod(page.chunks) * max(bits, 8) // 8, 0, page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        if count == 0 or offset + count > file.size:
+            raise EOFError("it is cut short")
+        if ratio == DEFLATED:  # tifffile sets zlib no limit
+            file.seek(offset)
+            count = len(zlib.decompressobj().decompress(file.read(count), chunk + 1))
+            if count > chunk:
+                raise ValueError("a strip holds more than its pixels")
+        unpacked += count * (1 if ratio == DEFLATED else ratio)
+    if len(page.dataoffsets) < math.prod(page.chunked) or unpacked * 8 < math.prod(shape[1:]) * bits:
+        raise EOFError("it is cut short")
 
 
 def png_bytes(index, palette=None):
-    """The bytes of a PNG file with the numbers `index` (H, W), uint8 or uint16; with a palette (256, 3) in colours."""
-    index = np.asarray(index)
-    bits, kind = 8 * index.itemsize, 0 if palette is None else 3
-    header = struct.pack(">IIBBBBB", *index.shape[::-1], bits, kind, 0, 0, 0)
-    rows = np.ascontiguousarray(index, dtype=f">u{index.itemsize}").view(np.uint8)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes())), (b"IEND", b"")]
-    if palette is not None:
-        chunks.insert(1, (b"PLTE", np.asarray(palette, dtype=np.uint8).tobytes()))
-    parts = (struct.pack(">I", len(c)) + name + c + struct.pack(">I", zlib.crc32(name + c)) for name, c in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    """The bytes of a PNG file with the numbers `index`, (H, W) bool, uint8 or uint16; always the same bytes.
+
+    `palette`: (256, 3) uint8, the colours in which numbers up to 255 are shown. Raises ImageError for other types.
+    """
+    index = index.astype(np.uint8) if index.dtype == bool else index
+    if index.ndim != 2 or index.dtype not in ((np.uint8, np.uint16) if palette is None else (np.uint8,)):
+        what = "PNG" if palette is None else "PNG with a palette"
+        raise ImageError(f"{what} does not hold {index.dtype} of shape {index.shape}; save it as TIFF")
+    size, colors = index.dtype.itemsize, b"" if palette is None else np.asarray(palette, dtype=np.uint8).tobytes()
+    rows = np.ascontiguousarray(index, dtype=f">u{size}").view(np.uint8)
+    pixels = zlib.compress(np.pad(rows, ((0, 0), (1, 0))))
+    return _png_file(*index.shape[::-1], 8 * size, 3 if colors else 0, 0, pixels, colors)
 
 
 def tiff_bytes(array):
-    """The bytes of a TIFF file with a page for each (H, W) of `array`, (H, W) or (S, H, W), deflated."""
-    file = io.BytesIO()
-    need("tifffile", "writing TIFF").imwrite(
-        file, array, photometric="minisblack", compression="zlib", metadata=None, software=None
-    )
+    """The bytes of a TIFF file with numbers (H, W), or a page for each (H, W) of (S, H, W); always the same bytes."""
+    file, options = io.BytesIO(), {"photometric": "minisblack", "compression": "zlib", "metadata": None}
+    need("tifffile", "writing TIFF").imwrite(file, array, software=False, **options)
     return file.getvalue()
