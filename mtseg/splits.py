@@ -238,7 +238,7 @@ def write_split(root, split, settings, overwrite=True):
     lists = {f"{name}.list": split[name] for name in ("train", "val", "test", "unlabeled")}
     files = {name: "".join(f"{case}\n" for case in cases) for name, cases in lists.items() if cases}
     old = {name: (root / name).read_text("utf-8", "replace") for name in lists if (root / name).is_file()}
-    changed = [name for name in old if old[name] != files.get(name)]
+    changed = [name for name, text in old.items() if text.splitlines() != files.get(name, "").splitlines()]
     if changed and not overwrite:
         raise SplitError(f"{root}: has another {', '.join(changed)} already; replace with --overwrite")
     files["splits.json"] = json.dumps({**settings, **split}, indent=1)
@@ -263,12 +263,12 @@ def describe(split, who="patient"):
     if split["left_out"]:
         parts[0] += f", {len(split['left_out'])} left out"
     patients, cases = split["patients"], sum(map(len, split["patients"].values()))
-    if len(patients) == cases:
+    if len(patients) == cases > 0:
         parts.append(f"every case is taken for another {who} ({FLAGS[who]} changes that)")
-    else:
+    elif cases:
         patient = max(patients, key=lambda name: len(patients[name]))
         example = f"{patient} has {', '.join(patients[patient][:4])}"
-        parts.append(f"{len(patients)} {who}s in {cases} cases by {FLAGS[who]} {split['patient_id']!r}: {example}")
+        parts.append(f"{len(patients)} {who}s in {cases} cases by {FLAGS[who]} '{split['patient_id']}': {example}")
     if split["labelnum"]:
         parts.append(f"train with --labelnum {split['labelnum']}")
     return "; ".join(parts)

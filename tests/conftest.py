@@ -105,3 +105,11 @@ def la_root():
     if not root:
         pytest.skip("MTSEG_LA_ROOT names no LA data")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def images_root():
+    root = os.environ.get("MTSEG_IMAGES_ROOT")
+    if not root:
+        pytest.skip("MTSEG_IMAGES_ROOT names no folder of image sets")
+    return Path(root)
