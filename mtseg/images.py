@@ -1,8 +1,8 @@
 """Images and masks from PNG (Pillow) and TIFF (tifffile) files, to the bit, and predictions back into such files.
 
-An image is (H, W), or (C, H, W) with channels first; the pages of a TIFF file are a stack, (S, H, W) or (C, S, H, W).
-Values are the file's own: 16 bits stay 16 bits, and a mask of 2 bits holds 0 to 3. An alpha channel that hides nothing
-is dropped. Colour profiles, and how the camera was held (EXIF), are ignored.
+An image is (C, H, W), also where it has one channel; several pages of a TIFF file are a stack, (C, S, H, W). Values are
+the file's own: 16 bits stay 16 bits, and a mask of 2 bits holds 0 to 3. An alpha channel that hides nothing is dropped.
+Colour profiles, and how the camera was held (EXIF), are ignored.
 """
 
 import importlib
@@ -45,7 +45,7 @@ class _Picture(NamedTuple):
 
 
 def read_image(path):
-    """The image in a file, (H, W) or (C, H, W), of several pages (S, H, W) or (C, S, H, W), in the file's own type.
+    """The image in a file, (C, H, W), of several pages (C, S, H, W), in the file's own type.
 
     A palette gives its colours, uint8, or grey where all of them are grey; 1 bit gives uint8. Raises ImageError for a
     file that is missing, damaged or neither PNG nor TIFF, that claims more pixels than it can hold (before memory is
@@ -59,8 +59,8 @@ def read_image(path):
     if picture.palette is not None:
         array, alpha = picture.palette[array[..., 0]], picture.palette.shape[1] == 4
     array = _opaque(path, array) if alpha else array
-    channels = math.prod(picture.shape) // math.prod(array.shape[:3])  # one where a palette is grey
-    return np.ascontiguousarray(np.moveaxis(array[..., :channels], -1, 0)).reshape(picture.shape)
+    array = array[..., : picture.shape[0]]  # one channel where a palette is grey
+    return np.ascontiguousarray(np.moveaxis(array, -1, 0)).reshape(picture.shape)
 
 
 def read_mask(path):
@@ -124,7 +124,7 @@ def _check_size(path, shape, bits, stored, ratio):
 def _image_shape(pages, height, width, channels, palette):
     if palette is not None:
         channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
-    return (*(number for number in (channels, pages) if number > 1), height, width)
+    return (channels, *([pages] if pages > 1 else []), height, width)
 
 
 def _opaque(path, array):
