@@ -11,7 +11,14 @@ import numpy as np
 from torch import nn
 
 NO_FLIPS = ((),)
-ALL_FLIPS = tuple(axes for n in range(4) for axes in itertools.combinations((-3, -2, -1), n))
+
+
+def all_flips(axes=(-3, -2, -1)):
+    """Every choice of some of `axes` to mirror, none among them: eight of a volume's axes, four of an image's."""
+    return tuple(itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1)))
+
+
+ALL_FLIPS = all_flips()  # of a volume
 
 
 def mean_score(predict, nets, image, flips=NO_FLIPS):

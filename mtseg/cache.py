@@ -110,11 +110,11 @@ def _read(value):
 
 
 class CachedDataset(Dataset):
-    """The samples of `dataset` (an LAHeart), read from its files once, here, with all its checks.
+    """The samples of `dataset` (LAHeart or another CaseDataset), read from its files once, here, with all its checks.
 
-    `dataset` has `image_list`, `n_channels`, `transform` (or None), `read(case)`, which gives {'image': float32
-    (W, H, D) or (C, W, H, D), 'label': uint8 (W, H, D)}, and `transformed(case, sample, seed)`. Indices and seeds are
-    as in LAHeart. A transform finds LazyArrays in the sample; what it gives is the same, bit for bit.
+    `dataset` has `image_list`, `shapes`, `n_channels`, `transform` (or None), `read(case)`, which gives {'image':
+    float32 (C, *spatial) or (*spatial), 'label': uint8 (*spatial)}, and `transformed(case, sample, seed)`. Indices and
+    seeds are as in LAHeart. A transform finds LazyArrays in the sample; what it gives is the same, bit for bit.
 
     The volumes lie uncompressed in a file without a name in `cache_dir` (default: where Python puts temporary files),
     as uint8 where `encode` can, else as float32. It is mapped into memory, read-only: all workers, forked or spawned,
@@ -125,8 +125,7 @@ class CachedDataset(Dataset):
 
     def __init__(self, dataset, cache_dir=None):
         self.dataset = dataset
-        self.image_list = dataset.image_list
-        self.n_channels = dataset.n_channels
+        self.image_list, self.shapes, self.n_channels = dataset.image_list, dataset.shapes, dataset.n_channels
         self._cache_dir = cache_dir
         self._parts = {case: {} for case in self.image_list}  # case -> key -> (offset, dtype, shape, levels)
         cache_dir = cache_dir or tempfile.gettempdir()
@@ -176,6 +175,13 @@ class CachedDataset(Dataset):
         index, seed = index if isinstance(index, tuple) else (index, None)
         case = self.image_list[index]
         sample = self.read(case) if self.dataset.transform is None else self.views(case)
+        return self.transformed(case, sample, seed)
+
+    def case_of(self, index):
+        return self.image_list[index]
+
+    def transformed(self, case, sample, seed=None):
+        """What the data set's transform makes of `sample`, which is that of `case`."""
         return self.dataset.transformed(case, sample, seed)
 
     def read(self, case):

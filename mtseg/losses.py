@@ -140,7 +140,8 @@ class SupervisedLoss(nn.Module):
     """A weighted sum of the losses above; calling it gives `loss, parts`.
 
     `spec` as in `parse_loss`; 'ce:0.5,dice:0.5' is `dice_ce_loss`. `class_weights` apply to ce and focal (in dice and
-    tversky all foreground classes weigh the same), `ignore_index` to all terms.
+    tversky all foreground classes weigh the same), `ignore_index` to all terms. `include_background`: class 0 counts in
+    dice and tversky too, as where no class is a background.
 
         supervised = SupervisedLoss("dice:1.0,focal:0.5").to(device)
         loss, parts = supervised(outputs, target)
@@ -152,9 +153,17 @@ class SupervisedLoss(nn.Module):
     Raises ValueError where spec, weights or shapes do not fit.
     """
 
-    def __init__(self, spec="ce:0.5,dice:0.5", class_weights=None, ignore_index=None, deep_supervision_weights=None):
+    def __init__(
+        self,
+        spec="ce:0.5,dice:0.5",
+        class_weights=None,
+        ignore_index=None,
+        deep_supervision_weights=None,
+        include_background=False,
+    ):
         super().__init__()
         self.terms = parse_loss(spec)
+        self.include_background = include_background
         self.ignore_index = ignore_index
         self.deep_supervision_weights = None
         if class_weights is not None:
@@ -183,8 +192,9 @@ class SupervisedLoss(nn.Module):
         return loss, {f"loss_{name}": part.detach() for name, part in parts.items()}
 
     def _term(self, name, logits, target):
-        weights = {"class_weights": self.class_weights} if name in ("ce", "focal") else {}
-        return TERMS[name](logits, target, ignore_index=self.ignore_index, **weights)
+        by_voxel = name in ("ce", "focal")
+        more = {"class_weights": self.class_weights} if by_voxel else {"include_background": self.include_background}
+        return TERMS[name](logits, target, ignore_index=self.ignore_index, **more)
 
 
 def levels(outputs):

@@ -1,12 +1,19 @@
-"""The Phantom data: synthetic volumes to try everything on, without downloading anything.
+"""The built-in data: synthetic volumes and images to try everything on, without downloading anything.
 
-Each volume of 48 x 48 x 32 voxels holds a chamber with three to five veins, which is the label (like a left atrium),
-other chambers and vessels of nearly the same brightness that touch it, a thin wall between them that fades in places,
-textured tissue, a bias field and noise. Shape, position, brightness and contrast differ from case to case, so that a
-few labelled cases do not show everything that occurs. The layout is that of LA (datasets.py); 'image' has zero mean
-and unit variance. The same seed gives the same volumes.
+Phantom, in three dimensions: each volume of 48 x 48 x 32 voxels holds a chamber with three to five veins, which is
+the label (like a left atrium), other chambers and vessels of nearly the same brightness that touch it, a thin wall
+between them that fades in places, textured tissue, a bias field and noise. Shape, position, brightness and contrast
+differ from case to case, so that a few labelled cases do not show everything that occurs.
+
+Electrode, in two dimensions: each image of 128 x 128 pixels shows a section of a battery electrode as an electron
+microscope sees it, with three phases and no background: bright grains of active material, carbon between them, and
+the electrolyte in the pores. Sizes and shares of the phases, contrast, blur, noise, stripes and shadows differ from
+image to image, and the grey values of carbon and electrolyte overlap.
+
+The layout is that of LA (datasets.py); 'image' has zero mean and unit variance. The same seed gives the same data.
 """
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -15,8 +22,17 @@ import h5py
 import numpy as np
 from scipy import ndimage
 
-SHAPE = (48, 48, 32)
-TRAIN, TEST = 123, 31
+SHAPE, IMAGE_SHAPE = (48, 48, 32), (128, 128)
+TRAIN, TEST = {3: 123, 2: 60}, {3: 31, 2: 20}  # cases, by the number of dimensions
+# Electrode's classes.json
+PHASES = {
+    "classes": [
+        {"name": "carbon", "value": 0, "color": [0, 0, 255]},
+        {"name": "electrolyte", "value": 1, "color": [0, 255, 255]},
+        {"name": "active material", "value": 2, "color": [255, 126, 126]},
+    ],
+    "background": None,
+}
 GRID = np.stack(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in SHAPE), indexing="ij"), axis=-1)
 
 
@@ -24,15 +40,15 @@ class PhantomError(OSError):
     """The data set cannot be written; the message is one sentence with the folder and the remedy."""
 
 
-def smooth_field(rng, sigma):
-    """A random field over the volume, smooth on the scale of `sigma` voxels, zero mean and unit variance."""
+def smooth_field(rng, sigma, shape=SHAPE):
+    """A random field of this shape, smooth on the scale of `sigma` voxels, zero mean and unit variance."""
     # Drawn on a coarse grid and interpolated: after such a blur nobody sees the difference, and it is much faster.
     step = max(int(sigma // 2), 1)
-    field = rng.standard_normal([n // step + 3 for n in SHAPE]).astype(np.float32)
+    field = rng.standard_normal([n // step + 3 for n in shape]).astype(np.float32)
     field = ndimage.gaussian_filter(field, sigma / step, mode="wrap")
-    for axis, n in enumerate(SHAPE):
+    for axis, n in enumerate(shape):
         whole, part = np.divmod(np.arange(n), step)
-        part = np.float32(part / step).reshape([-1 if a == axis else 1 for a in range(3)])
+        part = np.float32(part / step).reshape([-1 if a == axis else 1 for a in range(len(shape))])
         field = field.take(whole, axis) * (1 - part) + field.take(whole + 1, axis) * part
     return (field - field.mean()) / field.std()
 
@@ -108,33 +124,64 @@ def make_case(rng):
     return {"image": image.astype(np.float32), "label": label.astype(np.uint8)}
 
 
-def make_phantom(root, train=TRAIN, test=TEST, seed=2018):
+def make_image(rng):
+    """One section of an electrode: {'image': float32, 'label': uint8}, both of IMAGE_SHAPE; classes as in PHASES."""
+    label = np.where(smooth_field(rng, rng.uniform(2.5, 4), IMAGE_SHAPE) > rng.uniform(-0.3, 0.4), 0, 1)
+    y, x = np.indices(IMAGE_SHAPE, dtype=np.float32)
+    dents, share, grains = smooth_field(rng, 4, IMAGE_SHAPE), rng.uniform(0.35, 0.55), np.zeros(IMAGE_SHAPE, bool)
+    for _ in range(60):
+        if grains.mean() >= share:
+            break
+        (cy, cx), turn = rng.uniform(0, IMAGE_SHAPE), rng.uniform(0, np.pi)
+        long, short = np.array((1, rng.uniform(0.6, 1))) * rng.uniform(5, 18)
+        u, v = (x - cx) * np.cos(turn) + (y - cy) * np.sin(turn), (y - cy) * np.cos(turn) - (x - cx) * np.sin(turn)
+        grain = np.hypot(u / long, v / short) + np.float32(0.12) * dents < 1
+        # Most grains do not touch: a thin seam of what lies between them stays.
+        if rng.random() < 0.3 or not (ndimage.binary_dilation(grain, iterations=2) & grains).any():
+            grains |= grain
+    label[grains] = 2
+
+    grey = np.array([rng.uniform(0.25, 0.4), rng.uniform(0.05, 0.2), rng.uniform(0.7, 1.0)])
+    image = grey[label] + 0.06 * smooth_field(rng, 1.2, IMAGE_SHAPE) * (label == 0)
+    image = ndimage.gaussian_filter(image, rng.uniform(0.6, 1.1))
+    image *= 1 + rng.uniform(0.05, 0.25) * smooth_field(rng, 40, IMAGE_SHAPE)
+    image += rng.uniform(0.0, 0.06) * ndimage.gaussian_filter1d(rng.standard_normal(IMAGE_SHAPE[1]), 1)  # stripes
+    image += rng.uniform(0.05, 0.12) * rng.standard_normal(IMAGE_SHAPE)
+    image = (image - image.mean()) / image.std()
+    return {"image": image.astype(np.float32), "label": label.astype(np.uint8)}
+
+
+def make_phantom(root, train=None, test=None, seed=2018, dims=3):
     """Write the data set to the folder `root` unless it is there already; returns `root`.
 
-    It is built beside `root` and renamed, so that an interrupted call leaves nothing behind that looks complete. Of two
-    calls at once, the first to finish counts. Raises PhantomError where the folder cannot be made.
+    `train`, `test`: cases (default: TRAIN, TEST). `dims`: 3 for Phantom, 2 for Electrode. It is built beside `root` and
+    renamed, so that an interrupted call leaves nothing behind that looks complete. Of two calls at once, the first to
+    finish counts. Raises PhantomError where the folder cannot be made.
     """
-    root = Path(root)
+    root, make, word = Path(root), *{3: (make_case, "phantom"), 2: (make_image, "electrode")}[dims]
     if (root / "train.list").is_file():
         return root
-    cases = [f"phantom_{number:03d}" for number in range(train + test)]
+    train, test = train or TRAIN[dims], test or TEST[dims]
+    cases = [f"{word}_{number:03d}" for number in range(train + test)]
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".phantom.", dir=root.parent, ignore_cleanup_errors=True) as temporary:
             folder = Path(temporary) / root.name
             for number, case in enumerate(cases):
-                sample = make_case(np.random.default_rng([seed, number]))
+                sample = make(np.random.default_rng([seed, number]))
                 (folder / "data" / case).mkdir(parents=True)
                 with h5py.File(folder / "data" / case / "mri_norm2.h5", "w") as file:
                     for key, value in sample.items():
                         file.create_dataset(key, data=value, compression="gzip", compression_opts=1)
+            if dims == 2:
+                (folder / "classes.json").write_text(json.dumps(PHASES, indent=1))
             (folder / "train.list").write_text("\n".join(cases[:train]) + "\n")
             (folder / "test.list").write_text("\n".join(cases[train:]) + "\n")
             os.replace(folder, root)
     except OSError as error:
         if not (root / "train.list").is_file():
             raise PhantomError(
-                f"{root}: the Phantom data cannot be made there ({error.strerror or error}); free space, remove the "
+                f"{root}: the built-in data cannot be made there ({error.strerror or error}); free space, remove the "
                 f"folder if it is incomplete, or make the data elsewhere by data/make_phantom.py and give --root_path"
             ) from error
     return root

@@ -126,24 +126,6 @@ def place_of_scores(device, voxels, arrays):
     return device if 4 * voxels * arrays <= room / 2 else torch.device("cpu")
 
 
-def score_cases(net, samples, score, stride_xy, stride_z, patch_size, num_classes=2, ignore_index=None):
-    """For each of `samples` ({'image', 'label'}, as test_single_case takes the image) the mean over foreground classes.
-
-    `score`: of two boolean arrays, prediction and label, a number, such as metrics.dice. Voxels with the label
-    `ignore_index` belong to no class in either. `net` is in eval mode meanwhile. Returns a list of floats.
-    """
-    training, scores = net.training, []
-    classes = [c for c in range(1, num_classes) if c != ignore_index]
-    net.eval()
-    for sample in samples:
-        prediction, _ = test_single_case(net, sample["image"], stride_xy, stride_z, patch_size, num_classes)
-        if ignore_index is not None:
-            prediction[sample["label"] == ignore_index] = ignore_index
-        scores.append(sum(float(score(prediction == c, sample["label"] == c)) for c in classes) / len(classes))
-    net.train(training)
-    return scores
-
-
 test_single_case.__test__ = False  # the family's name for it; not a test, whatever pytest thinks
 
 

@@ -1,7 +1,6 @@
 """Which cases a run trains on, what it says of them, and where it lies."""
 
 import json
-from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -11,7 +10,7 @@ from conftest import make_data, write_case
 import inference
 import train_mean_teacher
 import train_sup
-from mtseg.script import build
+from mtseg.script import build, flags, sources
 
 
 def train(script, data, out, *more, labelnum=3):
@@ -125,8 +124,11 @@ def test_flips_mirror_without_rotation_and_show_the_volume_as_it_is(data):
     write_case(data, "case_0", ramp, np.zeros(ramp.shape, np.uint8))
 
     def directions(rotflip):
-        args = SimpleNamespace(rotflip=rotflip, patch_size=(16, 16, 16), num_classes=2, ignore_index=None, cache=True)
-        dataset, _ = build.training_set(args, data, ["case_0"], labelnum=1)
+        args = flags.parse(
+            train_sup.PARSER, ["--root_path", str(data), "--rotflip", rotflip, "--patch_size", *["16"] * 3]
+        )
+        source = sources.Source(data)
+        dataset, _ = build.training_set(args, source, source.dataset(args, ["case_0"]))
         patches = [dataset[(0, (1, draw))]["image"][0, 2:14, 2:14, 7] for draw in range(40)]
         return {tuple(p.diff(dim=axis).mean().sign().item() for axis in (0, 1)) for p in patches}
 

@@ -24,10 +24,11 @@ from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, 
 import inference
 import train_mean_teacher
 import train_sup
+from mtseg.averaging import all_flips
 from mtseg.metrics import all_metrics
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
-from mtseg.script import scans, segment
+from mtseg.script import scans, windows
 from mtseg.sliding_window import test_single_case as single_case
 from mtseg.winograd import convolutions as winograd
 
@@ -94,7 +95,7 @@ def read(path):
 @pytest.mark.parametrize("affine", [AFFINE, TURNED], ids=["flipped", "oblique"])
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd"])
 def test_seen_scans_come_back_on_their_own_grid(tmp_path, monkeypatch, affine, ending):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, affine=affine, ending=ending)
     (weights,) = make_run(tmp_path / "run")
     result = infer(weights, source, labels=tmp_path / "labels", output_dir=tmp_path / "out")
@@ -118,7 +119,7 @@ def test_seen_scans_come_back_on_their_own_grid(tmp_path, monkeypatch, affine, e
 
 
 def test_with_another_spacing_the_shape_is_the_scans_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, affine=TURNED)
     (weights,) = make_run(tmp_path / "run", preprocessing={**SETTINGS, "spacing": [1.2, 0.7, 0.8]})
     result = infer(weights, source / "c0.nii.gz", output_dir=tmp_path / "out")
@@ -143,7 +144,7 @@ def test_distances_are_in_the_unit_that_is_named(tmp_path):
 
 def test_prepared_files_go_back_to_the_scan_too(tmp_path, monkeypatch):
     """HDF5 that prepare_nifti made: measured on its own grid, written on the scan's."""
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, affine=TURNED)
     prepare_nifti.main(words(source, tmp_path / "data", labels=tmp_path / "labels"))
     (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path / "data"))
@@ -155,7 +156,7 @@ def test_prepared_files_go_back_to_the_scan_too(tmp_path, monkeypatch):
 
 def test_a_label_beside_a_prepared_file_lies_where_its_scan_does(tmp_path, monkeypatch):
     """Mirrored and turned, so that its voxels lie in another order than the prepared file's."""
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, affine=TURNED)
     prepare_nifti.main(words(source, tmp_path / "data", labels=tmp_path / "labels"))
     (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path / "data"))
@@ -173,7 +174,7 @@ def test_a_label_beside_a_prepared_file_lies_where_its_scan_does(tmp_path, monke
     ],
 )
 def test_a_prepared_file_whose_grid_is_wrong_costs_only_itself(tmp_path, monkeypatch, attribute, value, said):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     prepare_nifti.main(words(make_scans(tmp_path), tmp_path / "data", labels=tmp_path / "labels"))
     (weights,) = make_run(tmp_path / "run", root_path=str(tmp_path / "data"))
     with h5py.File(tmp_path / "data/data/c0/mri_norm2.h5", "a") as file:
@@ -206,7 +207,7 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     for path in weights:
         net = VNet(1, 3, 2, normalization="batchnorm", has_dropout=True).eval()
         net.load_state_dict(torch.load(path))
-        for axes in segment.ALL_FLIPS:
+        for axes in all_flips():
             # In the scan's own axes: over all eight flips the mirrored axis of RAS makes no difference.
             _, score = single_case(net, np.flip(image, axes), 8, 16, (16, 16, 16), 3, weighting="gaussian")
             total = total + np.flip(score, axes) / 16
@@ -271,7 +272,7 @@ def test_cleaning_up_is_done_and_recorded(tmp_path, monkeypatch):
         score[:, 0, 0, 0], score[:, 0, 0, 1] = np.eye(3)[[1, 2]]
         return score.argmax(axis=0), score
 
-    monkeypatch.setattr(segment, "test_single_case", noisy)
+    monkeypatch.setattr(windows, "test_single_case", noisy)
     source = make_scans(tmp_path, 1)
     (weights,) = make_run(tmp_path / "run")
     for arguments, right in (([], False), (["--largest_component", "--fill_holes"], True)):
@@ -284,7 +285,7 @@ def test_cleaning_up_is_done_and_recorded(tmp_path, monkeypatch):
 
 
 def test_a_broken_file_costs_only_itself(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, 4)
     good = (source / "c1.nii.gz").read_bytes()
     (source / "c1.nii.gz").write_bytes(good[:300])
@@ -306,7 +307,7 @@ def test_a_broken_file_costs_only_itself(tmp_path, monkeypatch, capsys):
     (source / "c1.nii.gz").write_bytes(good)
     save(source / "c2.nii.gz", read(source / "c1.nii.gz"))
     calls = []
-    monkeypatch.setattr(segment, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
+    monkeypatch.setattr(windows, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
     result = infer(*arguments, "--continue", **flags)
     assert len(calls) == 2
     assert [row["case"] for row in result["cases"]] == [f"c{n}" for n in range(4) for _ in range(2)]
@@ -326,7 +327,7 @@ def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
         calls.append(1)
         return seen(*arguments, **keywords)
 
-    monkeypatch.setattr(segment, "test_single_case", killed)
+    monkeypatch.setattr(windows, "test_single_case", killed)
     source = make_scans(tmp_path, 4)
     (weights,) = make_run(tmp_path / "run")
     with pytest.raises(SystemExit) as stopped:
@@ -340,13 +341,13 @@ def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
         assert stopped.value.code == 2
         assert said in capsys.readouterr().err
     calls[:] = [1]
-    monkeypatch.setattr(segment, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
+    monkeypatch.setattr(windows, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
     assert infer(weights, source, "--continue", output_dir=tmp_path / "out")["segmented"] == 4
     assert len(calls) == 3
 
 
 def test_a_folder_of_the_same_name_does_not_pass_for_the_other(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     for site in ("A", "B"):
         make_scans(tmp_path / site).rename(tmp_path / site / "imagesTs")
     (weights,) = make_run(tmp_path / "run")
@@ -365,7 +366,7 @@ def test_a_folder_of_the_same_name_does_not_pass_for_the_other(tmp_path, monkeyp
 
 def test_what_changed_since_is_done_again(tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(segment, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
+    monkeypatch.setattr(windows, "test_single_case", lambda *a, **k: calls.append(1) or seen(*a, **k))
     source = make_scans(tmp_path, 3)
     flags = {"labels": tmp_path / "labels", "output_dir": tmp_path / "out", "uncertainty": "mc_dropout"}
     flags["mc_samples"] = 1
@@ -392,7 +393,7 @@ def test_full_memory_costs_only_the_case(tmp_path, monkeypatch):
             torch.empty(2**60)  # what PyTorch raises on a CPU
         return seen(*arguments, **keywords)
 
-    monkeypatch.setattr(segment, "test_single_case", full)
+    monkeypatch.setattr(windows, "test_single_case", full)
     (weights,) = make_run(tmp_path / "run")
     with pytest.raises(SystemExit) as stopped:
         infer(weights, make_scans(tmp_path), output_dir=tmp_path / "out")
@@ -402,7 +403,7 @@ def test_full_memory_costs_only_the_case(tmp_path, monkeypatch):
 
 
 def test_a_case_with_other_files_costs_only_itself(tmp_path, monkeypatch):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, 4)
     (source / "c0.nii.gz").rename(source / "c0_0000.nii.gz")
     save(source / "c0_0001.nii.gz", read(source / "c1.nii.gz"))
@@ -432,7 +433,7 @@ def test_an_absurd_spacing_costs_only_its_case(tmp_path, width):
 
 def test_numbers_in_names_and_labels_beside(tmp_path, monkeypatch):
     """PANCREAS_0001 is a case and no channel; <case>_seg is the label of <case>."""
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path)
     for index in range(2):
         (source / f"c{index}.nii.gz").rename(source / f"PANCREAS_000{index + 1}.nii.gz")
@@ -448,7 +449,7 @@ def test_numbers_in_names_and_labels_beside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("case", "join"), [("BraTS20_Training_007", "_"), ("BraTS-GLI-00005-000", "-")])
 def test_a_single_brats_case_is_segmented_by_its_folder_or_a_file_of_it(tmp_path, monkeypatch, case, join):
-    monkeypatch.setattr(segment, "test_single_case", lambda net, image, *rest, **more: seen(net, image[0], *rest))
+    monkeypatch.setattr(windows, "test_single_case", lambda net, image, *rest, **more: seen(net, image[0], *rest))
     source, channels = make_scans(tmp_path, 1), ["t1", "t2"]
     folder = tmp_path / "BraTS" / case
     for name in channels:
@@ -465,7 +466,7 @@ def test_a_single_brats_case_is_segmented_by_its_folder_or_a_file_of_it(tmp_path
 @pytest.mark.parametrize("part", ["Tr", "Ts"])
 @pytest.mark.parametrize("name", ["la_007_0000", "la_007"])
 def test_a_single_file_of_nnunets_images_finds_its_label(tmp_path, monkeypatch, part, name):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, 1)
     save(tmp_path / f"set/images{part}/{name}.nii.gz", read(source / "c0.nii.gz"))
     save(tmp_path / f"set/labels{part}/la_007.nii.gz", read(tmp_path / "labels/c0.nii.gz"))
@@ -508,7 +509,7 @@ def test_memory_holds_one_case_at_a_time(tmp_path, monkeypatch):
         return label, score
 
     monkeypatch.setattr(scans, "read_channels", watched)
-    monkeypatch.setattr(segment, "test_single_case", segmented)
+    monkeypatch.setattr(windows, "test_single_case", segmented)
     source = make_scans(tmp_path, 8)
     infer(make_run(tmp_path / "run"), source, output_dir=tmp_path / "out", labels=tmp_path / "labels")
     assert len(alive) == 16 and max(most) == 0
@@ -557,7 +558,7 @@ def test_without_the_extras_it_says_what_to_install(tmp_path, capsys, monkeypatc
 def test_hdf5_needs_no_extra(tmp_path, monkeypatch):
     for package in ("nibabel", "nrrd"):
         monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     _, label = scan(0, values=(1, 2))
     (tmp_path / "in").mkdir()
     with h5py.File(tmp_path / "in/c0.h5", "w") as file:
@@ -570,7 +571,7 @@ def test_hdf5_needs_no_extra(tmp_path, monkeypatch):
 
 
 def test_labels_of_another_grid_or_value_cost_the_measurement_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path, 3)
     save(tmp_path / "labels/c0.nii.gz", read(tmp_path / "labels/c0.nii.gz"), TURNED)
     save(tmp_path / "labels/c1.nii.gz", np.full(SHAPE, 3, np.uint8))
@@ -757,7 +758,7 @@ def read_rows(path):
 @pytest.mark.parametrize("value", [255, 3])
 def test_ignored_voxels_of_scans_are_in_no_metric(tmp_path, monkeypatch, value):
     """As --ignore_index of the run says, or as the labels of the training data had them."""
-    monkeypatch.setattr(segment, "test_single_case", seen)
+    monkeypatch.setattr(windows, "test_single_case", seen)
     source = make_scans(tmp_path)
     label = read(tmp_path / "labels/c0.nii.gz").copy()
     label[3:5] = value

@@ -186,7 +186,7 @@ def test_ssl4mis_unet_in_3d_and_without_dropout():
     torch.manual_seed(0)
     net = UNetSSL4MIS(2, 3, n_filters=2, normalization="instancenorm", has_dropout=False, dims=3)
     assert UNetSSL4MIS.settings_of(net.state_dict()) == {"dims": 3}
-    assert UNetSSL4MIS.settings_of(UNetSSL4MIS(n_filters=2).state_dict()) == {}
+    assert UNetSSL4MIS.settings_of(UNetSSL4MIS(n_filters=2).state_dict()) == {"dims": 2}
     x = torch.randn(1, 2, 16, 32, 16)
     assert torch.equal(net(x), net(x)) and net(x).shape == (1, 3, 16, 32, 16)
     assert not torch.equal(net(x), net(x + 1e-3 * torch.randn_like(x)))

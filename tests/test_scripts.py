@@ -26,8 +26,8 @@ import train_sup
 from mtseg.datasets import LAHeart
 from mtseg.losses import softmax_mse_loss
 from mtseg.metrics import calculate_metric_percase
-from mtseg.script import build
 from mtseg.script import flags as script_flags
+from mtseg.script import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {"MT": train_mean_teacher, "supervised": train_sup}
@@ -535,7 +535,7 @@ def test_help_is_a_page_and_help_all_says_what_every_flag_is_and_its_default(scr
 def test_without_data_the_phantom_is_built_and_named(monkeypatch, tmp_path, capsys):
     built = []
     monkeypatch.setattr(script_flags, "HOME", tmp_path)
-    monkeypatch.setattr(build, "make_phantom", lambda root: built.append(make_data(root)))
+    monkeypatch.setattr(sources, "make_phantom", lambda root, dims: built.append(make_data(root)))
     arguments = ["--labelnum", "4", "--max_iterations", "1", "--num_workers", "0", "--n_filters", "2"]
     folder = train_sup.main([*arguments, "--output_dir", str(tmp_path)])
     assert built == [tmp_path / "data/Phantom"]

@@ -10,7 +10,6 @@ from scipy import ndimage, special
 from torch import nn
 
 from mtseg import sliding_window
-from mtseg.metrics import dice
 from mtseg.networks.unet import UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
 from mtseg.sliding_window import (
@@ -18,15 +17,13 @@ from mtseg.sliding_window import (
     covering_strides,
     optimize_for_inference,
     place_of_scores,
-    score_cases,
 )
 from mtseg.sliding_window import test_single_case as single_case
 
 
 @pytest.fixture(autouse=True)
 def on_every_device(device, monkeypatch):
-    for name in ("single_case", "score_cases"):
-        monkeypatch.setattr(sys.modules[__name__], name, on(device, getattr(sys.modules[__name__], name)))
+    monkeypatch.setattr(sys.modules[__name__], "single_case", on(device, single_case))
 
 
 class ReferenceNet(nn.Module):
@@ -117,22 +114,6 @@ def test_scores_that_are_no_numbers_are_an_error(damage):
             parameter.view(-1)[0] = damage
     with pytest.raises(NotFiniteScoresError, match="gives NaN or infinity"):
         single_case(net, wave_input((16, 16, 16)).numpy(), 8, 8, (16, 16, 16))
-
-
-def test_validation_leaves_out_the_voxels_that_are_to_be_ignored():
-    label = np.zeros((16, 16, 16), np.uint8)
-    label[:8] = 1
-    image = label.astype(np.float32)
-    image[:, :4] = 1 - image[:, :4]  # is segmented wrongly
-    ignored = label.copy()
-    ignored[:, :4] = 255
-    net = nn.Conv3d(1, 2, 1)
-    with torch.no_grad():
-        net.weight.copy_(torch.tensor([-1.0, 1.0]).reshape(2, 1, 1, 1, 1))
-        net.bias.copy_(torch.tensor([1.0, 0.0]))
-    windows = (net, [{"image": image, "label": ignored}], dice, 8, 8, (16, 16, 16))
-    assert score_cases(*windows, ignore_index=255) == [1.0]
-    assert score_cases(*windows) == [pytest.approx(2 * 12 / (12 + 4 + 12))]
 
 
 def test_score_maps_that_a_gpu_has_no_room_for_stay_in_the_computers_memory(monkeypatch):

@@ -38,7 +38,9 @@ from mtseg.metrics import dice
 from mtseg.script.flags import HOME, FlagError, Parser, one_sentence, positive, read_config
 from mtseg.script.inference_flags import INFERENCE_SETTINGS, add_settings, take_over
 from mtseg.script.segment import load_network
-from mtseg.sliding_window import score_cases, test_single_case
+from mtseg.script.sources import Source
+from mtseg.script.windows import score_cases
+from mtseg.sliding_window import test_single_case
 
 TOLERANCE = 1e-4
 
@@ -133,8 +135,7 @@ def quantize_and_measure(content, cases, args):
     for name, file in (("float32", content), (args.quantize, smaller)):
         net = OnnxNet(file)
         samples = map(cases.read, cases.image_list)
-        windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
-        means.append(100 * float(np.mean(score_cases(net, samples, dice, *windows))))
+        means.append(100 * float(np.mean(score_cases(net, samples, dice, Source(args.root_path).axis, args))))
         milliseconds = 1000 * seconds_a_window(net, args.n_channels, args.patch_size)
         print(f"{name:10}{len(file) / 1e6:8.1f}{milliseconds:14.0f}{means[-1]:10.2f}")
     print(f"change in Dice: {means[1] - means[0]:+.2f}; transposed convolutions stay float32")

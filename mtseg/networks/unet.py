@@ -172,9 +172,9 @@ class UNetSSL4MIS(UNet):
 
     @staticmethod
     def settings_of(state):
-        """What the weights in the state_dict `state` tell beside the defaults: {'dims': 3}, or {}."""
+        """What the weights in the state_dict `state` tell: {'dims': 2} or {'dims': 3}, or {}."""
         first = UNetSSL4MIS.translate(state).get("encoder.0.conv1.weight")
-        return {"dims": 3} if first is not None and first.dim() == 5 else {}
+        return {} if first is None else {"dims": first.dim() - 2}
 
     @staticmethod
     def translate(state):

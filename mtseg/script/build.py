@@ -1,5 +1,6 @@
 """Data, networks and optimizer as the flags of a training script ask for them. Nothing here is a method."""
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,7 @@ from mtseg.collate import why_no_workers
 from mtseg.datasets import (
     UNKNOWN,
     JoinedCases,
-    LAHeart,
-    find_root,
+    Slices,
     intensity_notes,
     read_list,
     test_cases,
@@ -25,32 +25,44 @@ from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import NETWORKS, initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
-from mtseg.phantom import make_phantom
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
 from mtseg.script.runfolder import how_selected
-from mtseg.transforms import Compose, RandomCrop, RandomFlip, RandomRot90Flip, RandomRotFlip, ToTensor
+from mtseg.script.sources import Source, data_root
+from mtseg.transforms import (
+    Compose,
+    RandomCrop,
+    RandomFlip,
+    RandomGenerator,
+    RandomRot90Flip,
+    RandomRotFlip,
+    Resize,
+    ToTensor,
+)
 from mtseg.winograd import left_to_pytorch, winograd_convolutions
 
 UNUSUAL = 1e3  # an intensity that no image of unit variance has
 FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
-TURNS = {"mirror": [RandomRotFlip()], "all": [RandomRot90Flip()], "flips": [RandomFlip()], "none": []}  # --rotflip
+TURNS = {"mirror": RandomRotFlip(), "all": RandomRot90Flip(), "flips": RandomFlip()}  # --rotflip
+MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}  # of networks, by the number of dimensions
 
 
 @dataclass
 class Data:
     """The data of a run.
 
-    `train`: the data set, labelled cases first. `val`: the cases of --val_list. `sampler`: of the joint batches of all
-    processes, labelled patches first. `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of
-    this process's share. `unknown`: stands for the label of a voxel that has none. `n_channels`: of the images.
+    `train`: the data set, labelled cases first. `val`: the cases of --val_list. `axis`: along which the slices of
+    stacks follow each other. `sampler`: of the joint batches of all processes, labelled patches first.
+    `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of this process's share. `unknown`:
+    stands for the label of a voxel that has none. `n_channels`: of the images, as the network takes them.
     `cases`: {'train_cases', 'val_cases', ...: names}. `selection`: how the reported checkpoint is chosen.
     `checksum`: of the first case's voxels. `preprocessing`: the data set's, or None. `description`, `notes`: for the
     log.
     """
 
     train: Any
-    val: LAHeart
+    val: Any
+    axis: int
     sampler: Any
     joint_labeled_bs: int
     labeled_bs: int
@@ -66,59 +78,72 @@ class Data:
     def unusual_image(self, seed, iteration):
         """What to look at when training went to NaN at `iteration`: a case of the last 50 iterations whose image is far
         from unit variance, in words, or None. Their patches are drawn once more; one is enough of each case."""
-        cases, seen = [*self.cases["train_cases"], *self.cases.get("unlabeled_cases", [])], set()
+        seen = set()
         for batch in IterationSampler(self.sampler, seed, max(iteration - 50, 0), iteration):
             for index, patch_seed in batch:
                 largest = 0 if index in seen else self.train[index, patch_seed]["image"].abs().max().item()
                 seen.add(index)
                 if not largest < UNUSUAL:
-                    return f"look at case {cases[index]}, which reaches {largest:.3g}; images must have unit variance"
+                    case = self.train.case_of(index)
+                    return f"look at case {case}, which reaches {largest:.3g}; images must have unit variance"
         return None
 
 
 def read_data(args, run):
     """The Data of a training script; of labelled cases alone where its flags have no --labeled_bs."""
-    root, unlabeled = find_root(args.root_path), hasattr(args, "labeled_bs")
-    if root == flags.HOME / "data/Phantom":
-        print(f"*** Training on the built-in PHANTOM data: synthetic volumes, in {root} ***", flush=True)
-        with run.ranks.main_first():
-            make_phantom(root)
-    cases, unlabeled_root, notes = choose_cases(args, root, unlabeled)
+    unlabeled = hasattr(args, "labeled_bs")
+    with run.ranks.main_first():
+        root = data_root(args.root_path)
+    source = Source(args.root_path)
+    cases, more, notes = choose_cases(args, source, unlabeled)
     labeled_bs = args.labeled_bs if unlabeled else args.batch_size
     unlabeled_bs = args.batch_size - labeled_bs
     run.ranks.check_shares(args.labelnum, labeled_bs, unlabeled_bs)
     flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
 
-    train, odd = training_set(args, args.root_path, cases["train_cases"], args.labelnum)
+    first = source.dataset(args, cases["train_cases"], args.labelnum)
+    checksum = checksum_of(first.read(cases["train_cases"][0]))
+    train, odd = training_set(args, source, first)
     notes += odd
-    checksum = checksum_of(train.read(cases["train_cases"][0]))
     if cases.get("unlabeled_cases"):
-        more, odd = training_set(args, unlabeled_root, cases["unlabeled_cases"], labelnum=0)
-        train, notes = JoinedCases([train, more]), notes + odd
+        other, odd = training_set(args, more, more.dataset(args, cases["unlabeled_cases"], labelnum=0))
+        train, notes = JoinedCases([train, other]), notes + odd
     if args.num_workers and (reason := why_no_workers()):
         args.num_workers = 0
         notes.append(
             f"no data workers can be started ({reason}): data is loaded between iterations, which takes longer"
         )
-    val = LAHeart(args.root_path, cases=cases["val_cases"], **labels_of(args))
-    if len(val) and val.n_channels != train.n_channels:
+    val = source.dataset(args, cases["val_cases"])
+    if len(val) and val.n_channels != first.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
 
-    labeled, rest = range(args.labelnum), range(args.labelnum, len(train))
+    args.n_channels = train.n_channels
+    labeled_cases, case_of = {*cases["train_cases"][: args.labelnum]}, [*map(train.case_of, range(len(train)))]
+    labeled = range(sum(case in labeled_cases for case in case_of))  # samples: a stack has one a slice
+    rest = range(len(labeled), len(train))
     if unlabeled:
-        sampler = TwoStreamBatchSampler(labeled, rest, args.batch_size, unlabeled_bs, seed=args.seed)
-        description = f"{len(labeled)} labelled and {len(rest)} unlabelled cases"
+        description = f"{args.labelnum} labelled and {len(train.image_list) - args.labelnum} unlabelled cases"
+        slices = f" ({len(labeled)} and {len(rest)} slices)"
     else:
-        sampler = ShuffledBatchSampler(labeled, args.batch_size, seed=args.seed)
-        description = f"{len(labeled)} labelled cases"
+        description, slices = f"{args.labelnum} labelled cases", f" ({len(labeled)} slices)"
+    description += slices if len(train) > len(train.image_list) else ""
+    labeled, rest = enough(labeled, labeled_bs), enough(rest, unlabeled_bs)
+    strata = [source.set_of(case) for case in case_of] if source.several else None
+    if unlabeled:
+        sampler = TwoStreamBatchSampler(
+            labeled, rest, args.batch_size, unlabeled_bs, args.seed, strata=strata, balance=args.set_balance
+        )
+    else:
+        sampler = ShuffledBatchSampler(labeled, args.batch_size, args.seed, strata=strata, balance=args.set_balance)
     selection, how = how_selected(cases["val_cases"], test_cases(root))
     return Data(
         train=train,
         val=val,
+        axis=source.axis,
         sampler=sampler,
         joint_labeled_bs=labeled_bs,
         labeled_bs=labeled_bs // run.ranks.world_size,
-        unknown=UNKNOWN if args.ignore_index is None else args.ignore_index,
+        unknown=unknown_label(args),
         n_channels=train.n_channels,
         cases=cases,
         selection=selection,
@@ -129,43 +154,74 @@ def read_data(args, run):
     )
 
 
+def enough(indices, wanted):
+    """`indices` so often that there are `wanted`: a batch may hold several patches of the few images with labels."""
+    return [*indices] * max(1, math.ceil(wanted / max(len(indices), 1)))
+
+
 def checksum_of(case):
     """The CRC-32 of a case's voxels: by it a resumed run notices other data under the same names."""
     return zlib.crc32(case["label"].tobytes(), zlib.crc32(case["image"].tobytes()))
 
 
-def choose_cases(args, root, unlabeled):
-    """({'train_cases': names, 'val_cases': names, ...}, folder of the 'unlabeled_cases' or None, notes).
+def unknown_label(args):
+    """What stands for the label of a voxel that has none."""
+    return UNKNOWN if args.ignore_index is None else args.ignore_index
+
+
+def choose_cases(args, source, unlabeled):
+    """({'train_cases': names, 'val_cases': names, ...}, the Source of the 'unlabeled_cases' or None, notes).
 
     FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
     """
+    root = source.root
     val = read_list(args.val_list) if args.val_list else []
     train = training_cases(root, val, args.max_samples)
     if not unlabeled:
         flags.check_one_stream(args, len(train))
         return {"train_cases": train[: args.labelnum], "val_cases": val}, None, []
-    folder, more, notes = args.unlabeled_root, [], []
-    if folder is None and (root / "unlabeled.list").exists():
-        folder = args.root_path
-    if folder is not None:
-        more, notes = unlabeled_cases(find_root(folder), train, val, test_cases(root))
+    other, more, notes = None, [], []
+    if args.unlabeled_root is not None:
+        other = Source(args.unlabeled_root)
+    elif (root / "unlabeled.list").exists() or (root / "unlabeled").is_dir():
+        other = source
+    if other is not None:
+        more, notes = unlabeled_cases(other.root, train, val, test_cases(root), other.without_lists())
     flags.check_two_streams(args, len(train), len(more))
-    return {"train_cases": train, "val_cases": val, "unlabeled_cases": more}, folder, notes
+    return {"train_cases": train, "val_cases": val, "unlabeled_cases": more}, other, notes
 
 
-def training_set(args, root, cases, labelnum):
-    """(the augmented `cases` in `root`, of which the first `labelnum` must have labels, notes on their intensities)."""
-    transform = Compose([*TURNS[args.rotflip], RandomCrop(args.patch_size), ToTensor("uint8")])
-    dataset = LAHeart(root, cases=cases, labelnum=labelnum, transform=transform, **labels_of(args))
+def training_set(args, source, dataset):
+    """(the cases of `dataset`, which is of `source`, cached, augmented, in slices as the flags ask; notes on them)."""
+    outside = 0 if args.background == 0 else unknown_label(args)
+    turn = RandomGenerator(outside) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
+    counted = [c for c in range(0 if args.background is None else 1, args.num_classes) if c != args.ignore_index]
+    steps = [turn, args.resize and Resize(args.resize)]
+    steps += [RandomCrop(args.patch_size, outside, args.foreground_patches, counted), ToTensor("uint8")]
+    dataset.transform = Compose([step for step in steps if step])
+    axes = {len(shape) for shape in dataset.shapes.values()}
+    if args.dims == 3 and axes != {3}:
+        raise flags.FlagError(f"--dims 3, but the cases in {source.root} are images: take --dims 2")
+    if args.context and axes == {2}:
+        raise flags.FlagError(f"--context {args.context}: the images in {source.root} have no neighbours; leave it out")
+    dims = max(axes, default=3)
     if not args.cache:  # reading them all would take as long as caching them
-        return dataset, intensity_notes((case, dataset.read(case)["image"]) for case in cases[:FIRST_CASES])
-    dataset = CachedDataset(dataset)
-    return dataset, intensity_notes((case, dataset.views(case)["image"]) for case in cases)
+        first = dataset.image_list[:FIRST_CASES]
+        notes = intensity_notes(((case, dataset.read(case)["image"]) for case in first), dims)
+    else:
+        dataset = CachedDataset(dataset)
+        notes = intensity_notes(((case, dataset.views(case)["image"]) for case in dataset.image_list), dims)
+    notes += padding_notes(args, dataset)
+    return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
 
 
-def labels_of(args):
-    """Which labels the flags allow, as LAHeart takes it."""
-    return {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+def padding_notes(args, dataset):
+    """A sentence where every case is smaller than the patch, along some axis, so that each is padded; else []."""
+    sizes = [args.resize or shape[-2:] for shape in dataset.shapes.values()] if args.dims == 2 else []
+    if sizes and all(any(side < patch for side, patch in zip(s, args.patch_size, strict=True)) for s in sizes):
+        patch, largest = (" x ".join(map(str, size)) for size in (args.patch_size, max(sizes)))
+        return [f"--patch_size {patch}: no image is so large (the largest is {largest}); each is padded to it"]
+    return []
 
 
 def make_network(args, run, n_channels):
@@ -175,7 +231,7 @@ def make_network(args, run, n_channels):
         initialize_kaiming(net)
     if args.pretrained and run.resume_from is None:
         run.notes += load_fitting(net, load_checkpoint(args.pretrained), args.pretrained)
-    net = net.to(run.device, memory_format=torch.channels_last_3d if args.channels_last else torch.preserve_format)
+    net = net.to(run.device, memory_format=MEMORY[args.dims] if args.channels_last else torch.preserve_format)
     if args.winograd:
         left = "; ".join(f"{name} ({why})" for name, why in left_to_pytorch(net).items())
         note = f"--winograd leaves to PyTorch: {left}"
@@ -217,8 +273,10 @@ def compiled(net):
 def make_supervised(args, run, unknown=False):
     """The supervised loss of the flags, losses.SupervisedLoss. Voxels with the label --ignore_index take no part, nor,
     with `unknown`, those with the label `Data.unknown`: give it where labels are pseudo-labels or of strong views."""
-    ignore_index = UNKNOWN if unknown and args.ignore_index is None else args.ignore_index
-    return SupervisedLoss(args.loss, args.class_weights, ignore_index, args.deep_supervision_weights).to(run.device)
+    no_background = args.background is None  # what is padded has no label then
+    ignore_index = unknown_label(args) if unknown or no_background else args.ignore_index
+    weights = args.deep_supervision_weights
+    return SupervisedLoss(args.loss, args.class_weights, ignore_index, weights, no_background).to(run.device)
 
 
 def make_updater(args, run, parameters):

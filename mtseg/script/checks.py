@@ -17,6 +17,7 @@ def check_flags(args, given=()):
     except ValueError as error:
         raise FlagError(f"--loss: {error}") from error
     check_used(args, given, terms)
+    check_dims(args)
     if args.batch_size % args.accumulation_steps:
         raise FlagError(
             f"--accumulation_steps {args.accumulation_steps} does not divide --batch_size {args.batch_size}: change one"
@@ -47,7 +48,11 @@ def check_flags(args, given=()):
     for name in ("class_weights", "deep_supervision_weights"):
         if getattr(args, name) is not None and not any(getattr(args, name)):
             raise FlagError(f"--{name}: all weights are 0, so nothing would be learned; give one above 0")
-    if args.ignore_index is not None and 0 < args.ignore_index < args.num_classes:
+    if (
+        args.ignore_index is not None
+        and (args.background is None or args.ignore_index > 0)
+        and (0 <= args.ignore_index < args.num_classes)
+    ):
         raise FlagError(
             f"--ignore_index {args.ignore_index} is a foreground class of --num_classes {args.num_classes}: it would "
             f"never be learned; give the value of voxels that are not labelled, often 255"
@@ -61,6 +66,24 @@ def check_flags(args, given=()):
         raise FlagError(f"--residual with --network {args.network}: only the blocks of unet can add their input")
     if args.deep_supervision and args.network != "unet":
         raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
+
+
+def check_dims(args):
+    """FlagError where flags do not fit the number of dimensions, or the data's classes."""
+    if len(args.patch_size) != args.dims:
+        raise FlagError(
+            f"--patch_size {' '.join(map(str, args.patch_size))} with --dims {args.dims}: give {args.dims} numbers of "
+            f"{'pixels' if args.dims == 2 else 'voxels'}"
+        )
+    for name, value in (("resize", args.resize), ("context", args.context)):
+        if args.dims == 3 and value:
+            raise FlagError(f"--{name} with --dims 3: it is about the slices of stacks, which --dims 2 trains on")
+    names = [entry["name"] for entry in args.classes["classes"]] if args.classes else None
+    if names and len(names) != args.num_classes:
+        raise FlagError(
+            f"--num_classes {args.num_classes}, but the data has {len(names)} classes ({', '.join(names)}): leave the "
+            f"flag out"
+        )
 
 
 def check_used(args, given, terms):
@@ -98,7 +121,7 @@ def check_one_stream(args, n_cases):
             f"--labelnum {args.labelnum} is more than the {n_cases} training cases of "
             f"{Path(args.root_path) / 'train.list'}: take fewer"
         )
-    if args.labelnum < args.batch_size:
+    if args.labelnum < args.batch_size and args.dims == 3:
         raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
 
 
@@ -116,6 +139,8 @@ def check_two_streams(args, n_cases, n_unlabeled):
             f"--labelnum {args.labelnum} leaves nothing unlabelled of the {n_cases} training cases of {train_list}: "
             f"take fewer, or use train_sup.py, which needs no unlabelled cases"
         )
+    if args.dims == 2:
+        return  # a batch holds several slices of a stack, or patches of an image
     if args.labelnum < args.labeled_bs:
         raise FlagError(f"--labelnum {args.labelnum} is less than --labeled_bs {args.labeled_bs}: lower the latter")
     if left < args.batch_size - args.labeled_bs:
@@ -136,6 +161,7 @@ def check_normalization(args, patches):
         "instancenorm",
     ):
         raise FlagError(
-            f"--patch_size 16 16 16 with --normalization {args.normalization} and {patches} patches at a time: one "
-            f"voxel is left at the bottom of the network, which has no variance; take larger patches or groupnorm"
+            f"--patch_size {' '.join(map(str, args.patch_size))} with --normalization {args.normalization} and "
+            f"{patches} patches at a time: one voxel is left at the bottom of the network, which has no variance; take "
+            f"larger patches or groupnorm"
         )

@@ -30,9 +30,10 @@ from mtseg.script.values import (  # noqa: F401
 HOME = Path(__file__).resolve().parents[2]
 HOME = HOME if (HOME / "inference.py").is_file() else Path.cwd()
 
-# What the built-in data is trained with where a flag does not say otherwise: small volumes, minutes on a CPU.
-PHANTOM_SETTINGS = {
-    "patch_size": [32, 32, 32],
+# What images, and slices of stacks, are trained with where a flag does not say otherwise.
+IMAGE_SETTINGS = {"dims": 2, "network": "unet", "exp": "unet", "patch_size": [256, 256], "stride_xy": 128}
+# What the built-in data is trained with where a flag does not say otherwise: minutes on a CPU.
+BUILT_IN_SETTINGS = {
     "max_iterations": 300,
     "base_lr": 0.03,
     "lr_step": 225,
@@ -42,9 +43,14 @@ PHANTOM_SETTINGS = {
     "stride_xy": 16,
     "stride_z": 16,
 }
+BUILT_IN = {
+    "Phantom": {**BUILT_IN_SETTINGS, "patch_size": [32, 32, 32]},
+    "Electrode": {**IMAGE_SETTINGS, **BUILT_IN_SETTINGS, "patch_size": [64, 64], "stride_xy": 32},
+}
 
 
-NETWORKS = ("vnet", "unet")
+NETWORKS = ("vnet", "unet", "unet_ssl4mis")
+INTENSITIES = ("zscore", "percentile", "minmax")
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
@@ -54,8 +60,10 @@ FAST = "what is fastest on this device and changes the last digits alone; the lo
 WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... channels; changes the last digits"
 ROTFLIP = (
     "turns in the W-H plane: mirror (the family's: one of four mirror images, never the volume as it is), all (one of "
-    "the eight symmetries), flips (along W and along H, each with probability one half), none"
+    "the eight symmetries), flips (along W and along H, each with probability one half), ssl4mis (one half mirror, a "
+    "quarter a rotation by up to 20 degrees), none"
 )
+DIMS = "2: images, or the slices of stacks; 3: volumes (default: 2 where root_path holds images, else 3)"
 
 
 def training_parser(description, model, unlabeled=False, teacher=False, strong_views=False):
@@ -70,13 +78,24 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these flags; the command line wins")
 
     flag, rare = parser.group("data")
-    flag("--root_path", help="folder with train.list, test.list and data/ (default: data/LA, else the Phantom data)")
-    rare("--dataset_name", help="name of the data, for the run's folder (default: its folder's); Phantom is built in")
+    where = "folder with train.list, test.list, and data/ or images/ (default: data/LA, else the built-in data)"
+    flag("--root_path", help=where)
+    name = "name of the data, for the run's folder (default: its folder's); Phantom and Electrode are built in"
+    rare("--dataset_name", help=name)
+    flag("--dims", type=int, choices=(2, 3), default=3, help=DIMS)
     flag("--labelnum", type=positive, default=25, help="labelled cases: the first ones of train.list")
     rare("--max_samples", type=positive, help="use only the first cases of train.list (default: all listed)")
-    flag("--num_classes", type=classes, default=2, help="classes, background included")
-    flag("--patch_size", type=patch_side, nargs=3, default=[112, 112, 80], metavar=("W", "H", "D"), help="voxels")
-    rare("--rotflip", choices=("mirror", "all", "flips", "none"), default="mirror", help=ROTFLIP)
+    flag(
+        "--num_classes", type=classes, default=2, help="classes, background included (default: classes.json's, else 2)"
+    )
+    size = "voxels along W, H and D, or pixels along H and W"
+    flag("--patch_size", type=patch_side, nargs="+", default=[112, 112, 80], metavar="SIDE", help=size)
+    rare("--rotflip", choices=("mirror", "all", "flips", "ssl4mis", "none"), default="mirror", help=ROTFLIP)
+    share = "share of the patches that are drawn around a voxel of a foreground class, every class as often"
+    rare("--foreground_patches", type=fraction, default=0, help=share)
+    sets = "of several data sets in one index: 0 draws from them by their sizes, 1 from all alike, or between"
+    rare("--set_balance", type=fraction, default=0, help=sets)
+    image_flags(rare)
     rare("--cache", action=switch, default=True, help="read all volumes once, into a temporary file that workers share")
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
     if unlabeled:
@@ -179,28 +198,64 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     return parser
 
 
-def parse(parser, argv):
-    """The flags in `argv`, those of its --config that it does not give, and defaults for the rest.
+def image_flags(rare, training=True):
+    """The flags that say how images and slices reach the network; without `training` none has a default."""
 
-    Without --root_path: data/LA where it has a train.list, else the Phantom data with PHANTOM_SETTINGS as defaults;
-    --dataset_name says which of the two by name. Without --dataset_name: the name of the data's folder.
+    def default(value):
+        return value if training else None
+
+    how = "of images: how each is normalised, over the whole of it and each channel by itself"
+    rare("--intensity", choices=INTENSITIES, default=default("zscore"), help=how)
+    size = "of slices: resize each to so many pixels, and back"
+    rare("--resize", type=positive, nargs=2, metavar=("H", "W"), help=size)
+    channels = "of slices: so many on either side are further channels (2.5-D)"
+    rare("--context", type=natural, default=default(0), help=channels)
+    snap = "of masks: take the nearest class for a value or colour that is none, instead of refusing it"
+    rare("--snap", action=argparse.BooleanOptionalAction, default=default(False), help=snap)
+
+
+def parse(parser, argv):
+    """The flags in `argv`, those of its --config that it does not give, and defaults for the rest, which depend on the
+    data: images have IMAGE_SETTINGS.
+
+    Without --root_path: data/LA where it has a train.list, else the built-in data with the settings in BUILT_IN as
+    defaults; --dataset_name says which by name, and --dims 2 asks for images. Without --dataset_name: the name of the
+    data's folder. `args.classes` is the data's class table, as JSON holds it, or None; `args.background` is 0, or None
+    where no class is the background.
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     given = given_flags(parser, argv)
     config = config_settings(parser, Path(given["config"])) if given.get("config") else {}
     chosen, settings = {**config, **given}, {}
+    name, images = chosen.get("dataset_name"), chosen.get("dims") == 2
     if chosen.get("root_path") is None:
-        la, name = HOME / "data/LA", chosen.get("dataset_name")
-        settings = {"root_path": str(la)}
-        if name == "Phantom" or (name is None and not (la / "train.list").is_file()):
-            settings = {**PHANTOM_SETTINGS, "root_path": str(HOME / "data/Phantom")}
+        la = HOME / "data/LA"
+        if name is None and (images or not (la / "train.list").is_file()):
+            name = "Electrode" if images else "Phantom"
+        settings = {**BUILT_IN.get(name, {}), "root_path": str(HOME / "data" / name if name in BUILT_IN else la)}
+    data = data_settings(chosen.get("root_path") or settings["root_path"])
+    settings = (IMAGE_SETTINGS if images or data["dims"] == 2 else {}) | data | settings
     known = {action.dest for action in parser._actions}
-    settings = {name: value for name, value in {**settings, **config}.items() if name in known}
-    args = parser.parse_args(argv, argparse.Namespace(**settings))
+    chosen = {name: value for name, value in {**settings, **config}.items() if name in known}
+    args = parser.parse_args(argv, argparse.Namespace(**chosen))
+    args.classes, args.background = data["classes"], data["background"]
     if args.dataset_name is None:
         args.dataset_name = folder_name(args.root_path)
     check_flags(args, given)
     return args
+
+
+def data_settings(root_path):
+    """What the data in `root_path` decide: {'dims': 2 or 3, 'classes': their table as JSON holds it, or None,
+    'background': 0 or None}, and, where there is a table, the defaults of --num_classes and --ignore_index."""
+    from mtseg.script.sources import UNKNOWN, Source  # not above: it loads PyTorch, and --help is answered before
+
+    source = Source(root_path)
+    settings, table = {"dims": source.dims, "classes": None, "background": 0}, source.table
+    if table is not None:
+        settings |= {"classes": table.to_dict(), "background": table.background, "num_classes": len(table.names)}
+        settings["ignore_index"] = None if table.ignore is None else UNKNOWN
+    return settings
 
 
 def folder_name(root_path):
@@ -212,7 +267,7 @@ def folder_name(root_path):
 
 def network_settings(args, n_channels):
     """The arguments of the network that `args` ask for, on images of `n_channels` channels."""
-    settings = {"n_channels": n_channels, "n_classes": args.num_classes, "n_filters": args.n_filters}
+    settings = {"n_channels": n_channels, "n_classes": args.num_classes, "n_filters": args.n_filters, "dims": args.dims}
     settings |= {"normalization": args.normalization, "has_dropout": args.has_dropout}
     # Of a checkpoint, inference reads these from the weights; a V-Net does not take them.
     return settings | {name: True for name in ("deep_supervision", "residual") if getattr(args, name, False)}

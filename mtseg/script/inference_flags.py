@@ -5,14 +5,24 @@ import json
 from pathlib import Path
 
 from mtseg.script import flags
-from mtseg.script.checks import FlagError
+from mtseg.script.checks import FlagError, check_dims
 from mtseg.script.config import read_config
-from mtseg.script.flags import FAST, KEEP_MEMORY, NETWORKS, NORMALIZATIONS, WINOGRAD, folder_name
+from mtseg.script.flags import (
+    FAST,
+    KEEP_MEMORY,
+    NETWORKS,
+    NORMALIZATIONS,
+    WINOGRAD,
+    data_settings,
+    folder_name,
+    image_flags,
+)
 from mtseg.script.parser import Parser
 from mtseg.script.values import classes, patch_side, positive, rate
 
 # What a checkpoint without a config.json is tested with where a flag does not say otherwise: the UA-MT protocol.
 INFERENCE_SETTINGS = {
+    "dims": 3,
     "network": "vnet",
     "n_channels": 1,
     "num_classes": 2,
@@ -23,6 +33,10 @@ INFERENCE_SETTINGS = {
     "patch_size": [112, 112, 80],
     "stride_xy": 18,
     "stride_z": 4,
+    "intensity": "zscore",
+    "resize": None,
+    "context": 0,
+    "snap": False,
 }
 
 
@@ -37,7 +51,9 @@ def inference_parser(description):
     flag("--num", type=positive, help="only the first cases (default: all)")
     flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
-    rare("--save_format", choices=("hdf5", "nifti"), default="hdf5", help="nifti needs NiBabel")
+    formats = "nifti needs NiBabel; png, for images, writes label and prediction in the masks' values with a palette"
+    rare("--save_format", choices=("hdf5", "nifti", "png"), default="hdf5", help=formats)
+    rare("--save_colors", action="store_true", help="of images: also write predictions as colour images (RGB)")
     flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
     flag("--fast", action="store_true", help=FAST)
     rare("--winograd", action="store_true", help=WINOGRAD)
@@ -50,7 +66,7 @@ def inference_parser(description):
     flag("--continue", dest="go_on", action="store_true", help="pass over the cases that an earlier call finished")
 
     flag, rare = parser.group("averaging and cleaning up")
-    flag("--tta", action="store_true", help="average over the eight mirrored images, too")
+    flag("--tta", action="store_true", help="average over the mirrored images, too: eight of a volume, four in 2-D")
     flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
     flag("--largest_component", action="store_true", help="keep only the largest connected piece of each class")
     flag("--fill_holes", action="store_true", help="fill background that a class encloses")
@@ -61,8 +77,8 @@ def inference_parser(description):
     rare("--mc_samples", type=positive, default=8, help="samples of --uncertainty mc_dropout")
 
     flag, rare = parser.group("measuring")
-    unit = "of distances (default: voxel, as in the papers; with --input mm where all spacings are known)"
-    flag("--unit", choices=("mm", "voxel"), help=unit)
+    unit = "of distances (default: voxel or pixel, as in the papers; of scans mm where all spacings are known)"
+    flag("--unit", choices=("mm", "voxel", "pixel", "um", "nm"), help=unit)
     rare("--tolerance", type=rate, default=1.0, help="of the normalized surface Dice, in that unit")
 
     add_settings(parser)
@@ -72,15 +88,17 @@ def inference_parser(description):
 def add_settings(parser):
     """The settings of a trained network, and of its windows, that its run's config.json knows."""
     flag, rare = parser.group("settings, by default the run's")
+    rare("--dims", type=int, choices=(2, 3), help="2: images, or stacks slice by slice; 3: volumes")
     flag("--network", choices=NETWORKS, help="architecture")
     rare("--n_channels", type=positive, help="channels of the image")
     flag("--num_classes", type=classes, help="classes, background included")
     flag("--n_filters", type=positive, help="channels on the finest level")
     rare("--normalization", choices=NORMALIZATIONS, help="after each convolution")
-    flag("--patch_size", type=patch_side, nargs=3, metavar=("W", "H", "D"), help="voxels of a window")
+    flag("--patch_size", type=patch_side, nargs="+", metavar="SIDE", help="voxels of a window")
     flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
     flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
     rare("--ignore_index", type=int, help="label of voxels that no metric counts")
+    image_flags(rare, training=False)
 
 
 def parse_inference(parser, argv):
@@ -105,16 +123,28 @@ def parse_inference(parser, argv):
         raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")
     if args.input and args.save_result:
         raise FlagError("--save_result is for the cases of a list: with --input predictions are written anyway")
+    if args.background is None and (args.largest_component or args.fill_holes):
+        raise FlagError(
+            "--largest_component and --fill_holes without a background: nothing could stand in the place of what they "
+            "take away; leave them out"
+        )
     if args.uncertainty == "ensemble" and len(args.model_path) < 2:
         raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")
     return args
+
+
+def table_of(classes):
+    """The classes.ClassTable in a config.json; None where the data had none."""
+    from mtseg.classes import ClassTable  # not above: NumPy, and --help is answered before
+
+    return ClassTable.from_dict(classes) if classes else None
 
 
 def take_over(parser, args, config, defaults):
     """Give `args` the settings in `defaults` that no flag gave: those in `config`, a run's config.json, else these.
 
     FlagError for a value in `config` that the flag would not take. Strides are no larger than the patch, as the
-    windows lie.
+    windows lie. `args.classes`, `background` and `table`: the run's classes, else those of the data.
     """
     path = args.model_path[0].parent / "config.json"
     for name, default in defaults.items():
@@ -124,12 +154,18 @@ def take_over(parser, args, config, defaults):
         wrong = f"{path}: {name} cannot be {json.dumps(value)}; repair it"
         if value is not None and f"--{name}" in parser._option_string_actions:
             words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            if isinstance(value, bool):
+                words = [f"--{name}" if value else f"--no-{name}"]
             with parser.errors_as(lambda _, wrong=wrong, name=name: FlagError(f"{wrong}, or give --{name}")):
                 value = getattr(parser.parse_args(["--model_path", "", *words]), name)
         elif value is not None and not isinstance(value, type(default)):
             raise FlagError(wrong)
         setattr(args, name, default if value is None else value)
-    args.stride_xy, args.stride_z = min(args.stride_xy, *args.patch_size[:2]), min(args.stride_z, args.patch_size[2])
+    known = config if "classes" in config else data_settings(args.root_path)
+    args.classes, args.background = known["classes"], known.get("background", 0)
+    args.table = table_of(args.classes)
+    check_dims(args)
+    args.stride_xy, args.stride_z = min(args.stride_xy, *args.patch_size[:2]), min(args.stride_z, args.patch_size[-1])
 
 
 def listed_in(configs, *names):

@@ -19,7 +19,9 @@ from mtseg.script.runlog import training_seconds
 from mtseg.script.segment import POSTPROCESSING
 
 NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
-PRINTED = ("case", "class", "dice", "jaccard", "hd95", "asd", "uncertainty")  # of the rows; files have all
+# Of the rows; files have all.
+PRINTED = ("case", "set", "class", "dice", "jaccard", "pixel_accuracy", "hd95", "asd", "uncertainty")
+PRINTED += ("tp", "fp", "fn", "tn")
 
 
 def split_of(args):
@@ -43,6 +45,9 @@ def output_folder(args, sources):
 def protocol_of(args):
     """What the results depend on beside the weights and the data."""
     protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy, "stride_z": args.stride_z}
+    if args.dims == 2:
+        protocol |= {name: getattr(args, name) for name in ("resize", "context") if getattr(args, name)}
+        del protocol["stride_z"]
     if args.weighting != "uniform":
         protocol["weighting"] = args.weighting
     if args.tta:
@@ -76,6 +81,7 @@ def result_of(args, trained, cases, entries):
         "unit": cases.unit,
         "tolerance": args.tolerance,
         "network": {name: getattr(args, name) for name in NETWORK} | trained.settings,
+        "classes": args.classes,
         "method": one_or_all(config.get("model") for config in args.configs),
         "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
         "seed": one_or_all(config.get("seed") for config in args.configs),
@@ -108,7 +114,7 @@ def write_and_print(args, result, cases, folder):
     if rows:
         write_whole(folder / "metrics.csv", to_csv(rows).encode())
         shown = [{key: row[key] for key in PRINTED if key in row} for row in rows]
-        print(table(shown, unit=result["unit"]))
+        print(table(shown, unit=result["unit"], pooled="pixel_accuracy" in rows[0]))
     write_whole(folder / "metrics.json", json.dumps(without_nan(result), indent=1).encode())
     if args.uncertainty:
         correlation = result["uncertainty"]["rank_correlation"]

@@ -14,12 +14,14 @@ The loop, the networks and the losses are the script's: nothing here calls it ba
 """
 
 import contextlib
+import itertools
 import math
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -34,9 +36,10 @@ from mtseg.script import fast, flags, runfolder
 from mtseg.script.clock import StepClock
 from mtseg.script.monitor import Monitor, check_extras
 from mtseg.script.runlog import RunLog, StopSignals, leave_signals_to_main, until_stopped
+from mtseg.script.snapshot import case_picture
 from mtseg.script.state import RunState
+from mtseg.script.windows import class_name, colors_of, counted_classes, label_and_prediction, score_cases
 from mtseg.seeding import seed_iteration, set_deterministic
-from mtseg.sliding_window import score_cases
 
 PREFIXES = {"student": "", "teacher": "ema_"}  # of the files with a network's weights; any other: its name
 
@@ -110,6 +113,10 @@ class Run:
         self.data, self.networks, self.updater = data, networks, updater
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
+        self.class_columns = {name: [] for name in networks}
+        if len(data.val) and len(classes := counted_classes(args)) > 1:
+            words = [class_name(args.classes, number) for number in classes]
+            self.class_columns = {n: [f"{c}/{w}" for w in words] for n, c in self.val_columns.items()}
         weights = {self.prefixes[name]: net for name, net in networks.items()}
         self.state = RunState(self.folder, weights, updater.parts(), self._config(), ranks.is_main)
         lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
@@ -251,7 +258,8 @@ class Run:
             weight = f", consistency weight {row['consistency_weight']:.3g}" if "consistency_weight" in row else ""
             self.log.say(f"iteration {now}: {self.phase}{weight}")
         self._settle()  # the iteration before, whose numbers have arrived by now
-        row = {"iteration": now, "lr": self.updater.lr, **row, **dict.fromkeys(self.val_columns.values(), "")}
+        validation = (*self.val_columns.values(), *itertools.chain(*self.class_columns.values()))
+        row = {"iteration": now, "lr": self.updater.lr, **row, **dict.fromkeys(validation, "")}
         self.waiting = NumbersOnTheirWay({**row, "skipped_steps": self.updater.skipped})
         self.last = now == args.max_iterations
         validate = bool(self.data.val.image_list) and (self.last or now % args.val_freq == 0)
@@ -297,25 +305,41 @@ class Run:
 
     def _validate(self):
         """{column: Dice} of every network on the validation cases; the best weights of each are kept."""
-        args, scores = self.args, {}
+        scores = {}
         self._check_finite()
         self.progress["waited"] += 1
         first, *_ = self.networks
-        windows = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes, args.ignore_index)
         for name, net in self.networks.items():
             cases = self.ranks.share(self.data.val.image_list)
-            of_cases = self.ranks.join(score_cases(net, map(self.data.val.read, cases), dice, *windows))
-            score = scores[self.val_columns[name]] = sum(of_cases) / len(of_cases)
+            samples = map(self.data.val.read, cases)
+            dices = np.array(self.ranks.join(score_cases(net, samples, dice, self.data.axis, self.args)))
+            score = scores[self.val_columns[name]] = float(dices.mean())
+            scores |= dict(zip(self.class_columns[name], dices.mean(axis=0).tolist(), strict=False))
             best = score > self.progress[name]
             so_far = ", the best so far" if best else ""
             self.log.say(f"iteration {self.iteration}: validation Dice of the {name} {score:.4f}{so_far}")
             if best:
                 self.progress[name] = score
-                self.state.save_best(self.prefixes[name], args.model)
+                self.state.save_best(self.prefixes[name], self.args.model)
                 if name == first:
                     self.progress["waited"] = 0
+            if name == first:
+                self._show_extremes(net, dices.mean(axis=1))
         self.updater.schedule.validated(scores[self.val_columns[first]])
         return scores
+
+    def _show_extremes(self, net, dices):
+        """Have the monitor show the validation cases of the best and of the worst Dice, where it shows pictures."""
+        if not self.ranks.is_main or not (self.args.tensorboard or self.args.wandb):
+            return
+        pictures, colors = {}, colors_of(self.args.classes)
+        for word, place in {"best": dices.argmax(), "worst": dices.argmin()}.items():
+            case = self.data.val.image_list[place]
+            sample = self.data.val.read(case)
+            label, prediction = label_and_prediction(net, sample, self.data.axis, self.args)
+            drawn = case_picture(sample["image"], label, prediction, colors, self.data.axis, self.args.background)
+            pictures[f"{word}: {case}, Dice {dices[place]:.4f}"] = drawn
+        self.monitor.pictures(self.iteration, pictures)
 
     def _save(self):
         """Write latest.pth; never over a good state with a broken one."""

@@ -5,17 +5,19 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mtseg.checkpoint import write_whole
-from mtseg.datasets import LAHeart, find_root
+from mtseg.datasets import DataError, find_root, read_list
+from mtseg.images import ENDINGS as IMAGES
+from mtseg.images import png_bytes, tiff_bytes
 from mtseg.layouts import find_cases
-from mtseg.phantom import make_phantom
 from mtseg.preprocess import IGNORED, Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
-from mtseg.script import flags
 from mtseg.script.flags import FlagError, read_config
+from mtseg.script.sources import Source, data_root, plain_table, read_channels_of, read_label
 from mtseg.volumes import (
     VolumeError,
     ending,
@@ -35,8 +37,9 @@ PACKAGES = {".nii": "nibabel", ".nii.gz": "nibabel", ".nrrd": "nrrd"}
 class Scan(NamedTuple):
     """A case as the network sees it, and where its prediction belongs.
 
-    `image`: float32 (W, H, D) or (C, W, H, D), prepared. `label`: uint8 classes, or None. `spacing`: mm between the
-    label's voxels, None where not known. `grid`: the prepared volume's place in the scan, None where it is the scan.
+    `image`: float32 (*spatial) or (C, *spatial), prepared. `label`: uint8 classes, or None. `spacing`: the size of the
+    label's voxels, None where not known. `axis`: along which slices of a stack follow each other. `set`: the data set
+    that the case is from, where there are several. `grid`: the prepared volume's place in the scan, or None.
     `kind`, `header`: of the file to be written, as volumes.volume_bytes takes them. `values`: of the classes in it.
     `label_prepared`: whether the label lies on the prepared grid, not on the scan's. `label_error`: why there is no
     label though there is a file.
@@ -51,6 +54,8 @@ class Scan(NamedTuple):
     values: list | None = None
     label_prepared: bool = True
     label_error: str | None = None
+    axis: int = 2
+    set: str | None = None
 
 
 class Cases(NamedTuple):
@@ -69,25 +74,35 @@ def listed_scans(args):
     """The Cases of the list <split>.list of --root_path."""
     if args.save_result and args.save_format == "nifti":
         need("nibabel", "--save_format nifti")
-    root = find_root(args.root_path)
-    if root == flags.HOME / "data/Phantom":
-        make_phantom(root)
-    checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
-    dataset = LAHeart(args.root_path, split=args.split, num=args.num, **checked)
-    if dataset.n_channels != args.n_channels:
-        raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {dataset.n_channels}")
+    root = data_root(args.root_path)
+    source = Source(args.root_path)
+    if args.save_result and args.save_format == "png" and source.dims == 3:
+        raise FlagError("--save_format png is for images; take hdf5 or nifti")
+    dataset = source.dataset(args, read_list(root / f"{args.split}.list")[: args.num])
+    channels = dataset.n_channels * (2 * args.context + 1)
+    if channels != args.n_channels:
+        raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {channels}")
+    if args.dims == 3 and source.dims == 2:
+        raise FlagError(f"the network is one of volumes, the cases in {root} are images; name other data")
     for case in dataset.image_list:
         dataset.read(case)  # a broken file is better found now than after an hour of segmenting
-    unit = choose_unit(args, map(dataset.path, dataset.image_list))
-    readers = {case: partial(read_listed, dataset, case, unit) for case in dataset.image_list}
+    if source.dims == 2:
+        unit = image_unit(args)
+        spacing = None if unit == "pixel" else args.table.pixel_size[:2]
+        spacings = dict.fromkeys(dataset.image_list, spacing)
+    else:
+        unit = choose_unit(args, map(dataset.path, dataset.image_list))
+        spacings = {case: dataset.path(case) if unit == "mm" else None for case in dataset.image_list}
+    readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
     return Cases(readers, unit, {}, {})
 
 
-def read_listed(dataset, case, unit):
-    """The Scan of a case of a list."""
+def read_listed(dataset, source, case, spacing):
+    """The Scan of a case of a list; `spacing`: that of its pixels, the file that knows it, or None."""
     sample = dataset.read(case)
-    spacing = read_volume(dataset.path(case), header_only=True).spacing if unit == "mm" else None
-    return Scan(sample["image"], sample["label"], spacing)
+    if isinstance(spacing, Path):
+        spacing = read_volume(spacing, header_only=True).spacing
+    return Scan(sample["image"], sample["label"], spacing, axis=source.axis, set=source.set_of(case))
 
 
 def input_scans(args):
@@ -96,6 +111,8 @@ def input_scans(args):
     if settings and settings.get("ignore") is not None:
         args.ignore_index = IGNORED
     cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels, broken=broken)
+    if cases and cases[0].images[0].suffix.lower() in IMAGES:
+        return input_images(args, cases[: args.num], broken)
     raw = next((case.images[0] for case in cases if ending(case.images[0]) not in HDF5), None)
     if raw and settings is None:
         raise FlagError(
@@ -110,6 +127,44 @@ def input_scans(args):
     readers = {case.name: partial(read_input, case, settings, args) for case in cases}
     files = {case.name: [*case.images, *filter(None, [case.label])] for case in cases}
     return Cases(readers, unit, files, broken, settings)
+
+
+def input_images(args, cases, broken):
+    """The Cases of --input that are images or stacks of them, normalised as --intensity says."""
+    if args.dims == 3:
+        raise FlagError(f"{cases[0].images[0]}: an image, but the network is one of volumes; name scans")
+    unit, files = image_unit(args), {case.name: [*case.images, *filter(None, [case.label])] for case in cases}
+    readers = {case.name: partial(read_input_image, case, unit, args) for case in cases}
+    return Cases(readers, unit, files, broken, {"intensity": args.intensity})
+
+
+def read_input_image(case, unit, args):
+    """The Scan of an image of --input."""
+    image, table = read_channels_of(case.images, args.intensity), args.table or plain_table(args.num_classes)
+    if len(image) * (2 * args.context + 1) != args.n_channels:
+        raise VolumeError(f"{case.images[0]}: has {len(image)} channels, the network takes {args.n_channels}")
+    spacing = None if unit == "pixel" else args.table.pixel_size[:2]
+    kind = ".tif" if image.ndim == 4 else ".png"
+    scan = Scan(image if len(image) > 1 else image[0], None, spacing, kind=kind, axis=0)
+    if case.label is None:
+        return scan
+    try:
+        return scan._replace(label=read_label(case.label, image.shape[1:], table, args.snap)[0])
+    except DataError as error:
+        return scan._replace(label_error=str(error))
+
+
+def image_unit(args):
+    """'pixel', or the unit of the pixel size in classes.json where --unit asks for it."""
+    if args.unit in (None, "pixel", "voxel"):
+        return "pixel"
+    size = args.table and args.table.pixel_size
+    if not size or size[2] != args.unit:
+        says = f"says {size[2]}" if size else "does not say how large a pixel is"
+        raise FlagError(
+            f"--unit {args.unit}: the data's classes.json {says}; write its pixel_size, or take --unit pixel"
+        )
+    return args.unit
 
 
 def state_of(paths):
@@ -199,6 +254,8 @@ def choose_unit(args, paths):
     """'mm' or 'voxel', one for all cases: `paths` are files that know their spacing, or do not."""
     if args.unit == "voxel" or (args.unit is None and not args.input):
         return "voxel"
+    if args.unit not in (None, "mm"):
+        raise FlagError(f"--unit {args.unit} is for images; take mm or voxel")
     for path in paths:
         try:
             unknown = read_volume(path, header_only=True).spacing is None
@@ -212,8 +269,9 @@ def choose_unit(args, paths):
     return "mm"
 
 
-def save_case(folder, case, format, volumes, measured):
-    """Write the arrays in `volumes` to `folder`: as <case>.h5, or as <case>_<name>.nii.gz with voxels of 1 mm.
+def save_case(folder, case, format, volumes, measured, table=None):
+    """Write the arrays in `volumes` to `folder`: as <case>.h5, as <case>_<name>.nii.gz with voxels of 1 mm, or, label
+    and prediction of an image, as <case>_<name>.png with the values and the palette of `table`.
 
     `measured`: how the case was measured, for JSON; an HDF5 file holds it as the attribute 'case'. A NIfTI image of
     several channels has them on its last axis.
@@ -221,6 +279,20 @@ def save_case(folder, case, format, volumes, measured):
     if format == "hdf5":
         write_whole(folder / f"{case}.h5", hdf5_bytes(volumes, {"case": json.dumps(measured)}))
         return
+    if format == "png":
+        for name in ("label", "prediction"):
+            kind, content = image_file(volumes[name], table)
+            write_whole(folder / f"{case}_{name}{kind}", content)
+        return
     for name, volume in volumes.items():
         volume = np.moveaxis(volume, 0, -1) if volume.ndim == 4 else volume
         write_whole(folder / f"{case}_{name}.nii.gz", volume_bytes(volume, ".nii.gz", nifti_header(np.eye(4))))
+
+
+def image_file(index, table):
+    """(ending, bytes) of a file with the class numbers `index` in the masks' values: of an image (H, W) a PNG with the
+    palette of `table`, where its values fit, of a stack (S, H, W) a TIFF."""
+    values = table.to_values(index)
+    if index.ndim == 3:
+        return ".tif", tiff_bytes(values)
+    return ".png", png_bytes(values, table.palette(by_value=True) if values.dtype == np.uint8 else None)

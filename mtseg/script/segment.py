@@ -7,11 +7,10 @@ import time
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from mtseg.averaging import (
-    ALL_FLIPS,
     NO_FLIPS,
+    all_flips,
     case_uncertainty,
     dropout_on,
     entropy,
@@ -19,15 +18,20 @@ from mtseg.averaging import (
     mean_score,
 )
 from mtseg.checkpoint import file_sha256, find_state_dict, load_checkpoint, load_weights, write_whole
-from mtseg.metrics import all_metrics
+from mtseg.images import ENDINGS as IMAGES
+from mtseg.images import png_bytes
+from mtseg.metrics import all_metrics, pixel_accuracy
 from mtseg.networks import NETWORKS
 from mtseg.postprocess import fill_holes, largest_component
 from mtseg.preprocess import PreprocessError, restore_scores
 from mtseg.script import scans
+from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, network_settings
+from mtseg.script.sources import plain_table
+from mtseg.script.windows import class_name, counted_classes, predict
 from mtseg.seeding import seed_iteration
-from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference, test_single_case
+from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference
 from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes
 from mtseg.winograd import winograd_convolutions
 
@@ -53,6 +57,11 @@ def load_network(args, path):
     kind = NETWORKS[args.network]
     told = kind.settings_of(find_state_dict(checkpoint) or {})
     settings = network_settings(args, args.n_channels) | told
+    if settings["dims"] != args.dims:
+        raise FlagError(
+            f"{path}: holds a network of {settings['dims']} dimensions; give --dims {settings['dims']} and a "
+            f"--patch_size of so many numbers"
+        )
     try:
         net = kind(**settings)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
@@ -76,33 +85,33 @@ def load_networks(args, device):
     nets, partners = ([optimize_for_inference(net.to(device)) for net in group] for group in (nets, partners))
     for net in (*nets, *partners):
         if args.channels_last:
-            net.to(memory_format=torch.channels_last_3d)
+            net.to(memory_format=MEMORY[args.dims])
         if args.winograd:
             winograd_convolutions(net)
     return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters, told[0])
 
 
-def segment(trained, image, args):
-    """(scores, mixture): the score map of `image`, and the one whose entropy is the uncertainty (None without it)."""
+def segment(trained, scan, args):
+    """(scores, mixture): the score map of a scan, and the one whose entropy is the uncertainty (None without it)."""
+    image = scan.image
 
-    def predict(net, image):
-        _, score = test_single_case(
-            net, image, args.stride_xy, args.stride_z, args.patch_size, args.num_classes, weighting=args.weighting
-        )
-        return score
+    def scores_of(net, image):
+        return predict(net, image, scan.axis, args, args.weighting)
 
-    flips = ALL_FLIPS if args.tta else NO_FLIPS
-    scores = mean_score(predict, trained.nets, image, flips)
+    # Of a stack the slices are not mirrored along the axis on which they follow each other.
+    axes = [axis for axis in (-3, -2, -1) if args.dims == 3 or axis != scan.axis - 3]
+    flips = all_flips(axes) if args.tta else NO_FLIPS
+    scores = mean_score(scores_of, trained.nets, image, flips)
     if args.uncertainty == "ensemble":
         return scores, scores
     if args.uncertainty == "teacher":
-        return scores, (scores + mean_score(predict, trained.partners, image, flips)) / 2
+        return scores, (scores + mean_score(scores_of, trained.partners, image, flips)) / 2
     if args.uncertainty == "mc_dropout":
         mixture = np.zeros_like(scores)
         with dropout_on(trained.nets):
             for sample in range(args.mc_samples):
                 seed_iteration(0, sample)  # the same masks for every case: a case does not depend on those before it
-                mixture += mean_score(predict, trained.nets, image, flips) / args.mc_samples
+                mixture += mean_score(scores_of, trained.nets, image, flips) / args.mc_samples
         return scores, mixture
     return scores, None
 
@@ -116,17 +125,21 @@ def clean(prediction, args):
 
 
 def measure(prediction, label, spacing, args):
-    """[{'class': 1, <metric>: value, ...}, ...]; voxels of the label `args.ignore_index` are background in both."""
-    if args.ignore_index is not None:
-        prediction = np.where(label == args.ignore_index, 0, prediction)
-    classes = [number for number in range(1, args.num_classes) if number != args.ignore_index]
-    return [{"class": c} | all_metrics(prediction == c, label == c, spacing, args.tolerance) for c in classes]
+    """[{'class': number or name, <metric>: value, ...}, ...]; voxels of the label `args.ignore_index` do not count."""
+    ignored = None if args.ignore_index is None else label == args.ignore_index
+    right = {} if label.ndim == 3 else {"pixel_accuracy": pixel_accuracy(prediction, label, args.ignore_index)}
+    return [
+        {"class": class_name(args.classes, number)}
+        | all_metrics(prediction == number, label == number, spacing, args.tolerance, ignored)
+        | right
+        for number in counted_classes(args)
+    ]
 
 
 def infer_case(name, scan, trained, unit, output_dir, args):
     """Segment a case, write what the flags ask for and measure it; returns its entry of the record."""
     started = time.perf_counter()
-    scores, mixture = segment(trained, scan.image, args)
+    scores, mixture = segment(trained, scan, args)
     entry = {"seconds": time.perf_counter() - started, "uncertainty": None, "rows": [], "files": []}
     entry["label_error"] = scan.label_error
 
@@ -135,14 +148,20 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         entry["files"].append(path)
 
     prediction = clean(label_map(restore_scores(scores, scan.grid)), args)
-    if args.input:
+    table = args.table or plain_table(args.num_classes)
+    if args.input and scan.kind in IMAGES:
+        write(f"predictions/{name}{scan.kind}", scans.image_file(prediction, table)[1])
+    elif args.input:
         values = np.array(scan.values, np.min_scalar_type(max(scan.values)))
         write(f"predictions/{name}{scan.kind}", volume_bytes(values[prediction], scan.kind, scan.header))
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
-        measured = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+        measured = {"num_classes": args.num_classes, "ignore_index": args.ignore_index, "classes": args.classes}
         measured["spacing"] = None if scan.spacing is None else [float(side) for side in scan.spacing]
-        scans.save_case(args.save_result, name, args.save_format, volumes, measured)
+        scans.save_case(args.save_result, name, args.save_format, volumes, measured, table)
+    if args.save_colors:
+        folder = args.save_result or output_dir / "colors"
+        write_whole(folder / f"{name}_colors.png", png_bytes(table.palette()[prediction]))
     if args.save_probabilities:
         probabilities = np.stack([score.astype(np.float16) for score in restore_scores(scores, scan.grid)])
         write(f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
@@ -155,7 +174,8 @@ def infer_case(name, scan, trained, unit, output_dir, args):
             prediction = clean(label_map(scores), args)
         more = {"uncertainty": entry["uncertainty"]} if args.uncertainty else {}
         rows = measure(prediction, scan.label, scan.spacing if unit == "mm" else None, args)
-        entry["rows"] = [{"case": name} | row | more for row in rows]
+        of = {"case": name} | ({"set": scan.set} if scan.set else {})
+        entry["rows"] = [of | row | more for row in rows]
     return entry
 
 

@@ -1,0 +1,194 @@
+"""Where the cases of a data set come from: HDF5 files, a folder of images with masks, or an index of several folders.
+
+The lists (train.list, test.list, ...) lie in the data set's folder, whichever it is.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from mtseg.classes import ClassError, ClassTable, read_classes, to_index
+from mtseg.datasets import UNKNOWN, CaseDataset, DataError, LAHeart, find_root, some
+from mtseg.image_index import read_index
+from mtseg.images import ENDINGS, image_size, read_image, read_mask
+from mtseg.layouts import find_cases
+from mtseg.phantom import PHASES, make_phantom
+from mtseg.preprocess import normalization, normalize
+from mtseg.script import flags
+
+BUILT_IN = {"Phantom": (3, "synthetic volumes"), "Electrode": (2, "synthetic images")}
+LAYOUTS = ("images", "imagesTr", "imagesTs")  # folders in which images lie
+
+
+class Files(NamedTuple):
+    """`images`: the file of a case, or a file for each of its channels. `mask`: its file, or None. `set`: the name of
+    the data set it is from, where there are several. `table`: what the values of the mask mean. `snap`: whether the
+    nearest class is taken for what is none."""
+
+    images: tuple
+    mask: Path | None
+    set: str | None
+    table: ClassTable | None
+    snap: bool = False
+
+
+class Source:
+    """The data set in the folder `root`, that of --root_path.
+
+    `table`: its classes.ClassTable, None where it has none. `files`: {case: Files} of images, None for HDF5 files.
+    `dims`: the axes of its cases, 2 or 3. `axis`: along which of a case's three axes its slices follow each other.
+    `several`: whether its images are from several sets.
+    """
+
+    def __init__(self, root_path):
+        self.root = root = find_root(root_path)
+        self.root_path, self.files, self.dims, self.axis, self.several = root_path, None, 3, 0, False
+        index = Path(root_path) if Path(root_path).suffix == ".json" else root / "index.json"
+        if index.is_file():
+            index = read_index(index)
+            tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
+            self.several, self.table = len(tables) > 1, one_table(index.path, tables)
+            self.files = {
+                s.id: Files(s.images, s.mask, s.dataset, tables[s.dataset], index.datasets[s.dataset].snap)
+                for s in index.samples
+            }
+        else:
+            self.table = table_of(root)
+            if any((root / name).is_dir() for name in LAYOUTS):
+                cases, _ = find_cases(root)
+                if all(case.images[0].suffix.lower() in ENDINGS for case in cases):
+                    self.files = {c.name: Files(c.images, c.label, None, self.table) for c in cases}
+        if self.files is not None or root == flags.HOME / "data/Electrode":
+            self.dims = 2
+        elif any(root.glob("data/*/mri_norm2.h5")):
+            self.axis = 2
+
+    def dataset(self, args, cases, labelnum=None, transform=None):
+        """The `cases` as a CaseDataset, of which the first `labelnum` (default: all) must have labels."""
+        checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+        if self.files is None:
+            return LAHeart(self.root_path, cases=cases, labelnum=labelnum, transform=transform, **checked)
+        return ImageCases(self, args, cases, labelnum, transform)
+
+    def without_lists(self):
+        """The cases that are unlabelled where no list says which are: images without a mask, None for HDF5 files."""
+        return self.files and [case for case, files in self.files.items() if files.mask is None]
+
+    def set_of(self, case):
+        """The name of the set that the case is from, None where there are not several or the case is not among them."""
+        return self.files[case].set if self.several and case in self.files else None
+
+
+def data_root(root_path):
+    """The folder with the lists; where it is that of the built-in data, that is made first."""
+    root = find_root(root_path)
+    for name, (dims, words) in BUILT_IN.items():
+        if root == flags.HOME / "data" / name:
+            print(f"*** The built-in {name.upper()} data: {words}, in {root} ***", flush=True)
+            make_phantom(root, dims=dims)
+    return root
+
+
+def table_of(root):
+    """The ClassTable of a data set's folder: its classes.json, or dataset.json where images lie; else None."""
+    if root == flags.HOME / "data/Electrode":  # also before it is made
+        return ClassTable.from_dict(PHASES)
+    for name in ("classes.json", "dataset.json"):
+        if (Path(root) / name).is_file():
+            return read_classes(Path(root) / name)
+    return None
+
+
+def plain_table(num_classes):
+    """The ClassTable of masks that hold class numbers, the background's 0: that of a data set without classes.json."""
+    numbers = tuple(range(num_classes))
+    return ClassTable(tuple(map(str, numbers)), numbers, (None,) * num_classes, background=0)
+
+
+def one_table(path, tables):
+    """The ClassTable that the sets of an index share; DataError where they have other classes."""
+    words = {name: ", ".join(table.names) if table else "none" for name, table in tables.items()}
+    (first, table), *others = tables.items()
+    for name, other in others:
+        if words[name] != words[first] or (table and other.background != table.background):
+            raise DataError(
+                f"{path}: the classes of set {name} are {words[name]}, those of {first} {words[first]}; sets that are "
+                f"trained together need the same ones, in the same order, and the same background"
+            )
+    return table
+
+
+class ImageCases(CaseDataset):
+    """Samples {'image', 'label'} of images with masks; see CaseDataset.
+
+    An image is (H, W) or (C, H, W), of a file with several pages (S, H, W) or (C, S, H, W): every channel is normalised
+    as `args.intensity` says, over the whole of it. Masks become class numbers by the set's table.
+    """
+
+    def __init__(self, source, args, cases, labelnum=None, transform=None):
+        self.source, self.intensity, self.snap = source, args.intensity, args.snap
+        self.num_classes = args.num_classes
+        missing = [case for case in cases if case not in source.files]
+        if missing:
+            raise DataError(f"{source.root}: has no image of {some(missing)}, which a list names; add it, or its index")
+        labeled = cases[:labelnum]
+        for case in labeled:
+            if source.files[case].mask is None:
+                raise DataError(
+                    f"{self.path(case)}: case {case} has no mask; add it, or leave the case out of its list"
+                )
+        sizes = {case: stacked_size(source.files[case].images) for case in cases}
+        shapes = {case: tuple(shape) for case, (_, *shape) in sizes.items()}
+        super().__init__(cases, transform, set(labeled), shapes, {case: size[0] for case, size in sizes.items()})
+
+    def path(self, case):
+        return self.source.files[case].images[0]
+
+    def read(self, case):
+        """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
+        files = self.source.files[case]
+        image = read_channels_of(files.images, self.intensity)
+        shape, image = image.shape[1:], image[0] if len(image) == 1 else image
+        if files.mask is None:
+            return {"image": image, "label": np.full(shape, UNKNOWN, np.uint8)}
+        table, snap = files.table or plain_table(self.num_classes), self.snap or files.snap
+        label, _ = read_label(files.mask, shape, table, snap)
+        return {"image": image, "label": label}
+
+
+def read_channels_of(paths, intensity):
+    """The image in one file, or a file a channel, as float32 (C, H, W) or (C, S, H, W), each channel normalised."""
+    channels = np.concatenate([read_image(path) for path in paths]).astype(np.float32)
+    if not np.isfinite(channels).all():
+        raise DataError(f"{paths[0]}: holds NaN or infinity; repair it")
+    how = {"normalization": intensity, "crop": "none"}
+    return np.stack([normalize(c, *normalization(c, how)) for c in channels])
+
+
+def stacked_size(paths):
+    """(C, H, W) or (C, S, H, W) of the image in one file, or a file a channel; DataError where the sizes differ."""
+    (channels, *shape), *others = map(image_size, paths)
+    for path, (more, *other) in zip(paths[1:], others, strict=True):
+        if other != shape:
+            raise DataError(
+                f"{path}: is {words(other)}, and {paths[0].name} of the same case {words(shape)}; resize it"
+            )
+        channels += more
+    return channels, *shape
+
+
+def read_label(path, shape, table, snap=False):
+    """(uint8 class numbers of a mask, how many pixels were snapped); DataError where it is not of this `shape`."""
+    mask = read_mask(path)
+    size = mask.shape[: len(shape)]
+    if size != tuple(shape) or mask.ndim > len(shape) + 1:
+        raise DataError(f"{path}: is {words(size)}, its image {words(shape)}; one of them was cut or resized")
+    try:
+        return to_index(mask, table, snap)
+    except ClassError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def words(shape):
+    return " x ".join(map(str, shape)) + " pixels"

@@ -1,0 +1,74 @@
+"""A case's scores from a network: by windows of a volume or an image, of a stack slice by slice.
+
+`args` are the flags of a training script or of inference.py: both have what the windows depend on.
+"""
+
+import numpy as np
+
+from mtseg.averaging import label_map
+from mtseg.classes import ClassTable
+from mtseg.datasets import slice_of
+from mtseg.sliding_window import test_single_case
+from mtseg.transforms import resize_nearest
+
+
+def predict(net, image, axis, args, weighting="uniform"):
+    """The score map, float32 (num_classes, *spatial), of `image`, (*spatial) or (C, *spatial), by `net` in eval mode.
+
+    With --dims 2 a stack has three spatial axes; its slices along `axis` are segmented one by one, each in --resize
+    pixels and back, with --context neighbours as channels.
+    """
+    stack = args.dims == 2 and image.ndim - (args.n_channels > 2 * args.context + 1) == 3
+
+    def windows(part):
+        size = part.shape[-args.dims :]
+        part = resize_nearest(part, args.resize) if args.resize else part
+        lay = (args.stride_xy, args.stride_z, args.patch_size, args.num_classes)
+        _, score = test_single_case(net, part, *lay, weighting=weighting)
+        return resize_nearest(score, size) if args.resize else score
+
+    if not stack:
+        return windows(image)
+    slices = range(image.shape[axis - 3])
+    return np.stack([windows(slice_of(image, k, axis, args.context)) for k in slices], axis=1 + axis)
+
+
+def label_and_prediction(net, sample, axis, args):
+    """(label, prediction) of a case, {'image', 'label'}: class numbers; voxels of --ignore_index are such in both.
+
+    `net` is in eval mode meanwhile.
+    """
+    training = net.training
+    prediction = label_map(predict(net.eval(), sample["image"], axis, args))
+    net.train(training)
+    if args.ignore_index is not None:
+        prediction[sample["label"] == args.ignore_index] = args.ignore_index
+    return sample["label"], prediction
+
+
+def counted_classes(args):
+    """The numbers of the classes that metrics count: all but the background and what is to be ignored."""
+    return [c for c in range(0 if args.background is None else 1, args.num_classes) if c != args.ignore_index]
+
+
+def class_name(classes, number):
+    """The name of a class in `classes`, args.classes, or its number where the data set names none."""
+    return classes["classes"][number]["name"] if classes else number
+
+
+def colors_of(classes):
+    """uint8 (256, 3), the colour of each class number in `classes`, args.classes; None where that is None."""
+    return ClassTable.from_dict(classes).palette() if classes else None
+
+
+def score_cases(net, samples, score, axis, args):
+    """For each of `samples` the `score` of every counted class, a list.
+
+    `score`: of two boolean arrays, prediction and label, a number, such as metrics.dice. Voxels with the label
+    --ignore_index belong to no class in either.
+    """
+    scores = []
+    for sample in samples:
+        label, prediction = label_and_prediction(net, sample, axis, args)
+        scores.append([float(score(prediction == c, label == c)) for c in counted_classes(args)])
+    return scores
