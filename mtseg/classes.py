@@ -19,16 +19,18 @@ height, width and their unit.
 import json
 import math
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
+from scipy.spatial import cKDTree
 
-IGNORED = 255  # the number, in an array of class numbers, of pixels that nobody labelled
+IGNORED = 255  # the number, among class numbers, of pixels that nobody labelled
 VALUES = 2**16
-SNAP = 64  # farthest distance in RGB at which a colour is still taken for a class's where another class takes the rest
+SNAP = 64  # the farthest in RGB at which a colour is taken for a class's where another class takes the rest
 # Okabe and Ito, "Color Universal Design" (2008): told apart by the colour-blind, too.
 OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-KEYS = {"classes", "background", "ignore", "pixel_size"}
+KEYS = ({"classes", "background", "ignore", "pixel_size"}, {"name", "value", "color"})
 
 
 class ClassError(ValueError):
@@ -53,142 +55,134 @@ class ClassTable:
     pixel_size: tuple | None = None
 
     def __post_init__(self):
+        values = [*self.values, *([] if self.ignore is None else [self.ignore])]
+        colors = [color for color in self.colors if color is not None]
         if not 2 <= len(self.names) <= IGNORED:
             raise ClassError(f"has {len(self.names)} classes; give 2 to {IGNORED}")
         for name in self.names:
-            if not (isinstance(name, str) and name.strip() and name.isprintable()):
-                raise ClassError(f"a class is called {name!r}; give it a name")
-            if name == "mean":
-                raise ClassError("a class is called 'mean', as the mean over the classes is in tables; rename it")
-        for name, value in zip((*self.names, "ignore"), (*self.values, self.ignore), strict=True):
-            if not (_whole(value, VALUES) or (value is None and name == "ignore")):
-                raise ClassError(f"the value of {name!r} is {value!r}; give a whole number from 0 to {VALUES - 1}")
-        for name, color in zip(self.names, self.colors, strict=True):
-            if not (color is None or (len(color) == 3 and all(_whole(part, 256) for part in color))):
-                raise ClassError(f'the color of {name!r} is {color!r}; give [r, g, b], each from 0 to 255, or "other"')
-        for what, entries in ("name", self.names), ("value", (*self.values, self.ignore)), ("color", self.colors):
-            given = [entry for entry in entries if entry is not None]
-            twice = [entry for entry in given if given.count(entry) > 1]
-            if twice:
-                raise ClassError(f"two classes have the {what} {twice[0]!r}; give each its own")
+            if not _is_text(name) or name == "mean":
+                raise ClassError(f"a class is called {name!r}; give it a name ('mean' is the mean over the classes)")
+        for value in values:
+            if not _is_whole(value, VALUES):
+                raise ClassError(f"{value!r} is the value of a class; give whole numbers from 0 to {VALUES - 1}")
+        for color in colors:
+            if not (isinstance(color, tuple) and len(color) == 3 and all(_is_whole(part, 256) for part in color)):
+                raise ClassError(f'{color!r} is the color of a class; give [r, g, b], 0 to 255, or "other"')
+        for what, given in ("name", self.names), ("value", values), ("color", colors):
+            for entry in given:
+                if given.count(entry) > 1:
+                    raise ClassError(f"two classes have the {what} {entry!r}; give each its own")
+        if self.other is not None and not colors:
+            raise ClassError('a class has the color "other", and no class another; give the others theirs')
         if self.pixel_size is not None:
             *sides, unit = self.pixel_size
-            known = isinstance(unit, str) and unit.strip() and unit.isprintable()
-            if not (known and len(sides) == 2 and all(map(_length, sides))):
-                raise ClassError(f'pixel_size is {list(self.pixel_size)}; give [height, width, "unit"]')
+            if not (len(sides) == 2 and all(type(side) in (int, float) and 0 < side < math.inf for side in sides)):
+                raise ClassError(f'pixel_size is {self.pixel_size!r}; give [height, width, "unit"]')
+            if not _is_text(unit):
+                raise ClassError(f'pixel_size has the unit {unit!r}; give [height, width, "unit"]')
 
     @classmethod
     def from_dict(cls, content):
-        """The ClassTable of what classes.json holds (see above), or `to_dict` gave."""
+        """The ClassTable of what a classes.json holds, or `to_dict` gave; ClassError."""
         if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
-            raise ClassError('has no list "classes"; give {"classes": [{"name": ..., "value": ...}, ...]}')
-        entries = content["classes"]
-        for entry, keys in (content, KEYS), *((entry, {"name", "value", "color"}) for entry in entries):
-            unknown = set(entry) - keys if isinstance(entry, dict) else {str(entry)}
+            raise ClassError('has no list of classes; give {"classes": [{"name": ..., "value": ...}, ...]}')
+        for entry, keys in (content, KEYS[0]), *((entry, KEYS[1]) for entry in content["classes"]):
+            unknown = set(entry) - keys if isinstance(entry, dict) else {repr(entry)}
             if unknown:
-                raise ClassError(f"{min(unknown)!r} is not known; known are {', '.join(sorted(keys))}")
-        classes = [(entry.get("name"), entry.get("value", i), entry.get("color")) for i, entry in enumerate(entries)]
+                raise ClassError(f"holds {min(unknown)}, which is not known; known are {', '.join(sorted(keys))}")
+        classes = [
+            (entry.get("name"), entry.get("value", place), _as_tuple(entry.get("color")))
+            for place, entry in enumerate(content["classes"])
+        ]
         values = [value for _, value, _ in classes]
         background = content.get("background", 0 if 0 in values else None)
         if background is not None:
-            if background not in values or isinstance(background, bool):
-                raise ClassError(f"background is {background!r}, which is the value of no class; give one's, or null")
+            if background not in values:
+                raise ClassError(f"background is {background!r}, the value of no class; give one's value, or null")
             classes.insert(0, classes.pop(values.index(background)))
-        takes_rest = [number for number, (*_, color) in enumerate(classes) if color == "other"]
-        if len(takes_rest) > 1:
-            raise ClassError('two classes have the color "other"; one can take the rest')
         names, values, colors = zip(*classes, strict=True) if classes else ((), (), ())
-        colors = [None if color == "other" else tuple(color) if isinstance(color, list) else color for color in colors]
-        size = content.get("pixel_size")
+        if colors.count("other") > 1:
+            raise ClassError('two classes have the color "other"; let one take the rest')
         return cls(
             names,
             values,
-            tuple(colors),
-            None if background is None else 0,
-            content.get("ignore"),
-            takes_rest[0] if takes_rest else None,
-            tuple(size) if isinstance(size, (list, tuple)) else size,
+            colors=tuple(None if color == "other" else color for color in colors),
+            background=None if background is None else 0,
+            ignore=content.get("ignore"),
+            other=colors.index("other") if "other" in colors else None,
+            pixel_size=_as_tuple(content.get("pixel_size")),
         )
 
     def to_dict(self):
         """What `from_dict` takes, ready for JSON."""
-        classes = []
-        for number, (name, value, color) in enumerate(zip(self.names, self.values, self.colors, strict=True)):
-            color = "other" if number == self.other else color and list(color)
-            classes.append({"name": name, "value": value, **({"color": color} if color else {})})
-        return {
-            "classes": classes,
+        colors = ["other" if number == self.other else color for number, color in enumerate(self.colors)]
+        classes = zip(self.names, self.values, colors, strict=True)
+        content = {
+            "classes": [{"name": name, "value": value, "color": color} for name, value, color in classes],
             "background": None if self.background is None else self.values[0],
             "ignore": self.ignore,
-            "pixel_size": self.pixel_size and list(self.pixel_size),
+            "pixel_size": self.pixel_size,
         }
+        return json.loads(json.dumps(content))  # as it comes back from a file: lists, no tuples
 
     def foreground(self):
         """The numbers of the classes that metrics and losses count: all but the background."""
         return list(range(0 if self.background is None else 1, len(self.names)))
 
     def palette(self, by_value=False):
-        """(256, 3) uint8: the colour of each class number, or, with `by_value`, of each value up to 255.
+        """(256, 3) uint8: the colour of each class number or, with `by_value`, of each value up to 255.
 
-        Classes without a colour get one that the colour-blind can tell from the others, the background and the class
-        that takes the rest black where no other class is. What is no class is white.
+        Classes without a colour get one that no other has, black for the background and for the class that takes the
+        rest, then those of OKABE_ITO. What is no class is white.
         """
-        taken = {color for color in self.colors if color}
-        free = (color for color in ((0, 0, 0), *OKABE_ITO, *_hues()) if color not in taken)
+        more = ((97 * number % 256, 151 * number % 256, 211 * number % 256) for number in range(1, 256))
+        free = (color for color in chain(OKABE_ITO, more) if color not in self.colors)
         colors = list(self.colors)
-        first = {self.background, self.other} - {None}
-        for number in sorted(range(len(colors)), key=lambda number: number not in first):
-            if colors[number] is None:
-                colors[number] = next(free)
+        for number in {self.background, self.other} - {None}:
+            colors[number] = colors[number] or (None if (0, 0, 0) in colors else (0, 0, 0))
         palette = np.full((VALUES, 3), 255, dtype=np.uint8)
-        palette[list(self.values if by_value else range(len(colors)))] = colors
+        palette[list(self.values if by_value else range(len(colors)))] = [color or next(free) for color in colors]
         return palette[:256]
 
     def to_values(self, index):
-        """An array of class numbers as a mask's values, uint8 or uint16: what `to_index` turns back."""
-        values = np.zeros(256, dtype=np.uint8 if max(*self.values, self.ignore or 0) < 256 else np.uint16)
+        """The mask, uint8 or uint16, that `to_index` turns into these class numbers."""
+        last = 0 if self.ignore is None else self.ignore
+        values = np.full(256, last, dtype=np.uint8 if max(*self.values, last) < 256 else np.uint16)
         values[: len(self.values)] = self.values
-        values[IGNORED] = self.ignore or 0
         return values[index]
 
 
-def _whole(value, below):
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < below
+def _is_text(name):
+    return isinstance(name, str) and name.isprintable() and bool(name.strip())
 
 
-def _length(value):
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+def _is_whole(value, end):
+    return type(value) is int and 0 <= value < end
 
 
-def _hues():
-    """Colours without end, the golden angle of hue apart, each third darker or paler than the one before."""
-    for number in range(VALUES):
-        turn = 2 * math.pi * (0.6180339887498949 * number + np.arange(3) / 3)
-        yield tuple(int(part) for part in np.rint((128 + 127 * np.cos(turn)) * (1 - number % 3 / 4)))
+def _as_tuple(entry):
+    return tuple(entry) if isinstance(entry, list) else entry
 
 
 def read_classes(path):
     """The ClassTable in a classes.json, or in a dataset.json of nnU-Net or the Decathlon; ClassError with the file.
 
-    A dataset.json's value of "ignore" is that of pixels that nobody labelled. A value that stands only in regions of
-    several values is called "label <value>".
+    A dataset.json's "ignore" is the value of pixels that nobody labelled. A value that stands in regions of several
+    values only is called "label <value>".
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        if isinstance(content, dict) and "classes" not in content and isinstance(content.get("labels"), dict):
-            content = _of_labels(content["labels"])
-        return ClassTable.from_dict(content)
+        labels = content.get("labels") if isinstance(content, dict) else None
+        return ClassTable.from_dict(_of_labels(labels) if isinstance(labels, dict) else content)
     except ClassError as error:
         raise ClassError(f"{path}: {error}") from error
-    except OSError as error:
-        raise ClassError(f"{path}: {error.strerror or 'cannot be read'}; give the file with the classes") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ClassError(f"{path}: not a file of classes ({' '.join(str(error).split())}); repair it") from error
 
 
 def _of_labels(labels):
-    """What classes.json would hold, of a dataset.json's {name: value} (nnU-Net v2) or {value: name} (Decathlon)."""
-    names, ignore = {0: "background"}, None
+    """The content of a classes.json, of a dataset.json's {name: value} (nnU-Net) or {value: name} (Decathlon)."""
+    classes, regions, ignore = [], {0}, None
     for name, value in labels.items():
         if isinstance(value, str):
             name, value = value, name
@@ -196,106 +190,89 @@ def _of_labels(labels):
         if name.lower() == "ignore":
             (ignore,) = values
         elif len(values) == 1:
-            names[values[0]] = name
+            classes.append((values[0], name))
         else:
-            names = {**{value: f"label {value}" for value in values}, **names}
-    classes = [{"name": names[value], "value": value} for value in sorted(names)]
-    return {"classes": classes, "background": 0, "ignore": ignore}
+            regions.update(values)
+    unnamed = regions - {value for value, _ in classes}
+    classes += [(value, f"label {value}" if value else "background") for value in unnamed]
+    return {"classes": [{"name": name, "value": value} for value, name in sorted(classes)], "ignore": ignore}
 
 
 def to_index(mask, table, snap=False):
     """(class numbers of a mask's pixels, uint8 and IGNORED where nobody labelled; how many pixels were snapped).
 
     `mask`: whole numbers of any type, (H, W) or (S, H, W), or uint8 colours, (..., 3). False and True are the lower and
-    the higher value of two classes. A mask of colours that are all grey, of which some are no class's but all are
-    values, is one of values that a program widened; greys that are not all values, but all colours, are taken as such.
+    the higher of two classes' values. Colours that are all grey, not all of them classes' but all of them values, are
+    values that a program widened; values that are not all classes', but all a class's grey, are colours.
 
-    ClassError, without the file's name, for a value or colour that is no class's. With `snap` such a pixel goes to the
-    class with the nearest value or colour (Euclidean, in RGB) instead; where a class takes every other colour, those
-    farther than SNAP from all others stay with it.
+    ClassError, without the file's name, for a value or colour that is no class's. With `snap` such a pixel gets the
+    class with the nearest value or colour (Euclidean, in RGB); where a class takes all other colours, only those no
+    farther than SNAP from another's.
     """
     mask = np.asarray(mask)
-    if mask.dtype == bool and len(table.values) == 2:
-        mask = np.where(mask, np.uint16(max(table.values)), np.uint16(min(table.values)))
     values = {value: number for number, value in enumerate(table.values)}
     if table.ignore is not None:
         values[table.ignore] = IGNORED
-    greys = {color[0]: number for number, color in enumerate(table.colors) if color and len(set(color)) == 1}
-    if mask.ndim > 2 and mask.shape[-1] == 3 and mask.dtype == np.uint8:
-        grey = mask[..., 0]
-        widened = (mask == mask[..., :1]).all() and not _all_in(grey, greys) and _all_in(grey, values)
-        return _look_up(grey, values, table, snap) if widened else _of_colors(mask, table, snap)
-    mask = _whole_numbers(mask)
-    drawn = greys and not _all_in(mask, values) and _all_in(mask, greys)
-    return _look_up(mask, greys if drawn else values, table, snap)
+    colors = {number: color for number, color in enumerate(table.colors) if color is not None}
+    greys = {color[0]: number for number, color in colors.items() if len(set(color)) == 1}
+    if not (mask.ndim > 2 and mask.shape[-1] == 3 and mask.dtype == np.uint8):
+        mask = _whole_numbers(mask, table)
+        found = _found(mask)
+        return _look_up(mask, greys if found <= greys.keys() and not found <= values.keys() else values, table, snap)
+    red, green, blue = (mask[..., part] for part in range(3))
+    grey = _found(red) if (red == green).all() and (red == blue).all() else set()
+    if grey <= values.keys() and not grey <= greys.keys():
+        return _look_up(red, values, table, snap)
+    if not colors:
+        raise ClassError("is in colours, but no class has one; give each class its color, or save the mask by values")
+    packed = np.zeros((*red.shape, 4), dtype=np.uint8)
+    for part, channel in enumerate((red, green, blue)):
+        packed[..., part] = channel
+    numbers = {r + (g << 8) + (b << 16): number for number, (r, g, b) in colors.items()}
+    return _look_up(packed.view("<u4")[..., 0], numbers, table, snap, colors=True)
 
 
-def _all_in(codes, known):
-    present = np.zeros(VALUES, dtype=bool)
-    present[codes] = True
-    present[list(known)] = False
-    return not present.any()
+def _found(mask):
+    return set(np.flatnonzero(np.bincount(mask.ravel())).tolist())
 
 
-def _whole_numbers(mask):
-    """A mask of any type as uint8 or uint16."""
-    if mask.dtype == bool:
-        return mask.astype(np.uint8)
-    if mask.dtype in (np.uint8, np.uint16):
-        return mask
-    if mask.dtype.kind not in "iuf" or (mask.dtype.kind == "f" and not (mask == np.rint(mask)).all()):
-        raise ClassError("holds values that are no whole numbers; a mask holds the values of classes")
+def _whole_numbers(mask, table):
+    """A mask of values of any type as uint8 or uint16."""
+    if mask.dtype == bool and len(table.values) == 2:
+        return np.where(mask, np.uint16(max(table.values)), np.uint16(min(table.values)))
+    if mask.dtype.kind not in "biuf" or (mask.dtype.kind == "f" and not (mask == np.rint(mask)).all()):
+        raise ClassError("holds values that are no whole numbers; save the values of its classes")
     for value in (mask.min(initial=0), mask.max(initial=0)):
         if not 0 <= value < VALUES:
-            raise ClassError(f"holds the value {value:.0f}, values go from 0 to {VALUES - 1}; correct the mask")
-    return mask.astype(np.uint16)
-
-
-def _of_colors(mask, table, snap):
-    numbers = {(r << 16) + (g << 8) + b: n for n, (r, g, b) in ((n, c) for n, c in enumerate(table.colors) if c)}
-    if not numbers:
-        raise ClassError("is in colors, but the classes have none; give each its color, or save the mask by values")
-    codes = mask[..., 0].astype(np.uint32)
-    for part in (1, 2):
-        codes = (codes << 8) | mask[..., part]
-    return _look_up(codes, numbers, table, snap, colors=True)
+            raise ClassError(f"holds the value {value:.0f}; save values from 0 to {VALUES - 1}")
+    return mask.astype(np.uint8 if mask.dtype.itemsize == 1 else np.uint16, copy=False)
 
 
 def _look_up(codes, numbers, table, snap, colors=False):
-    """As `to_index`, of an array of values, or of packed colours, and the class number of each that is known."""
-    rest = table.other if colors else None
-    known = np.array(list(numbers))
+    """As `to_index`, of values or of packed `colors`; `numbers`: {code: class number} of those that are a class's."""
+    rest, known = table.other if colors else None, np.array(list(numbers))
     lookup = np.full(2**24 if colors else VALUES, IGNORED if rest is None else rest, dtype=np.uint8)
     lookup[known] = list(numbers.values())
     if rest is not None and not snap:
         return lookup[codes], 0
-    present = np.zeros(len(lookup), dtype=bool)
-    present[codes] = True
-    present[known] = False
-    unknown = np.flatnonzero(present)
-    if not unknown.size:
+    counts = np.bincount(codes.ravel(), minlength=len(lookup))
+    counts[known] = 0
+    unknown = np.flatnonzero(counts)
+    if unknown.size == 0:
         return lookup[codes], 0
-    shifts = np.array([16, 8, 0] if colors else [0])
-    points, classes = (((given[:, None] >> shifts) & (255 if colors else VALUES - 1)) for given in (unknown, known))
-    nearest, distance = np.zeros(len(unknown), dtype=int), np.full(len(unknown), np.inf)
-    for place, point in enumerate(classes):
-        to_this = np.sqrt(((points - point) ** 2).sum(1))
-        nearest[to_this < distance] = place
-        distance = np.minimum(distance, to_this)
+    shifts, ones = ([0, 8, 16], 255) if colors else ([0], VALUES - 1)
+    points = unknown[:, None] >> shifts & ones
+    distance, nearest = cKDTree(known[:, None] >> shifts & ones).query(points)
     if not snap:
-        counts = [np.count_nonzero(codes == code) for code in unknown[:1000]]
-        most = int(np.argmax(counts))
+        most = np.argmax(counts[unknown])
+        what = f"color {tuple(points[most].tolist())}" if colors else f"value {unknown[most]}"
+        others = f" (and others {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         number = numbers[int(known[nearest[most]])]
-        what = f"the color {tuple(points[most].tolist())}" if colors else f"the value {unknown[most]}"
-        others = f" and others {len(unknown) - 1} more" if len(unknown) > 1 else ""
         raise ClassError(
-            f"{counts[most]} pixels have {what}{others}, which is no class's, the nearest is "
+            f"{counts[unknown[most]]} pixels have the {what}{others}, which is no class's, the nearest is "
             f"{'ignore' if number == IGNORED else repr(table.names[number])}; correct the mask or the classes, or take "
             f"the nearest with --snap"
         )
-    if rest is not None:
-        unknown, nearest = unknown[distance <= SNAP], nearest[distance <= SNAP]
-    lookup[unknown] = lookup[known[nearest]]
-    present[:] = False
-    present[unknown] = True
-    return lookup[codes], int(np.count_nonzero(present[codes]))
+    near = distance <= (np.inf if rest is None else SNAP)
+    lookup[unknown[near]] = lookup[known[nearest[near]]]
+    return lookup[codes], int(counts[unknown[near]].sum())

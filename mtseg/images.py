@@ -5,13 +5,13 @@ the file's own: 16 bits stay 16 bits, and a mask of 2 bits holds 0 to 3. An alph
 Colour profiles, and how the camera was held (EXIF), are ignored.
 """
 
-import importlib
-import importlib.util
 import io
 import logging
 import math
 import struct
 import zlib
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,49 +31,50 @@ class ImageError(ValueError):
 
 
 class _Picture(NamedTuple):
-    """`array` (S, H, W, C), None where only `shape`, that of `read_image`, is asked for.
+    """What a file holds: `shape`, of its image; where its pixels are asked for, `array` (S, H, W, C) without alpha.
 
-    `palette`: (N, 3 or 4) uint8, the colours of indices. `alpha`: whether the array's last channel is one. `white`: the
-    array's largest value where that is black and 0 white. None and False where that is not so.
+    `clear` (S, H, W): which pixels are not opaque. `palette` (N, 3) uint8: the colours of indices. `white`: the largest
+    value, where that is black and 0 white. None where there is no such thing.
     """
 
     shape: tuple
-    array: np.ndarray | None
-    palette: np.ndarray | None
-    alpha: bool
+    array: np.ndarray | None = None
+    clear: np.ndarray | None = None
+    palette: np.ndarray | None = None
     white: int | None = None
 
 
 def read_image(path):
-    """The image in a file, (C, H, W), of several pages (C, S, H, W), in the file's own type.
+    """The image in a file, (C, H, W), of several pages (C, S, H, W), in the file's own type; 1 bit gives uint8.
 
-    A palette gives its colours, uint8, or grey where all of them are grey; 1 bit gives uint8. Raises ImageError for a
-    file that is missing, damaged or neither PNG nor TIFF, that claims more pixels than it can hold (before memory is
-    taken for them), whose pages differ, or that has transparent pixels.
+    A palette gives its colours, or one channel where all of them are grey. Raises ImageError for a file that is
+    missing, damaged or neither PNG nor TIFF, that claims more pixels than it can hold (before memory is taken for
+    them), whose pages differ, or that has transparent pixels.
     """
     picture = _read(path)
-    array, alpha = picture.array, picture.alpha
-    array = array.astype(np.uint8) if array.dtype == bool else array
+    array = picture.array.astype(np.uint8) if picture.array.dtype == bool else picture.array
     if picture.white is not None:
         array = picture.white - array
     if picture.palette is not None:
-        array, alpha = picture.palette[array[..., 0]], picture.palette.shape[1] == 4
-    array = _opaque(path, array) if alpha else array
-    array = array[..., : picture.shape[0]]  # one channel where a palette is grey
+        array = picture.palette[array[..., 0]][..., : picture.shape[0]]
+    if picture.clear is not None and picture.clear.any():
+        raise ImageError(f"{path}: has transparent pixels; save it without transparency")
     return np.ascontiguousarray(np.moveaxis(array, -1, 0)).reshape(picture.shape)
 
 
 def read_mask(path):
     """The mask in a file, (H, W) or (S, H, W) numbers or bool, or uint8 colours, (H, W, 3) or (S, H, W, 3).
 
-    Of a palette the indices. Raises ImageError as `read_image`, and for other channels and colours of 16 bits.
+    Of a palette the indices, also of transparent colours. Raises ImageError as `read_image`, and for other numbers of
+    channels and colours of 16 bits.
     """
     picture = _read(path)
-    array = _opaque(path, picture.array) if picture.alpha else picture.array
-    channels = array.shape[-1]
-    if channels != 1 and (channels != 3 or array.dtype != np.uint8):
-        raise ImageError(f"{path}: has {channels} channels of {array.dtype}; save one, or colours (RGB) of 8 bits")
-    array = array[0] if len(array) == 1 else array
+    channels = picture.array.shape[-1]
+    if channels != 1 and (channels != 3 or picture.array.dtype != np.uint8):
+        raise ImageError(f"{path}: has {channels} channels of {picture.array.dtype}; save one, or 8-bit colours (RGB)")
+    if picture.palette is None and picture.clear is not None and picture.clear.any():
+        raise ImageError(f"{path}: has transparent pixels; save it without transparency")
+    array = picture.array[0] if len(picture.array) == 1 else picture.array
     return array[..., 0] if channels == 1 else array
 
 
@@ -85,7 +86,7 @@ def image_size(path):
 def need(module, what):
     """Import an optional package's module, or say which `pip install` brings it. `what` begins the sentence."""
     try:
-        return importlib.import_module(module)
+        return import_module(module)
     except ImportError as error:
         name = module.partition(".")[0].replace("PIL", "Pillow")
         raise ImageError(f'{what} needs {name}: pip install "mtseg[images]"') from error
@@ -123,19 +124,14 @@ def _check_size(path, shape, bits, stored, ratio):
 
 def _image_shape(pages, height, width, channels, palette):
     if palette is not None:
-        channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
+        channels = 1 if (palette == palette[:, :1]).all() else 3
     return (channels, *([pages] if pages > 1 else []), height, width)
 
 
-def _opaque(path, array):
-    """An image without its last channel, alpha; ImageError where that hides pixels."""
-    if (array[..., -1] != (np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1)).any():
-        raise _transparent(path)
-    return array[..., :-1]
-
-
-def _transparent(path):
-    return ImageError(f"{path}: has transparent pixels; save it without an alpha channel")
+def _without_alpha(array):
+    """(array without its last channel, alpha; where that is not opaque)."""
+    opaque = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1
+    return array[..., :-1], array[..., -1] != opaque
 
 
 def _png_chunks(path, header_only):
@@ -170,17 +166,13 @@ def _read_png(path, header_only):
     decoder = need("PIL.PngImagePlugin", f"{path}: reading PNG").PngImageFile
     chunks = _png_chunks(path, header_only)
     width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
-    channels, alpha, palette, clear = PNG_CHANNELS[kind], kind in (4, 6), None, chunks.get(b"tRNS", b"")
+    channels, alpha, palette, clear = PNG_CHANNELS[kind], kind in (4, 6), None, chunks.get(b"tRNS")
     _check_size(path, (height, width, channels), bits, path.stat().st_size, DEFLATED)
     if kind == 3:
-        palette = np.frombuffer(chunks[b"PLTE"], dtype=np.uint8).reshape(-1, 3)
-        if clear:
-            alphas = np.frombuffer(clear.ljust(len(palette), b"\xff"), dtype=np.uint8)
-            palette = np.column_stack([palette, alphas])
-        kind = 0
+        palette, kind = np.frombuffer(chunks[b"PLTE"], dtype=np.uint8).reshape(-1, 3), 0
     shape = _image_shape(1, height, width, channels - alpha, palette)
     if header_only:
-        return _Picture(shape, None, palette, alpha)
+        return _Picture(shape)
     parts = [chunks[b"IDAT"]]
     if bits == 16 and channels > 1:
         # Pillow cuts colours to 8 bits, but not grey. PNG's filters work on each channel by itself.
@@ -199,9 +191,13 @@ def _read_png(path, header_only):
     array = array.astype(np.uint16) if bits == 16 else array
     if palette is not None and array.max() >= len(palette):
         raise ImageError(f"{path}: the index {array.max()} lies outside its palette; save it with a whole palette")
-    if palette is None and clear and (array == np.frombuffer(clear, dtype=">u2")).all(-1).any():
-        raise _transparent(path)
-    return _Picture(shape, array, palette, alpha)
+    if alpha:
+        array, clear = _without_alpha(array)
+    elif clear is not None and palette is not None:
+        clear = np.frombuffer(clear.ljust(len(palette), b"\xff"), dtype=np.uint8)[array[..., 0]] < 255
+    elif clear is not None:
+        clear = (array == np.frombuffer(clear, dtype=">u2")).all(-1)
+    return _Picture(shape, array, clear, palette)
 
 
 def _read_tiff(path, header_only):
@@ -235,14 +231,15 @@ def _read_tiff(path, header_only):
             palette = page.colormap.T if photometric == 3 else None
     finally:
         logger.removeFilter(_silence)
-    if palette is not None:
-        palette = (palette >> (8 if palette.max() > 255 else 0)).astype(
-            np.uint8
-        )  # some programs write 8 of the 16 bits
+    if palette is not None:  # of 16 bits, of which some programs write 8
+        palette = (palette >> (8 if palette.max() > 255 else 0)).astype(np.uint8)
     alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
-    white = 2**page.bitspersample - 1 if photometric == 0 and dtype.kind in "bu" else None
     shape = _image_shape(len(arrays), height, width, channels - alpha, palette)
-    return _Picture(shape, None if header_only else np.stack(arrays), palette, alpha, white)
+    if header_only:
+        return _Picture(shape)
+    array, clear = _without_alpha(np.stack(arrays)) if alpha else (np.stack(arrays), None)
+    white = 2**page.bitspersample - 1 if photometric == 0 and dtype.kind in "bu" else None
+    return _Picture(shape, array, clear, palette, white)
 
 
 def _silence(record):
@@ -257,13 +254,11 @@ def _check_page(path, page, shape, stored):
 
     `shape`: of all pages so far. `stored`: the bytes of their pixels in the file.
     """
-    kind, ratio, bits = (
-        (page.photometric, page.dtype, page.compression),
-        UNPACKED.get(page.compression),
-        page.bitspersample,
-    )
-    known = kind[0] in (0, 1, 2, 3) and kind[1] is not None and kind[1].kind in "biuf" and ratio is not None
-    if not known or ((kind[2] == 5 or page.predictor == 3) and importlib.util.find_spec("imagecodecs") is None):
+    dtype, bits, ratio = page.dtype, page.bitspersample, UNPACKED.get(page.compression)
+    known = page.photometric in (0, 1, 2, 3) and bits in (1, 8, 16, 32, 64) and ratio is not None
+    packed = page.compression == 5 or page.predictor == 3
+    if not (known and dtype is not None and dtype.kind in "biuf") or (packed and not find_spec("imagecodecs")):
+        kind = (page.photometric, f"{bits} bits", dtype, page.compression)
         names = ", ".join(str(getattr(part, "name", part)) for part in kind)
         raise ImageError(
             f"{path}: is TIFF of a kind that is not read ({names}); save it grey or RGB with deflate (zip) or "
