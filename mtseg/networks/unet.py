@@ -26,6 +26,18 @@ def normalization_layer(normalization, channels, dims):
     raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
 
 
+class Dropout(nn.Dropout):
+    """nn.Dropout that draws the same in every memory format, and on a CPU in a quarter of the time: 16 bits a value."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        bits = bits.view(torch.int16)[: x.numel()].view(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
+        kept = bits >= round(self.p * 2**16) - 2**15
+        return x * kept.to(x.dtype).mul_(1 / (1 - self.p))
+
+
 class DoubleConv(nn.Module):
     """Twice convolution, normalization, activation; with `residual` the input (1x1 convolved if channels change) is
     added. `slope`: of the activation below zero, 0 for ReLU. `dropout`: the share of single values dropped between the
@@ -42,7 +54,7 @@ class DoubleConv(nn.Module):
         self.conv2 = conv(channels_out, channels_out, 3, padding=1)
         self.norm2 = normalization_layer(normalization, channels_out, dims)
         self.activation = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
-        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.dropout = Dropout(dropout) if dropout else None
         self.shortcut = None
         if residual:
             self.shortcut = nn.Identity() if channels_in == channels_out else conv(channels_in, channels_out, 1)

@@ -18,12 +18,14 @@
 
 typedef int64_t Int;
 typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
-enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36, CHUNK = 1 << 18 };  // CHUNK: floats of v
+enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36 };
+enum { TILES = 48, FLOATS = 1 << 18 };  // a chunk has about so many tiles, or floats of v
 
 #define LOAD(p) (*(const Vector *)(p))
 #define STORE(p, x) (*(Vector *)(p) = (x))
 #define ADD(p, x) STORE(p, LOAD(p) + (x))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
 
 typedef struct {
   Int n, d, h, w, ci, co, threads, kd;
@@ -33,7 +35,7 @@ typedef struct {
   float *u, *v, *m;
 } Job;
 
-static int begin(Job *job, const Int *sizes) {
+static Job job_of(const Int *sizes) {
   Job j = {sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7]};
   j.deep = j.d + j.kd - 1;
   j.terms = j.kd * j.ci;
@@ -41,16 +43,18 @@ static int begin(Job *job, const Int *sizes) {
   j.tiles_h = (j.h + 3) / 4;
   j.tiles_w = (j.w + 3) / 4;
   j.columns = j.n * j.tiles_h * j.tiles_w;
-  Int chunk = CHUNK / (POINTS * j.deep * (j.ci > j.co ? j.ci : j.co));
-  Int chunks = chunk ? (j.columns + chunk - 1) / chunk : j.columns;
-  j.chunk = (j.columns + chunks - 1) / chunks;
-  j.v_step = j.chunk * j.deep * j.ci + 16;
-  j.m_step = (j.chunk * j.d + ROWS) * j.co + 16;
-  j.u = malloc(sizeof(float) * POINTS * (j.u_step + j.v_step + j.m_step));
-  j.v = j.u + POINTS * j.u_step;
-  j.m = j.v + POINTS * j.v_step;
-  *job = j;
-  return j.u != NULL;
+  return j;
+}
+
+// Room for u and for so many chunks in v and m; 0 where there is none.
+static int allocate(Job *j, Int chunk, Int chunks) {
+  j->chunk = chunk;
+  j->v_step = chunk * j->deep * j->ci + 16;
+  j->m_step = (chunk * j->d + ROWS) * j->co + 16;
+  j->u = malloc(sizeof(float) * POINTS * (j->u_step + chunks * (j->v_step + j->m_step)));
+  j->v = j->u + POINTS * j->u_step;
+  j->m = j->v + POINTS * chunks * j->v_step;
+  return j->u != NULL;
 }
 
 // ------------------------------------------------------------------------------------------------------- transforms
@@ -230,37 +234,42 @@ static void clear_borders(const Job *j, Int i) {
 // ------------------------------------------------------------------------------------------------------------- calls
 // sizes: n, d, h, w, ci, co, threads, kd, turned. Both return 0 where there is not enough memory.
 
+static void convolve_chunk(const Job *j, const float *x, const float *bias, float *y, Int first) {
+  const Int panels = j->co / PANEL, rows = MIN(j->chunk, j->columns - first) * j->d;
+  for (Int row = 0; row < rows; row++) transform_input(j, x, first, row);
+  for (Int i = 0; i < POINTS * panels; i++) {
+    const Int p = i / panels, panel = i % panels;
+    for (Int row = 0; row < rows; row += ROWS) {
+      const float *six[ROWS];
+      for (Int r = 0; r < ROWS; r++) {  // beyond the last row it is calculated again, into rows nobody reads
+        const Int this = MIN(row + r, rows - 1);
+        six[r] = j->v + p * j->v_step + (this + this / j->d * (j->kd - 1)) * j->ci;
+      }
+      float *out = j->m + p * j->m_step + row * j->co + panel * PANEL;
+      multiply_rows(six, j->u + p * j->u_step + panel * j->terms * PANEL, j->terms, out, j->co);
+    }
+  }
+  for (Int row = 0; row < rows; row++) transform_output(j, bias, y, first, row);
+}
+
 // y [n][d][h][w][co] = x [n][d][h][w][ci] convolved with w [kd][kh][kw][ci][co], plus bias [co] unless that is NULL;
 // with w turned about in space where `turned`, for the gradient of an input
 int winograd_convolve(const Int *sizes, const float *x, const float *w, const float *bias, float *y) {
-  Job job, *j = &job;
-  if (!begin(j, sizes)) return 0;
-  const Int panels = j->co / PANEL;
+  Job job = job_of(sizes), *j = &job;
+  const Int share = (j->columns + j->threads - 1) / j->threads;
+  if (!allocate(j, MAX(1, MIN(TILES / j->d, share)), j->threads)) return 0;
 #pragma omp parallel num_threads(j->threads)
   {
 #pragma omp for schedule(static)
     for (Int i = 0; i < j->terms; i++) transform_kernel(j, w, sizes[8], i / j->ci, i % j->ci);
 #pragma omp for schedule(static)
-    for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(j, i);
-    for (Int first = 0; first < j->columns; first += j->chunk) {
-      const Int rows = MIN(j->chunk, j->columns - first) * j->d;
-#pragma omp for schedule(static)
-      for (Int row = 0; row < rows; row++) transform_input(j, x, first, row);
-#pragma omp for schedule(static)
-      for (Int i = 0; i < POINTS * panels; i++) {
-        const Int p = i / panels, panel = i % panels;
-        for (Int row = 0; row < rows; row += ROWS) {
-          const float *six[ROWS];
-          for (Int r = 0; r < ROWS; r++) {  // beyond the last row it is calculated again, into rows nobody reads
-            const Int this = MIN(row + r, rows - 1);
-            six[r] = j->v + p * j->v_step + (this + this / j->d * (j->kd - 1)) * j->ci;
-          }
-          float *out = j->m + p * j->m_step + row * j->co + panel * PANEL;
-          multiply_rows(six, j->u + p * j->u_step + panel * j->terms * PANEL, j->terms, out, j->co);
-        }
-      }
-#pragma omp for schedule(static)
-      for (Int row = 0; row < rows; row++) transform_output(j, bias, y, first, row);
+    for (Int t = 0; t < j->threads; t++) {  // each thread has v and m of its own, and waits for no other
+      Job own = job;
+      own.v += POINTS * t * j->v_step;
+      own.m += POINTS * t * j->m_step;
+      for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(&own, i);
+      for (Int first = t * j->chunk; first < j->columns; first += j->threads * j->chunk)
+        convolve_chunk(&own, x, bias, y, first);
     }
   }
   free(j->u);
@@ -269,9 +278,16 @@ int winograd_convolve(const Int *sizes, const float *x, const float *w, const fl
 
 // dw [kd][kh][kw][ci][co], the gradient of w from x [n][d][h][w][ci] and dy [n][d][h][w][co]
 int winograd_weight_gradient(const Int *sizes, const float *x, const float *dy, float *dw) {
-  Job job, *j = &job;
-  if (!begin(j, sizes)) return 0;
+  Job job = job_of(sizes), *j = &job;
   const Int panels = j->co / PANEL;
+  // Sums are added part by part, whatever the threads: of an image, each thread brings a part to the chunk.
+  Int part = TILES, chunk = MIN(TILES * j->threads, j->columns);
+  if (j->kd == 3) {
+    const Int most = FLOATS / (POINTS * j->deep * MAX(j->ci, j->co));
+    const Int chunks = most ? (j->columns + most - 1) / most : j->columns;
+    part = chunk = (j->columns + chunks - 1) / chunks;
+  }
+  if (!allocate(j, chunk, 1)) return 0;
 #pragma omp parallel num_threads(j->threads)
   {
 #pragma omp for schedule(static)
@@ -288,9 +304,11 @@ int winograd_weight_gradient(const Int *sizes, const float *x, const float *dy, 
 #pragma omp for schedule(static)
       for (Int i = 0; i < POINTS * panels; i++) {
         const Int p = i / panels, panel = i % panels;
-        for (Int k = 0; k < j->terms; k += ROWS)  // rows beyond the last term are sums of what nobody reads
-          multiply_columns(j, j->v + p * j->v_step + k, j->m + p * j->m_step + panel * PANEL, columns,
-                           j->u + p * j->u_step + k * j->co + panel * PANEL);
+        for (Int begin = 0; begin < columns; begin += part)
+          for (Int k = 0; k < j->terms; k += ROWS)  // rows beyond the last term are sums of what nobody reads
+            multiply_columns(j, j->v + p * j->v_step + begin * j->deep * j->ci + k,
+                             j->m + p * j->m_step + begin * j->d * j->co + panel * PANEL, MIN(part, columns - begin),
+                             j->u + p * j->u_step + k * j->co + panel * PANEL);
       }
     }
 #pragma omp for schedule(static)
