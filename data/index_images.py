@@ -1,8 +1,8 @@
 """Look into folders of images and masks, say what is in them, and write an index of them and the lists of a split.
 
     python data/index_images.py data/UHCS --out data/UHCS/index.json
-    python data/index_images.py data/EBC data/Super --out data/both.json --test 4 --val 2 --group '^(\\d+n\\d|[^_]+)'
-    python data/index_images.py SRPU-Model/json/master_labeled_dataset.json --classes srpu.json --out data/srpu.json
+    python data/index_images.py data/EBC data/Super --out data/both/index.json --test 4 --group '^(\\d+n\\d|[^_]+)'
+    python data/index_images.py SRPU-Model/json/master_labeled_dataset.json --classes c.json --out data/srpu/index.json
 
 A ROOT is a data set: a folder with images/ and masks/ (and unlabeled/), nnU-Net's layout, images with <name>_mask
 beside them, or an index, also one of SRPU-Model. Its classes are those of --classes, or of its own classes.json or
@@ -11,7 +11,7 @@ dataset.json. Every file is read; what is wrong with any of them is said at once
 Ids are names without ending, of several sets <set>__<name>. A split counts groups: images of one specimen, patient or
 sequence (--group '^(em\\d)' makes one of em10 to em19), and such with equal pixels or with a frame in common. Every
 class and every set comes into every list where that is possible. Where no split is asked for, the ROOTs' own lists are
-joined. The lists lie beside the index.
+joined. The lists lie beside the index, and --root_path of the training scripts is the index, or its folder.
 """
 
 import hashlib
@@ -219,7 +219,7 @@ def main(argv=None):
     parser = Parser(description=__doc__)
     flag = parser.add_argument
     flag("roots", type=Path, nargs="+", metavar="ROOT", help="folder of a data set, or an index")
-    flag("--out", type=Path, required=True, metavar="FILE", help="index to write, e.g. data/steel.json")
+    flag("--out", type=Path, required=True, metavar="FILE", help="index to write, e.g. data/steel/index.json")
     flag("--classes", type=Path, metavar="FILE", help="classes.json for all sets (default: that of each ROOT)")
     flag("--snap", action="store_true", help="take values and colours that are no class's for the nearest class's")
     flag("--overwrite", action="store_true", help="replace the index and the lists that are there")

@@ -267,6 +267,20 @@ def test_the_script_leaves_equal_lists_alone_and_asks_before_others(tmp_path, ca
     assert (root / "test.list").read_bytes() == before
 
 
+def test_the_script_splits_a_folder_of_images(tmp_path, capsys):
+    """By specimen; images without a mask are unlabelled, and left out where their specimen is tested."""
+    for name in [f"spot{spot}_{image}d" for spot in range(1, 6) for image in range(3)]:
+        for folder in ("images", "masks") if not name.endswith("2d") else ("images",):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{name}.png").touch()
+    main([str(tmp_path), "--test", "2", "--labelnum", "1", "--patient_id", "^(spot[0-9])"])
+    lists = {name: (tmp_path / f"{name}.list").read_text().split() for name in ("train", "test", "unlabeled")}
+    assert [len(names) for names in lists.values()] == [6, 4, 3]
+    assert len({name[:5] for name in lists["test"]}) == 2
+    assert {name[:5] for name in lists["unlabeled"]} == {name[:5] for name in lists["train"]}
+    assert "2 left out" in capsys.readouterr().out
+
+
 def test_the_script_does_not_split_scans_that_nobody_prepared(tmp_path, capsys):
     (tmp_path / "heart_1.nii.gz").touch()
     with pytest.raises(SystemExit):
