@@ -145,8 +145,8 @@ class ClassTable:
         return palette[:256]
 
     def to_values(self, index):
-        """The mask, uint8 or uint16, that `to_index` turns into these class numbers."""
-        last = 0 if self.ignore is None else self.ignore
+        """The mask, uint8 or uint16, that `to_index` turns into these class numbers; IGNORED stays without `ignore`."""
+        last = IGNORED if self.ignore is None else self.ignore
         values = np.full(256, last, dtype=np.uint8 if max(*self.values, last) < 256 else np.uint16)
         values[: len(self.values)] = self.values
         return values[index]

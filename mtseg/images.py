@@ -280,23 +280,25 @@ def _check_page(path, page, shape, stored):
         raise EOFError("it is cut short")
 
 
-def png_bytes(index, palette=None):
-    """The bytes of a PNG file with the numbers `index`, (H, W) bool, uint8 or uint16; always the same bytes.
+def png_bytes(array, palette=None):
+    """The bytes of a PNG file with numbers (H, W) or colours (H, W, 3), bool, uint8 or uint16; always the same.
 
-    `palette`: (256, 3) uint8, the colours in which numbers up to 255 are shown. Raises ImageError for other types.
+    `palette`: (256, 3) uint8, the colours in which numbers, uint8 then, are shown. Raises ImageError for other arrays.
     """
-    index = index.astype(np.uint8) if index.dtype == bool else index
-    if index.ndim != 2 or index.dtype not in ((np.uint8, np.uint16) if palette is None else (np.uint8,)):
-        what = "PNG" if palette is None else "PNG with a palette"
-        raise ImageError(f"{what} does not hold {index.dtype} of shape {index.shape}; save it as TIFF")
-    size, colors = index.dtype.itemsize, b"" if palette is None else np.asarray(palette, dtype=np.uint8).tobytes()
-    rows = np.ascontiguousarray(index, dtype=f">u{size}").view(np.uint8)
-    pixels = zlib.compress(np.pad(rows, ((0, 0), (1, 0))))
-    return _png_file(*index.shape[::-1], 8 * size, 3 if colors else 0, 0, pixels, colors)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    size, kind = array.dtype.itemsize, 2 if array.ndim == 3 else 0 if palette is None else 3
+    if array.shape[2:] not in ((), (3,)) or array.dtype not in (np.uint8, np.uint16) or (kind == 3 and size > 1):
+        raise ImageError(
+            f"PNG{' with a palette' if kind == 3 else ''} does not hold {array.dtype} of shape {array.shape}"
+        )
+    rows = np.ascontiguousarray(array, dtype=f">u{size}").view(np.uint8).reshape(len(array), -1)
+    pixels = zlib.compress(np.pad(rows, ((0, 0), (1, 0))))  # a row begins with its filter, none
+    colors = np.asarray(palette, dtype=np.uint8).tobytes() if kind == 3 else b""
+    return _png_file(*array.shape[1::-1], 8 * size, kind, 0, pixels, colors)
 
 
 def tiff_bytes(array):
-    """The bytes of a TIFF file with numbers (H, W), or a page for each (H, W) of (S, H, W); always the same bytes."""
+    """The bytes of a TIFF file with numbers (H, W), or a page for each (H, W) of (S, H, W); always the same."""
     file, options = io.BytesIO(), {"photometric": "minisblack", "compression": "zlib", "metadata": None}
     need("tifffile", "writing TIFF").imwrite(file, array, software=False, **options)
     return file.getvalue()
