@@ -74,12 +74,11 @@ class ClassTable:
                     raise ClassError(f"two classes have the {what} {entry!r}; give each its own")
         if self.other is not None and not colors:
             raise ClassError('a class has the color "other", and no class another; give the others theirs')
-        if self.pixel_size is not None:
-            *sides, unit = self.pixel_size
-            if not (len(sides) == 2 and all(type(side) in (int, float) and 0 < side < math.inf for side in sides)):
-                raise ClassError(f'pixel_size is {self.pixel_size!r}; give [height, width, "unit"]')
-            if not _is_text(unit):
-                raise ClassError(f'pixel_size has the unit {unit!r}; give [height, width, "unit"]')
+        size = self.pixel_size
+        if size is not None and not (isinstance(size, tuple) and len(size) == 3 and _is_text(size[2])):
+            raise ClassError(f'pixel_size is {size!r}; give [height, width, "unit"]')
+        if size is not None and not all(type(side) in (int, float) and 0 < side < math.inf for side in size[:2]):
+            raise ClassError(f'pixel_size is {size!r}; give [height, width, "unit"], both above 0')
 
     @classmethod
     def from_dict(cls, content):

@@ -140,6 +140,7 @@ def _usual_parts(groups):
 
 
 def _images_and_masks(source, channels):
+    """As `_flat`, of images/ with the labels of masks/ or labels/, and of unlabeled/."""
     images = source / "images"
     return [*_with_labels_beside(_flat(images, channels), images), *_flat(source / UNLABELED, channels)]
 

@@ -192,7 +192,7 @@ BAD = [
             [True, 1, "um"],
         )
     ),
-    ({"classes": [{"name": "a"}, {"name": "b"}], "pixel_size": 3}, r"not a file of classes|pixel_size"),
+    ({"classes": [{"name": "a"}, {"name": "b"}], "pixel_size": 3}, r"pixel_size is 3; give"),
     ('{"classes": ', r"not a file of classes \(Expecting value.*\); repair it"),
     ("[" * 10**5, r"not a file of classes \(.*\); repair it"),
     ('{"classes": [{"name": "a"}, {"name": "b"}], "pixel_size": [1, Infinity, "um"]}', r"pixel_size .*; give \[height"),
