@@ -153,7 +153,7 @@ def _explanations(rows, baselines):
             "saving and starting."
         )
     if baselines:
-        against = "; ".join(row.title for row in baselines)
+        against = "; ".join(dict.fromkeys(row.title for row in baselines))
         sentences.append(
             f"p: Wilcoxon signed-rank test, two-sided, not corrected for several tests, against {against}, on the same "
             f"cases, each averaged over the seeds first; in brackets the pairs."
