@@ -142,18 +142,14 @@ def _in_set(rows, name):
 
 
 def pooled_parts(row, metric):
-    """(part, whole, pixels in either mask) of a row, for a `metric` of POOLED: summed over rows they go to `share_of`.
-
-    None where the row does not hold what it takes.
-    """
-    counts = [row.get(name) for name in COUNTS]
-    if None in counts or (metric == "pixel_accuracy" and row.get(metric) is None):
+    """(part, whole, pixels in either mask) of a row, whose `metric` of POOLED is part / whole: summed over rows they go
+    to `share_of`. None where the row does not hold the metric and the counts."""
+    if any(row.get(name) is None for name in (metric, *COUNTS)):
         return None
-    tp, fp, fn, _ = counts
-    if metric == "pixel_accuracy":
-        return row[metric] * sum(counts), sum(counts), tp + fp + fn
-    whole = {"dice": 2 * tp + fp + fn, "jaccard": tp + fp + fn, "precision": tp + fp, "recall": tp + fn}[metric]
-    return (2 * tp if metric == "dice" else tp), whole, tp + fp + fn
+    tp, fp, fn, tn = (row[name] for name in COUNTS)
+    wholes = {"dice": 2 * tp + fp + fn, "jaccard": tp + fp + fn, "precision": tp + fp, "recall": tp + fn}
+    whole = wholes.get(metric, tp + fp + fn + tn)
+    return row[metric] * whole, whole, tp + fp + fn
 
 
 def share_of(parts):

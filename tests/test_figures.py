@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -13,13 +14,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import ball, write_case
-from test_report import write_run
+from PIL import Image
+from test_report import write_images, write_run
 
 import inference
-from mtseg import figures, html_report, report
+from mtseg import figures, html_report, metrics, report
+from mtseg.classes import ClassTable
 from mtseg.figures.__main__ import main as draw
-from mtseg.figures.slices import slice_legend
+from mtseg.figures.slices import WRONG, slice_legend
 from mtseg.html_report.__main__ import main as write_page
+from mtseg.images import png_bytes, tiff_bytes
 from mtseg.networks import VNet
 from mtseg.script.progress import moving_average
 
@@ -449,10 +453,10 @@ def test_the_worst_error_may_be_one_class_in_the_place_of_another():
     assert label[worst] == 2
 
 
-def write_metrics(run, seed, rows, **config):
+def write_metrics(run, seed, rows, header=None, **config):
     run.mkdir(parents=True)
     (run / "config.json").write_text(json.dumps({"model": "MT", "labelnum": 8, "seed": seed, **config}))
-    (run / "metrics.csv").write_text("\n".join([HEADER, *rows]) + "\n")
+    (run / "metrics.csv").write_text("\n".join([header or HEADER, *rows]) + "\n")
     return run
 
 
@@ -531,3 +535,253 @@ def test_box_plots_mark_what_was_trained_on_its_test_cases(tmp_path, styled):
     assert figure.get_supxlabel() == "† tested on 1 case that it was trained on"
     assert texts_that_overlap(figure) == []
     draw(["boxes", str(tmp_path), "--out", str(tmp_path / "boxes.svg")])
+
+
+# ------------------------------------------------------------------------------------------------ images and stacks
+
+COATING = {
+    "classes": [
+        {"name": "coating", "value": 0, "color": [0, 0, 0]},
+        {"name": "oxide of $x$ and a long name_", "value": 7, "color": [230, 159, 0]},
+        {"name": "crack", "value": 9, "color": [0, 114, 178]},
+    ]
+}
+
+
+def flat_case(number, shape=(40, 60), **more):
+    """An image, or a stack, of three classes in stripes, and a prediction with a wrong square."""
+    label = np.broadcast_to(np.arange(shape[-1]) // 20, shape).astype(np.uint8)
+    prediction = label.copy()
+    prediction[..., 5 : 10 + number, 5:15] = 2
+    image = (label + np.random.default_rng(number).random(shape)).astype(np.float32)
+    return {"image": image, "label": label, "prediction": prediction} | more
+
+
+def write_flat(folder, cases, background=0, **record):
+    """Cases as inference.py --save_result writes them."""
+    folder.mkdir(parents=True)
+    measured = {"num_classes": 3, "ignore_index": 255, "spacing": None, "unit": "pixel"}
+    measured |= {"classes": COATING | {"background": background}} | record
+    for number, case in enumerate(cases):
+        with h5py.File(folder / f"image_{number}.h5", "w") as file:
+            for name, array in case.items():
+                file[name] = array
+            file.attrs["case"] = json.dumps(measured)
+    return folder
+
+
+def pictures(figure):
+    """[(title, pixels)] of the panels of a figure that hold any."""
+    return [(axes.get_title(), axes.images[0].get_array()) for axes in figure.axes if axes.images]
+
+
+@pytest.mark.parametrize("background", [0, None])
+def test_an_image_its_label_its_prediction_and_its_errors_stand_side_by_side(tmp_path, styled, background):
+    folder = write_flat(tmp_path / "MT", [flat_case(3)], background)
+    case = figures.case_readers(folder)["image_0"]()
+    case["label"][0, :5] = case["prediction"][0, :5] = 255  # ignored
+    figure = figures.overlay(case, "image_0")
+    shown = dict(pictures(figure))
+    assert list(shown) == ["image", "label", "prediction", "errors"]
+    assert all(panel.shape == (40, 60, 3) for panel in shown.values())
+    # One grey throughout: what is not the background has its class's colour, over the image where there is one.
+    image, opacity = shown["image"].astype(float), 1 if background is None else 0.7
+    assert (np.ptp(image, axis=-1) == 0).all()
+    colors = np.array([entry["color"] for entry in COATING["classes"]])
+    for name in ("label", "prediction"):
+        drawn = case[name] < 3 if background is None else (case[name] > 0) & (case[name] < 3)
+        mixed = (1 - opacity) * image + opacity * colors[case[name] % 253]
+        np.testing.assert_allclose(shown[name], np.where(drawn[..., None], mixed, image), atol=0.5)
+    wrong = (shown["errors"] == WRONG).all(axis=-1)
+    assert (wrong == (case["label"] != case["prediction"])).all() and wrong.sum() == 80
+    assert (np.ptp(shown["errors"][~wrong], axis=-1) == 0).all()
+    handles = {h.get_label(): np.rint(255 * np.array(h.get_facecolor())) for h in figure.legends[0].legend_handles}
+    names = ["coating", r"oxide of \$x\$ and a long name_", "crack"][0 if background is None else 1 :]
+    assert list(handles) == [*names, "wrong"]
+    assert handles["crack"].tolist() == [0, 114, 178, 255]
+    assert texts_that_overlap(figure) == []
+
+
+def test_pictures_of_images_have_nothing_that_overlaps(tmp_path, styled):
+    folders = {name: tmp_path / name for name in ("supervised", "Mean Teacher")}
+    shapes = ((40, 60), (70, 60), (40, 60), (30, 60))
+    for folder in folders.values():
+        write_flat(folder, [flat_case(n, shape) for n, shape in enumerate(shapes)])
+    figure, count = figures.gallery_of(folders["supervised"])
+    assert count == 4 and len(pictures(figure)) == 16
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert [text.split(",")[0] for text in texts] == ["best", "median", "worst", "2nd worst"]
+    assert re.fullmatch(r"best, mean Dice [\d.]+ %, mean HD95 [\d.]+ pixel: image_\d", texts[0])
+    assert texts_that_overlap(figure) == []
+    cases = {name: figures.case_readers(folder)["image_1"]() for name, folder in folders.items()}
+    captions = {name: figures.caption(case) for name, case in cases.items()}
+    figure = figures.compare(cases, captions)
+    titles = [title for title, _ in pictures(figure)]
+    assert titles[:2] == ["image", "label"] and titles[-2:] == ["errors", "errors"]
+    assert titles[3] == f"Mean Teacher\n{captions['Mean Teacher']}"
+    assert texts_that_overlap(figure) == []
+
+
+def test_a_stack_is_drawn_slice_by_slice(tmp_path, styled):
+    """Of three channels the colours, of others the first; as saved, along the first axis of the stack."""
+    case = flat_case(0, (4, 40, 60))
+    case["prediction"][:] = case["label"]
+    case["label"][2] = np.maximum(case["label"][2], 1)
+    case["prediction"][2] = case["label"][2]
+    case["prediction"][1, 30:35] = 0
+    colours = np.stack([case["image"], case["image"] + 1, case["image"] + 2])
+    folder = write_flat(tmp_path / "A", [case | {"image": colours}, case | {"image": colours[:2]}], axis=0)
+    for number, read in enumerate(figures.case_readers(folder).values()):
+        figure = figures.overlay(read())
+        shown = pictures(figure)
+        assert [title for title, _ in shown] == ["image", "label", "prediction", "errors"] * 2
+        assert (np.ptp(shown[0][1].astype(int), axis=-1).max() > 0) == (number == 0)
+        beneath = [text.get_text() for axes in figure.axes for text in axes.texts]
+        assert beneath == ["largest section, slice 2", "most errors, slice 1"]
+        assert (shown[7][1] == WRONG).all(axis=-1).sum() == 5 * 40
+        assert texts_that_overlap(figure) == []
+    draw(["compare", f"A={folder}", f"B={folder}", "--out", str(tmp_path / "stack.png")])
+    draw(["gallery", str(folder), "--out", str(tmp_path / "stack.png")])
+
+
+def test_what_images_cannot_have_is_one_sentence(tmp_path, capsys):
+    folder = write_flat(tmp_path / "MT", [flat_case(0)])
+    broken = write_flat(tmp_path / "broken", [flat_case(0)], classes={"classes": "three"})
+    for words, sentence in (
+        (["surfaces", folder], "case image_0 is an image, which has no surfaces; draw its overlay"),
+        (["overlay", folder, "--spacing", 1, 1, 1], "the size of pixels stands in classes.json as pixel_size"),
+        (["gallery", folder, "--spacing", 1, 1, 1], "the size of pixels stands in classes.json as pixel_size"),
+        (["overlay", broken], "image_0.h5: has no list of classes"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            draw([*map(str, words), "--out", str(tmp_path / "picture.png")])
+        error = capsys.readouterr().err
+        assert (stopped.value.code, error.count("\n")) == (2, 1) and sentence in error, error
+    assert not (tmp_path / "picture.png").exists()
+
+
+def write_image_results(root, classes, unit="um"):
+    """Images with masks, and what inference.py --input leaves of them: two images and a stack, the last unlabelled."""
+    table = ClassTable.from_dict(classes or {"classes": [{"name": str(n)} for n in range(3)]})
+    for part in ("images", "masks", "results/predictions"):
+        (root / part).mkdir(parents=True)
+    cases = [flat_case(1), flat_case(2), flat_case(1, (3, 40, 60))]
+    for number, case in enumerate(cases):
+        pixels = np.uint8(100 * case["image"])
+        stack = pixels.ndim == 3
+        name = f"s_{number}.{'tif' if stack else 'png'}"
+        label, prediction = table.to_values(case["label"]), table.to_values(case["prediction"])
+        write = tiff_bytes if stack else lambda mask: png_bytes(mask, table.palette(by_value=True))
+        (root / "images" / name).write_bytes(tiff_bytes(pixels) if stack else png_bytes(pixels))
+        if not stack:
+            (root / "masks" / name).write_bytes(write(label))
+        (root / "results/predictions" / name).write_bytes(write(prediction))
+    settings = {"input": str(root / "images"), "labels": str(root / "masks"), "unit": unit, "preprocessing": None}
+    (root / "results/cases.jsonl").write_text(json.dumps({"settings": settings}) + "\n")
+    result = {"network": {"num_classes": 3}, "protocol": {"ignore_index": 255}, "classes": classes}
+    (root / "results/metrics.json").write_text(json.dumps(result))
+    return cases
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_predictions_that_were_written_as_images_are_drawn(tmp_path, styled, capsys, named):
+    classes = COATING | {"background": 0, "pixel_size": [0.5, 0.25, "um"]} if named else None
+    cases = write_image_results(tmp_path, classes, "um" if named else "pixel")
+    readers = figures.case_readers(tmp_path / "results")
+    assert list(readers) == ["s_0", "s_1", "s_2"]
+    for read, case in zip(readers.values(), cases, strict=True):
+        found = read()
+        assert (found["prediction"] == case["prediction"]).all()
+        assert found["prediction"].ndim == 3 or (found["label"] == case["label"]).all()
+        assert (found["image"] == np.uint8(100 * case["image"])).all()
+    one = readers["s_0"]()
+    expected = [
+        metrics.all_metrics(cases[0]["prediction"] == n, cases[0]["label"] == n, one["spacing"]) for n in (1, 2)
+    ]
+    assert one["spacing"] == ((0.5, 0.25) if named else (1, 1))
+    unit = "um" if named else "pixel"
+    dice, distance = (np.mean([found[metric] for found in expected]) for metric in ("dice", "hd95"))
+    assert figures.caption(one) == f"mean Dice {100 * dice:.2f} %\nmean HD95 {distance:.2f} {unit}"
+    figure = figures.overlay(one)
+    assert figure.axes[0].get_images()[0].axes.get_aspect() == (2 if named else 1)
+    for kind in ("overlay", "gallery"):
+        draw([kind, str(tmp_path / "results"), "--out", str(tmp_path / "picture.png"), "--dpi", "60"])
+    draw(["overlay", str(tmp_path / "results"), "--case", "s_2", "--out", str(tmp_path / "picture.png"), "--dpi", "60"])
+    (tmp_path / "results/predictions/s_0.png").write_bytes(b"no image")
+    with pytest.raises(SystemExit):
+        draw(["overlay", str(tmp_path / "results"), "--case", "s_0", "--out", str(tmp_path / "picture.png")])
+    assert "s_0.png" in capsys.readouterr().err
+
+
+def test_real_micrographs_are_drawn_in_the_colours_of_their_classes(images_root, tmp_path, styled):
+    """The picture's file, after its colours were made 256, still has each class's colour as classes.json gives it."""
+    from mtseg.classes import read_classes, to_index
+    from mtseg.images import read_image, read_mask
+
+    for name in ("uhcs", "superalloy"):
+        table = read_classes(images_root / name / "classes.json")
+        file = min((images_root / name / "images").iterdir())
+        label, _ = to_index(read_mask(images_root / name / "masks" / file.name), table)
+        case = {"image": read_image(file), "label": label, "prediction": np.roll(label, 20, axis=1)}
+        folder = tmp_path / name
+        write_flat(folder, [case], num_classes=len(table.names), classes=table.to_dict())
+        draw(["overlay", str(folder), "--out", str(tmp_path / "picture.png")])
+        picture = np.asarray(Image.open(tmp_path / "picture.png").convert("RGB")).astype(int)
+        for color in (*table.palette()[: len(table.names)], WRONG):
+            assert (np.abs(picture - color).max(axis=-1) <= 8).sum() > 100, color
+
+
+def test_volumes_have_the_names_and_colours_of_their_classes(styled, tmp_path):
+    classes = [
+        {"name": n, "value": v, "color": c}
+        for n, v, c in (("none", 0, [0, 0, 0]), ("wall", 5, [9, 90, 200]), ("pool", 2, [250, 9, 9]))
+    ]
+    case = {name: np.zeros(SHAPE, np.uint8) for name in ("image", "label", "prediction")}
+    case["label"][3:20], case["prediction"][5:22], case["prediction"][25:] = 1, 1, 2
+    folder = write_flat(tmp_path / "MT", [case], unit="voxel", classes={"classes": classes})
+    read = figures.case_readers(folder)["image_0"]()
+    legend = {handle.get_label(): handle for handle in slice_legend([read])}
+    assert [*legend][:4] == ["wall", "pool", "label", "prediction"]
+    assert legend["wall"].get_facecolor()[:3] == pytest.approx((9 / 255, 90 / 255, 200 / 255))
+    figure, axes = plt.subplots()
+    figures.draw_slice(axes, read, axis=2, index=9)
+    drawn = {tuple(np.rint(255 * color[:3])) for part in axes.collections for color in part.get_edgecolor()}
+    assert {(9, 90, 200), (250, 9, 9)} <= drawn
+    plt.close(figure)
+
+
+def test_box_plots_of_several_sets_name_them(tmp_path, styled):
+    for method in ("MT", "supervised"):
+        write_images(tmp_path, method, 1, ("steel", "coating"))
+    figure = figures.boxes_of(report.report([tmp_path])[1])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        *("steel: MT, student, 8 labels", "steel: supervised, 8 labels"),
+        *("coating: MT, student, 8 labels", "coating: supervised, 8 labels"),
+    ]
+    draw(["boxes", str(tmp_path), "--out", str(tmp_path / "boxes.png")])
+
+
+def test_the_page_of_images(tmp_path):
+    for method in ("MT", "supervised"):
+        write_images(tmp_path / "runs", method, 1, ("steel", "coating"), trained_on=[])
+    folder = write_flat(tmp_path / "MT", [flat_case(n) for n in range(3)])
+    out = tmp_path / "report.html"
+    write_page([str(tmp_path / "runs"), "--per_class", "--predictions", str(folder), "--out", str(out)])
+    text = out.read_text()
+    assert text.count("<img ") == 2  # box plots and gallery
+    table, cases = (part.split("</table>")[0] for part in text.split("<table")[1:3])
+    for words in ("IoU pooled %", "Pixel accuracy pooled %", "a_b &amp; $c$ &lt;i&gt;", "steel", "coating"):
+        assert words in table
+    assert "IoU %" in cases and "pooled" not in cases and "HD95 pixel" in cases
+    assert "<i>" not in text
+
+
+def test_curves_pass_over_the_validation_dice_of_classes(tmp_path, styled):
+    header = "iteration,loss,val_dice_student,val_dice_teacher,val_dice_student/$a$_loss,val_dice_teacher/crack"
+    run = write_metrics(tmp_path / "run", 1, ["1,0.9,0.5,0.6,0.4,0.3", "2,0.8,0.7,0.8,0.1,0.2"], header=header)
+    figure = figures.curves(figures.read_runs([run]))
+    titles = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert list(titles) == ["loss", "validation Dice"]
+    legend = titles["validation Dice"].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["student", "teacher"]
+    plt.close(figure)

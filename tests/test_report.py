@@ -519,7 +519,7 @@ def test_rows_name_the_network_whose_weights_were_tested(tmp_path):
 NAMES = ("ferrite", "a_b & $c$ <i>", "=1+1")  # of classes; the numbers of pixels decide the order, not the alphabet
 
 
-def write_images(out, method, seed, sets=("",), unit="pixel", count=9, **changes):
+def write_images(out, method, seed, sets=("",), unit="pixel", count=9, without=(), **changes):
     """A run tested on images of several sizes, with its rows as inference.py writes them, of each of the `sets`, whose
     names stand in the rows where there are any; returns {set: [(prediction, label)]}."""
     write_run(out, method, seed, dice=[0.5], unit=unit, **changes)
@@ -537,7 +537,7 @@ def write_images(out, method, seed, sets=("",), unit="pixel", count=9, **changes
         for value, of_class in enumerate(NAMES):
             found = metrics.all_metrics(prediction == value, label == value)
             found = {key: None if np.isnan(number) else number for key, number in found.items()}
-            rows.append(case | {"class": of_class} | found)
+            rows.append({key: v for key, v in (case | {"class": of_class} | found).items() if key not in without})
     file.write_text(json.dumps(json.loads(file.read_text()) | {"cases": rows}))
     return maps
 
@@ -599,12 +599,12 @@ def test_which_tables_are_of_images(tmp_path):
         write_images(tmp_path / name, "MT", 1, **changes)
         return " ".join(report.report([tmp_path / name])[0].columns)
 
-    assert "IoU pooled %" in columns("um", unit="um") and "HD95 um" in columns("um", unit="um")
-    assert "IoU pooled %" in columns("mm images", unit="mm", classes={"pixel_size": [0.1, 0.1, "mm"]})
-    for name, unit in (("mm volumes", "mm"), ("voxels", "voxel")):
-        assert "pooled" not in columns(name, unit=unit) and "Jaccard % HD95" in columns(name, unit=unit)
-    write_run(tmp_path / "older", dice=[0.5, 0.6], unit="pixel")  # rows without counts
-    assert "Dice % IoU % HD95 pixel" in " ".join(report.report([tmp_path / "older"])[0].columns)
+    for unit in ("um", "mm"):
+        assert "IoU pooled % Pixel accuracy pooled % HD95 " + unit in columns(unit, unit=unit)
+    # Volumes have counts, and no pixel accuracy.
+    assert "Jaccard % HD95 mm ASD mm" in columns("volumes", unit="mm", without=("pixel_accuracy",))
+    assert "pooled" not in columns("volumes", unit="mm", without=("pixel_accuracy",))
+    assert "pooled" not in columns("without counts", without=("tp", "fp", "fn", "tn"))
 
 
 def test_each_set_of_a_result_is_a_row(tmp_path):

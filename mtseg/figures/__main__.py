@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mtseg.checkpoint import write_whole
 from mtseg.figures.canvas import SUFFIXES, FigureError, render, style
-from mtseg.figures.cases import caption, median_case, named_folders, read_everywhere
+from mtseg.figures.cases import caption, median_case, named_folders, read_everywhere, set_spacing
 from mtseg.figures.meshes import surfaces
 from mtseg.figures.runs import boxes_of, curves, find_runs, read_runs
 from mtseg.figures.slices import compare, gallery_of, overlay
@@ -59,8 +59,7 @@ def draw_one_case(args):
     folders = named_folders(args.paths)
     name = args.case or median_case(list(folders.values())[-1])
     cases = read_everywhere(folders, name)
-    for case in cases.values() if args.spacing else ():
-        case |= {"spacing": args.spacing, "unit": "mm"}
+    set_spacing(cases.values(), args.spacing)
     captions = {method: caption(case) for method, case in cases.items()}
     lines = {method: text.replace("\n", ", ") or "no label" for method, text in captions.items()}
     print(f"case {name}: " + "; ".join(f"{method} {line}" for method, line in lines.items()))
@@ -70,6 +69,8 @@ def draw_one_case(args):
     if args.kind == "compare":
         return compare(cases, captions)
     first = next(iter(cases.values()))
+    if first["prediction"].ndim == 2:
+        raise FigureError(f"case {name} is an image, which has no surfaces; draw its overlay")
     if first["label"] is None:
         raise FigureError(f"case {name} has no label: there is no surface to measure the distance to; draw its overlay")
     masks = {method: case["prediction"] for method, case in cases.items()}

@@ -1,7 +1,9 @@
 """Predictions of inference.py with their scans and labels, what is measured of them, and which of them to show.
 
 A case is a dict: 'image', 'label' and 'prediction', arrays (W, H, D), the label None where there is none; 'spacing',
-the voxels' size; 'unit', 'voxel' or 'mm'; and 'classes', {class: the value that stands for it in files}.
+the voxels' size; 'unit', of distances; and 'classes', {class: its name, or the value that stands for it in files}.
+Where 'flat' is True, the arrays are (H, W), or a stack (S, H, W) of such, and three channels in front of the image's
+are red, green and blue. 'background' is the class that does not count, 0 or None; 'palette' the classes' colours.
 """
 
 import json
@@ -12,14 +14,24 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from mtseg.classes import IGNORED, ClassError, ClassTable, to_index
 from mtseg.datasets import read_hdf5
 from mtseg.figures.canvas import FigureError
+from mtseg.images import ENDINGS as IMAGES
+from mtseg.images import read_image, read_mask
 from mtseg.layouts import find_cases, stem
 from mtseg.metrics import dice, hd95
 from mtseg.preprocess import PreprocessError, to_classes
 from mtseg.volumes import ENDINGS, read_channels, read_on_grid, read_volume
 
-RECORDED = ("num_classes", "ignore_index", "spacing")  # of how a case was measured, in its file
+RECORDED = (
+    "num_classes",
+    "ignore_index",
+    "spacing",
+    "classes",
+    "unit",
+    "axis",
+)  # of how a case was measured, in its file
 WORST = ("worst", "2nd worst", "3rd worst", "4th worst", "5th worst")  # places in a gallery
 
 
@@ -37,7 +49,7 @@ def _voxels(file, name):
 
 
 def read_case(path):
-    """The case in a <case>.h5 of `inference.py --save_result`; of several channels the first."""
+    """The case in a <case>.h5 of `inference.py --save_result`."""
     try:
         with h5py.File(path, "r") as file:
             case = {name: _voxels(file, name) for name in ("image", "label", "prediction")}
@@ -52,24 +64,37 @@ def read_case(path):
     return checked(case, path, **record)
 
 
-def checked(case, path, num_classes=None, values=None, ignore_index=None, spacing=None):
+def checked(case, path, num_classes=None, values=None, ignore_index=None, spacing=None, classes=None, unit="", axis=2):
     """`case`, read from `path`, with what a case holds beside the arrays; FigureError where it cannot be drawn.
 
-    As when it is measured, voxels of the label `ignore_index` are background in label and prediction.
+    Of an image with channels in front the first is kept, of flat ones all three colours. `classes`: what ClassTable's
+    to_dict gave, or None. `axis`: along which the slices of a stack follow each other, 0; 2 of a volume. As when it is
+    measured, voxels of the label `ignore_index` are of no class that counts in label and prediction.
     """
     image, label, prediction = (case[name] for name in ("image", "label", "prediction"))
-    image = case["image"] = image[0] if image.ndim == 4 else image
-    if prediction.ndim != 3 or any(a is not None and a.shape != prediction.shape for a in (image, label)):
+    flat = prediction.ndim == 2 or axis == 0
+    if image.ndim > prediction.ndim and not (flat and len(image) == 3):
+        image = case["image"] = image[0]
+    shapes = [image.shape[-prediction.ndim :], prediction.shape if label is None else label.shape]
+    if prediction.ndim not in (2, 3) or any(shape != prediction.shape for shape in shapes):
         raise FigureError(f"{path}: image, label and prediction have different shapes; write it again")
-    if min(image.shape) < 2:
+    if min(image.shape) < 2 and not flat:
         raise FigureError(f"{path}: its shape {image.shape} is no volume: there is no contour to draw; leave it out")
+    try:
+        table = ClassTable.from_dict(classes) if classes else None
+    except ClassError as error:
+        raise FigureError(f"{path}: {error}; write it again") from error
+    background = table.background if table else 0
     if label is not None and ignore_index is not None:
-        ignored = label == ignore_index
-        case["label"], case["prediction"] = np.where(ignored, 0, label), np.where(ignored, 0, prediction)
+        ignored, none = label == ignore_index, IGNORED if background is None else background
+        case["label"], case["prediction"] = np.where(ignored, none, label), np.where(ignored, none, prediction)
     if num_classes is not None:
-        numbers = [number for number in range(1, num_classes) if number != ignore_index]
-        case["classes"] = {number: number if values is None else values[number] for number in numbers}
-    return case | {"spacing": tuple(spacing or (1.0, 1.0, 1.0)), "unit": "mm" if spacing else "voxel"}
+        words = table.names if table else values or range(num_classes)
+        numbers = range(0 if background is None else 1, min(num_classes, len(words)))
+        case["classes"] = {number: words[number] for number in numbers if number != ignore_index}
+    unit = unit or ("mm" if spacing else "voxel" if prediction.ndim == 3 else "pixel")
+    case |= {"palette": table.palette()} if table else {}
+    return case | {"flat": flat, "background": background, "unit": unit, "spacing": spacing or (1.0,) * prediction.ndim}
 
 
 def case_readers(folder):
@@ -99,6 +124,7 @@ def readers_of_scans(results):
         preprocessing = record["preprocessing"] or {}
         result = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
         num_classes, ignore_index = result["network"]["num_classes"], result["protocol"].get("ignore_index")
+        classes = result.get("classes")
         values, ignore = preprocessing.get("labels", list(range(num_classes))), preprocessing.get("ignore")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FigureError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error
@@ -107,13 +133,31 @@ def readers_of_scans(results):
     cases, _ = find_cases(source, preprocessing.get("channels"), labels, broken={})
     written = {stem(file): file for file in (results / "predictions").glob("*") if stem(file)}
     return {
-        case.name: partial(read_scan, case, written[case.name], values, num_classes, ignore_index, ignore, unit)
+        case.name: partial(
+            read_scan, case, written[case.name], num_classes, ignore_index, unit, classes, values, ignore
+        )
+        if case.images[0].suffix.lower() not in IMAGES
+        else partial(read_picture, case, written[case.name], num_classes, ignore_index, unit, classes)
         for case in cases
         if case.name in written
     }
 
 
-def read_scan(case, path, values, num_classes, ignore_index, ignore, unit):
+def read_picture(case, path, num_classes, ignore_index, unit, classes):
+    """The case of an image or a stack of them (layouts.Case), with its prediction in the file `path`."""
+    arrays = {"image": np.concatenate([read_image(file) for file in case.images]), "label": None}
+    try:
+        table = ClassTable.from_dict(classes or {"classes": [{"name": str(number)} for number in range(num_classes)]})
+        for name, file in {"prediction": path, "label": case.label}.items():
+            if file is not None:
+                arrays[name], _ = to_index(read_mask(file), table, snap=True)
+    except ClassError as error:
+        raise FigureError(f"{path}: it, or its label, does not fit the classes ({error}); segment again") from error
+    spacing = None if unit == "pixel" else table.pixel_size[:2]
+    return checked(arrays, path, num_classes, None, ignore_index, spacing, classes, unit, axis=0)
+
+
+def read_scan(case, path, num_classes, ignore_index, unit, classes, values, ignore):
     """The case of a scan (layouts.Case) on its own grid, with its prediction in the file `path`."""
     volume = read_channels(case.images)
     hdf5 = path.suffix in ENDINGS[-2:]
@@ -132,7 +176,15 @@ def read_scan(case, path, values, num_classes, ignore_index, ignore, unit):
         raise FigureError(f"{case.label or case.images[0]}: {error}") from error
     spacing = tuple(map(float, volume.spacing)) if unit == "mm" else None
     arrays = {"image": volume.array, "label": label, "prediction": prediction}
-    return checked(arrays, path, num_classes, values, ignore_index, spacing)
+    return checked(arrays, path, num_classes, values, ignore_index, spacing, classes)
+
+
+def set_spacing(cases, spacing):
+    """Give the `cases` voxels of `spacing` mm, where that is not None; FigureError of images."""
+    for case in cases if spacing else ():
+        if case["flat"]:
+            raise FigureError("--spacing is that of voxels; the size of pixels stands in classes.json as pixel_size")
+        case |= {"spacing": spacing, "unit": "mm"}
 
 
 def mean_over_classes(metric, case, *arguments):

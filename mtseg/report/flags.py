@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from mtseg.report.table import DEFAULT_METRICS, OF_IMAGES
-
 PUBLISHED = Path(__file__).resolve().parents[2] / "data/published/la.csv"
 
 
@@ -11,12 +9,7 @@ def add_flags(parser):
     flag = parser.add_argument
     flag("paths", nargs="+", type=Path, metavar="RUN", help="runs, results, metrics.json files, or folders above them")
     flag("--baseline", metavar="WORDS", help="row to test against, by words of it: supervised, 'MT teacher', 'MT 8'")
-    flag(
-        "--metrics",
-        nargs="+",
-        metavar="NAME",
-        help=f"columns of metrics.json (default: {' '.join(DEFAULT_METRICS)}; of images {' '.join(OF_IMAGES)})",
-    )
+    flag("--metrics", nargs="+", metavar="NAME", help="columns of metrics.json, or dice_pooled and the like")
     flag("--per_class", action="store_true", help="a line for each class, and one for their mean")
     flag(
         "--published",

@@ -25,8 +25,8 @@ class Result:
     segmented, None for the cases of a list. `preprocessing`: how the scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
-    `images`: whether the cases are images, not volumes. `of_set`: whether these are the cases of one of the data
-    sets that the file names, `dataset`.
+    `images`: whether the cases are images, which have a pixel accuracy. `of_set`: whether they are those of one of the
+    data sets that the file names, `dataset`.
     """
 
     path: Path
@@ -117,7 +117,6 @@ def read_result(path):
         return value if isinstance(value, dict) else {}
 
     network = settings(content.get("network"))
-    unit = plain(content.get("unit") or "unknown")
     method = " and ".join(map(plain, listed(known("method", network.get("network", "unknown"), also="model"))))
     # As run.PREFIXES has it: ema_iter_<N> is the teacher's, <name>_iter_<N> another network's.
     named = re.fullmatch(rf"(?:(.+)_)?(?:iter_\d+|{re.escape(method)}_best_model)", first.stem)
@@ -141,7 +140,7 @@ def read_result(path):
         labelnum=labelnum if isinstance(labelnum, int) else None,
         seed=seed if isinstance(seed, int) else None,
         selection=" and ".join(map(plain, listed(content.get("selection")))) or "unknown",
-        unit=unit,
+        unit=plain(content.get("unit") or "unknown"),
         protocol=protocol,
         cases=rows,
         sha256=sha256,
@@ -155,7 +154,7 @@ def read_result(path):
         input=None if scans is None else plain(scans),
         preprocessing=settings(content.get("preprocessing") or config.get("preprocessing")) or None,
         trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *learned]})),
-        images=unit not in ("voxel", "mm", "unknown") or bool(settings(content.get("classes")).get("pixel_size")),
+        images=all({"pixel_accuracy", "tp"} <= row.keys() for row in rows),
     )
 
 

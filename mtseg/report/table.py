@@ -7,7 +7,7 @@ from mtseg.report.compare import baseline_of, find_baseline, mark_rows
 from mtseg.report.read import ReportError, find_results
 from mtseg.report.rows import group_results, read_published
 from mtseg.report.summary import RESAMPLES, paired_test, pooled_statistics, statistics
-from mtseg.results import METRICS, heading, is_distance, pooled_parts, scale
+from mtseg.results import METRICS, POOLED, heading, is_distance, scale
 
 DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 OF_IMAGES = ("dice", "dice_pooled", "jaccard", "jaccard_pooled", "pixel_accuracy_pooled", "hd95")
@@ -30,16 +30,7 @@ class Table:
 
 def default_metrics(rows):
     """The metrics of a table of these rows, unless others are asked for."""
-    if any(result.images for row in rows for result in row.results):
-        return [metric for metric in OF_IMAGES if any(_holds(row.results, metric) for row in rows)]
-    return DEFAULT_METRICS
-
-
-def _holds(results, metric):
-    """Whether there is a row with the metric, or with what a pooled one takes."""
-    pooled = metric.removesuffix("_pooled") if metric in METRICS else metric
-    rows = (row for result in results for row in result.cases)
-    return any(metric in row or (pooled != metric and pooled_parts(row, pooled)) for row in rows)
+    return OF_IMAGES if any(result.images for row in rows for result in row.results) else DEFAULT_METRICS
 
 
 def report(paths, baseline=None, metrics=None, published=None, per_class=False):
@@ -48,9 +39,11 @@ def report(paths, baseline=None, metrics=None, published=None, per_class=False):
     results, notes = find_results(paths)
     rows, more = group_results(results)
     metrics = metrics or default_metrics(rows)
-    absent = [metric for metric in metrics if not _holds(results, metric)]
+    held = {key for result in results for case in result.cases for key in case} - {"case", "class", "set"}
+    held |= {f"{metric}_pooled" for metric in POOLED if {metric, "tp"} <= held}
+    absent = [metric for metric in metrics if metric not in held]
     if absent:
-        names = sorted({key for case in results[0].cases for key in case} - {"case", "class", "set"})
+        names = sorted(held)
         raise ReportError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
     baselines = find_baseline(rows, baseline) if baseline else []
     if published:
@@ -103,9 +96,8 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
         of_class = f", {'mean over the classes' if label == 'mean' else f'class {label}'}" if per_class else ""
         for metric, entry in entries.items():
             if entry["why"]:
-                untested.setdefault(f"{row.title}{row.mark}{of_class}: {entry['why']}", []).append(
-                    heading(metric, images=images)
-                )
+                why = f"{row.title}{row.mark}{of_class}: {entry['why']}"
+                untested.setdefault(why, []).append(heading(metric, images=images))
         if left_out := [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]:
             which = ", ".join(left_out)
             undefined.append(f"{row.title}{of_class}: not defined for an empty mask, and left out: {which}.")
