@@ -1,6 +1,7 @@
 """Averages over networks, mirrored images and dropout masks, and how unsure they are.
 
-A score map is a float array (num_classes, W, H, D) of probabilities, over the classes summing to 1.
+A score map is a float array (num_classes, *spatial) of probabilities, over the classes summing to 1. Spatial axes are W,
+H and D of a volume, H and W of an image.
 """
 
 import contextlib
@@ -18,14 +19,12 @@ def all_flips(axes=(-3, -2, -1)):
     return tuple(itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1)))
 
 
-ALL_FLIPS = all_flips()  # of a volume
-
-
 def mean_score(predict, nets, image, flips=NO_FLIPS):
     """The mean over all `nets` and `flips` of the score maps of `image`, float32.
 
-    `predict(net, image)`: the score map of an image (W, H, D) or (C, W, H, D). `flips`: tuples of axes to mirror,
-    ALL_FLIPS for the eight of test-time augmentation; each score map is mirrored back before it is added.
+    `predict(net, image)`: the score map of an image (*spatial) or (C, *spatial). `flips`: tuples of axes to mirror,
+    counted from the last, `all_flips` for those of test-time augmentation; each score map is mirrored back before it is
+    added.
     """
     total = None
     for net in nets:
@@ -37,9 +36,9 @@ def mean_score(predict, nets, image, flips=NO_FLIPS):
 
 
 def label_map(scores):
-    """uint8 (W, H, D): the class of the highest score, the lowest of equals, as argmax.
+    """uint8 (*spatial): the class of the highest score, the lowest of equals, as argmax.
 
-    `scores`: a score map, or an iterable of its classes (W, H, D), at most 256, which is used up one by one.
+    `scores`: a score map, or an iterable of its classes (*spatial), at most 256, which is used up one by one.
     """
     for label, score in enumerate(scores):
         if label == 0:
@@ -69,9 +68,9 @@ def dropout_on(nets):
 
 
 def entropy(probabilities):
-    """The predictive entropy -sum_c p_c ln p_c, float32 (W, H, D), from 0 (sure) to ln(num_classes) (all alike).
+    """The predictive entropy -sum_c p_c ln p_c, float32 (*spatial), from 0 (sure) to ln(num_classes) (all alike).
 
-    `probabilities`: a score map, or an iterable of its classes (W, H, D), which is used up one by one. Of an average
+    `probabilities`: a score map, or an iterable of its classes (*spatial), which is used up one by one. Of an average
     of networks or samples it holds both what they are unsure of and what they disagree on.
     """
     total = 0.0
@@ -80,12 +79,13 @@ def entropy(probabilities):
     return np.maximum(total, 0).astype(np.float32)
 
 
-def case_uncertainty(entropy_map, label_map):
+def case_uncertainty(entropy_map, label_map, background=0):
     """One number a case: the mean entropy over the voxels predicted as foreground, NaN where there are none.
 
-    Over the foreground alone, because a mean over the volume would mostly say how much background the scan shows.
+    Over the foreground alone, because a mean over the volume would mostly say how much background the scan shows; over
+    all voxels where no class is the `background` (None).
     """
-    foreground = label_map > 0
+    foreground = np.full(label_map.shape, True) if background is None else label_map != background
     return float(entropy_map[foreground].mean(dtype=float)) if foreground.any() else math.nan
 
 

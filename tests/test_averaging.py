@@ -7,7 +7,7 @@ from scipy import stats
 from torch import nn
 
 from mtseg.averaging import (
-    ALL_FLIPS,
+    all_flips,
     case_uncertainty,
     dropout_on,
     entropy,
@@ -24,25 +24,31 @@ def random_scores(classes=3, shape=(4, 5, 6), seed=0):
     return np.random.default_rng(seed).dirichlet(np.ones(classes), shape).transpose(3, 0, 1, 2).astype(np.float32)
 
 
+@pytest.mark.parametrize("sides", [(4, 5, 6), (4, 5)])
 @pytest.mark.parametrize("channels", [None, 2])
-def test_each_flip_is_undone(channels):
-    """A pointwise network sees no direction: its eightfold mean is itself. One that looks left is symmetrised."""
-    image = RNG.standard_normal((4, 5, 6) if channels is None else (channels, 4, 5, 6)).astype(np.float32)
+def test_each_flip_is_undone(channels, sides):
+    """A pointwise network sees no direction: its mean over flips is itself. One that looks left is symmetrised."""
+    dims = len(sides)
+    image = RNG.standard_normal(sides if channels is None else (channels, *sides)).astype(np.float32)
+    flips = all_flips(range(-dims, 0))
+
+    def plain(image):
+        return image if image.ndim == dims else image[0]
 
     def pointwise(net, image):
-        return np.stack([image if image.ndim == 3 else image[0]] * net)
+        return np.stack([plain(image)] * net)
 
-    assert len(ALL_FLIPS) == len(set(ALL_FLIPS)) == 8
-    np.testing.assert_allclose(mean_score(pointwise, [3], image, ALL_FLIPS), pointwise(3, image), rtol=1e-6)
+    assert len(flips) == len(set(flips)) == 2**dims
+    np.testing.assert_allclose(mean_score(pointwise, [3], image, flips), pointwise(3, image), rtol=1e-6)
     np.testing.assert_array_equal(mean_score(pointwise, [3], image), pointwise(3, image))
 
     def first_along(axis):
-        return lambda net, image: np.stack([np.roll(image if image.ndim == 3 else image[0], 1, axis)])
+        return lambda net, image: np.stack([np.roll(plain(image), 1, axis)])
 
-    plain = image if channels is None else image[0]
-    for axis in range(3):
-        expected = (np.roll(plain, 1, axis) + np.roll(plain, -1, axis))[None] / 2
-        np.testing.assert_allclose(mean_score(first_along(axis), [1], image, ALL_FLIPS), expected, atol=1e-6)
+    for axis in range(dims):
+        expected = (np.roll(plain(image), 1, axis) + np.roll(plain(image), -1, axis))[None] / 2
+        np.testing.assert_allclose(mean_score(first_along(axis), [1], image, flips), expected, atol=1e-6)
+    assert all_flips() == all_flips((-3, -2, -1))
 
 
 def test_several_networks_are_averaged():
@@ -76,6 +82,7 @@ def test_entropy_is_scipys_and_knows_its_ends():
     assert math.isnan(case_uncertainty(found, labels))
     labels[0, 0, :2] = (1, 2)
     assert case_uncertainty(found, labels) == pytest.approx(math.log(3) / 2)
+    assert case_uncertainty(found, labels, None) == pytest.approx(stats.entropy(scores.astype(float), axis=0).mean())
 
 
 def test_label_map_is_argmax():
@@ -122,4 +129,17 @@ def test_only_enclosed_background_is_filled():
     closed[3, 3, 3] = 1
     np.testing.assert_array_equal(fill_holes(label), closed)
     label[1, 3, 3] = 0  # a way out
+    np.testing.assert_array_equal(fill_holes(label), label)
+
+
+def test_clean_up_of_an_image():
+    """Pixels are connected across corners, but a corner is no way out of a hole."""
+    rows = ["1100222", "0010202", "0000212", "1100220"]
+    label = np.array([[int(digit) for digit in row] for row in rows])
+    largest, filled = label.copy(), label.copy()
+    largest[3, :2] = largest[2, 5] = 0
+    np.testing.assert_array_equal(largest_component(label), largest)
+    filled[1, 5] = 2
+    np.testing.assert_array_equal(fill_holes(label), filled)
+    label[1, 6] = 0
     np.testing.assert_array_equal(fill_holes(label), label)

@@ -11,54 +11,59 @@ from conftest import make_data
 
 from mtseg.export import convert as export
 from mtseg.export.__main__ import main
-from mtseg.networks.unet import UNet
+from mtseg.images import png_bytes
+from mtseg.networks.unet import NORMALIZATIONS, UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
 
 pytest.importorskip("onnx", reason="ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs ONNX Runtime")
 
 
-def trained(cls=VNet, normalization="batchnorm", n_channels=1, n_classes=2, **more):
+def trained(cls=VNet, normalization="batchnorm", n_channels=1, n_classes=2, dims=3, **more):
     """A small network with batch-norm statistics that are not those of its initialisation."""
     torch.manual_seed(0)
-    net = cls(n_channels, n_classes, n_filters=2, normalization=normalization, has_dropout=True, **more)
+    net = cls(n_channels, n_classes, n_filters=2, normalization=normalization, has_dropout=True, dims=dims, **more)
     for _ in range(3):
-        net(1 + 2 * torch.randn(2, n_channels, 32, 32, 32))
+        net(1 + 2 * torch.randn(2, n_channels, *[32] * dims))
     return net.eval()
 
 
-@pytest.mark.parametrize("normalization", ["none", "batchnorm", "groupnorm", "instancenorm"])
-@pytest.mark.parametrize("cls", [VNet, UNet])
-def test_onnx_runtime_gives_pytorchs_logits_for_any_batch_and_size(cls, normalization):
-    net = trained(cls, normalization, n_channels=2, n_classes=3)
-    session = onnxruntime.InferenceSession(export.to_onnx(net, 2), providers=["CPUExecutionProvider"])
-    for shape in [(1, 2, 32, 32, 32), (3, 2, 16, 48, 32)]:
+ALL = [(cls, dims, norm) for cls in (VNet, UNet) for dims in (2, 3) for norm in NORMALIZATIONS]
+
+
+@pytest.mark.parametrize(("cls", "dims", "normalization"), [*ALL, (UNetSSL4MIS, 2, "batchnorm")])
+def test_onnx_runtime_gives_pytorchs_logits_for_any_batch_and_size(cls, dims, normalization):
+    net = trained(cls, normalization, n_channels=2, n_classes=3, dims=dims)
+    session = onnxruntime.InferenceSession(export.to_onnx(net, 2, dims), providers=["CPUExecutionProvider"])
+    for shape in [(1, 2, 32, 32, 32), (3, 2, 16, 48, 32)] if dims == 3 else [(1, 2, 64, 64), (3, 2, 48, 96)]:
         x = torch.randn(shape)
         (found,) = session.run(["logits"], {"image": x.numpy()})
         with torch.no_grad():
             np.testing.assert_allclose(found, net(x).numpy(), atol=1e-4)
-    if cls is VNet and normalization == "batchnorm":
+    if (cls, dims, normalization) == (VNet, 3, "batchnorm"):
         with pytest.raises(Exception, match=r"(?i)dimension|shape|broadcast"):
             session.run(None, {"image": np.zeros((1, 2, 24, 32, 32), np.float32)})  # 16 does not divide 24
 
 
-def test_torchscript_and_torch_export():
-    net = trained()
-    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
-    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
+@pytest.mark.parametrize(("cls", "dims"), [(VNet, 3), (VNet, 2), (UNetSSL4MIS, 2)])
+def test_torchscript_and_torch_export(cls, dims):
+    net = trained(cls, dims=dims)
+    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1, dims)))
+    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1, dims))).module()
     for shape in [(1, 1, 48, 32, 32), (3, 1, 32, 64, 48)]:
-        x = torch.randn(shape)
+        x = torch.randn(shape[: dims + 2])
         with torch.no_grad():
             torch.testing.assert_close(script(x), net(x), atol=1e-5, rtol=0)
             torch.testing.assert_close(program(x), net(x), atol=1e-5, rtol=0)
 
 
 def test_the_difference_that_decides_is_seen():
-    net, other = trained(), trained()
-    assert export.largest_difference(net, other, 1) == 0
-    with torch.no_grad():
-        other.out_conv.bias[1] += 0.25
-    assert export.largest_difference(net, other, 1) == pytest.approx(0.25, rel=1e-5)
+    for dims in (2, 3):
+        net, other = trained(dims=dims), trained(dims=dims)
+        assert export.largest_difference(net, other, 1, dims) == 0
+        with torch.no_grad():
+            other.out_conv.bias[1] += 0.25
+        assert export.largest_difference(net, other, 1, dims) == pytest.approx(0.25, rel=1e-5)
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static"])
@@ -108,6 +113,30 @@ def test_the_command_writes_every_format_and_says_what_it_costs(checkpoint, tmp_
     assert "change in Dice" in said
     assert "transposed convolutions stay float32" in said
     assert not list(tmp_path.glob(".*.tmp"))
+
+
+def test_a_network_of_images_is_exported_and_quantized_on_images(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for folder in ("images", "masks"):
+        (tmp_path / "set" / folder).mkdir(parents=True)
+    names = [f"a{number}" for number in range(4)]
+    for name in names:
+        mask = (rng.random((40, 36)) < 0.5).astype(np.uint8)
+        for folder, pixels in (("images", 100 * mask), ("masks", mask)):
+            (tmp_path / "set" / folder / f"{name}.png").write_bytes(png_bytes(pixels))
+    for part, cases in (("train", names[:2]), ("test", names[2:])):
+        (tmp_path / f"set/{part}.list").write_text("\n".join(cases))
+    torch.save(trained(UNetSSL4MIS, dims=2).state_dict(), tmp_path / "iter_6.pth")
+    words = ["--model_path", tmp_path / "iter_6.pth", "--network", "unet_ssl4mis", "--n_filters", 2, "--dims", 2]
+    words += ["--root_path", tmp_path / "set", "--patch_size", 32, 32, "--stride_xy", 16]
+    main([*map(str, [*words, "--onnx", tmp_path / "net.onnx", "--quantize", "static"])])
+    said = capsys.readouterr().out
+    assert "(on 1x1x32x48 and 2x1x48x32)" in said
+    assert "calibrated on 8 windows of a0, a1" in said and "on a2, a3" in said and "change in Dice" in said
+    with torch.no_grad():
+        x = torch.randn(1, 1, 64, 48)
+        found = export.OnnxNet((tmp_path / "net.onnx").read_bytes())(x)
+        torch.testing.assert_close(found, trained(UNetSSL4MIS, dims=2)(x), atol=1e-4, rtol=0)
 
 
 def test_runs_with_deep_supervision_and_residual_blocks_are_exported(tmp_path, capsys):

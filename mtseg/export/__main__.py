@@ -4,14 +4,16 @@
     python -m mtseg.export --model_path model/LA_vnet_8_labeled/MT/iter_6000.pth --onnx net.onnx --quantize static
     python -m mtseg.export --model_path model/LA_vnet_8_labeled/MT/iter_6000.pth --torchscript a.ts --torch_export a.pt2
 
-What is exported takes 'image', float32 (batch, channels, W, H, D) with any batch and each side a multiple of 16, and
-gives 'logits' (batch, classes, W, H, D). It is compared with PyTorch on two shapes before it is written. `--quantize`
-writes a second file, <name>.<dynamic or static>.onnx, and prints what it costs: size, time and Dice on given cases.
+What is exported takes 'image', float32 (batch, channels, W, H, D) or (batch, channels, H, W) with any batch and each
+side a multiple of 16, and gives 'logits' (batch, classes, *sides). It is compared with PyTorch on two shapes before it
+is written. `--quantize` writes a second file, <name>.<dynamic or static>.onnx, and prints what it costs: size, time and
+Dice on given cases.
 
 What is not in such a file: training mode, and with it dropout and deep supervision; the sliding window and the image's
 normalisation, which stay the caller's (mtseg/sliding_window.py and the data's preparation).
 """
 
+import argparse
 import io
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 
 from mtseg.checkpoint import write_whole
-from mtseg.datasets import LAHeart, find_root, training_cases
+from mtseg.datasets import read_list, training_cases
 from mtseg.export.convert import (
     DIVISOR,
     SHAPES,
@@ -39,8 +41,7 @@ from mtseg.script.flags import HOME, FlagError, Parser, one_sentence, positive, 
 from mtseg.script.inference_flags import INFERENCE_SETTINGS, add_settings, take_over
 from mtseg.script.segment import load_network
 from mtseg.script.sources import Source
-from mtseg.script.windows import score_cases
-from mtseg.sliding_window import test_single_case
+from mtseg.script.windows import predict, score_cases
 
 TOLERANCE = 1e-4
 
@@ -84,16 +85,17 @@ def export(args):
     contents = {}
     for name, (write, read) in formats.items():
         if getattr(args, name):
-            content = contents[name] = write(net, args.n_channels)
+            content = contents[name] = write(net, args.n_channels, args.dims)
             with quiet():
-                difference = largest_difference(net, read(content), args.n_channels)
+                difference = largest_difference(net, read(content), args.n_channels, args.dims)
             if not difference <= TOLERANCE:
                 raise ExportError(
                     f"{args.model_path[0]}: the {name} network differs from PyTorch's by {difference:.1e}, more than "
                     f"{TOLERANCE:.0e}, and was not written; export it in another format"
                 )
             write_whole(getattr(args, name), content)
-            shapes = " and ".join("x".join(map(str, (shape[0], args.n_channels, *shape[1:]))) for shape in SHAPES)
+            compared = [(batch, args.n_channels, *sides[: args.dims]) for batch, *sides in SHAPES]
+            shapes = " and ".join("x".join(map(str, shape)) for shape in compared)
             sides = f"multiples of {DIVISOR} from 32 on" if name == "torch_export" else f"multiples of {DIVISOR}"
             print(
                 f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides {sides}, differs from PyTorch "
@@ -109,24 +111,27 @@ def export(args):
 
 def measured_cases(args):
     """The cases on which the quantized network is compared."""
-    checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
-    cases = LAHeart(args.root_path, split=args.split, num=args.num, **checked)
-    if cases.n_channels != args.n_channels:
+    source = Source(args.root_path)
+    cases = source.dataset(args, read_list(source.root / f"{args.split}.list")[: args.num])
+    channels = cases.n_channels * (2 * args.context + 1)
+    if channels != args.n_channels:
         raise ExportError(
-            f"the network takes {args.n_channels} channels, the cases in {args.root_path} have {cases.n_channels}; "
-            f"name other data by --root_path"
+            f"the network takes {args.n_channels} channels, the cases in {args.root_path} have {channels}; name other "
+            f"data by --root_path"
         )
     return cases
 
 
 def quantize_and_measure(content, cases, args):
     """The quantized file as bytes, after a table of what it costs on `cases` was printed."""
-    recorder = Recorder(args.num_classes)
+    recorder, source = Recorder(args.num_classes), Source(args.root_path)
     if args.quantize == "static":
-        calibration = LAHeart(args.root_path, cases=training_cases(find_root(args.root_path), num=args.num_calibration))
+        calibration = source.dataset(args, training_cases(source.root, num=args.num_calibration), labelnum=0)
+        side_by_side = argparse.Namespace(
+            **{**vars(args), "stride_xy": max(args.patch_size), "stride_z": max(args.patch_size)}
+        )
         for case in calibration.image_list:
-            image = calibration.read(case)["image"]
-            test_single_case(recorder, image, args.patch_size[0], args.patch_size[2], args.patch_size, args.num_classes)
+            predict(recorder, calibration.read(case)["image"], source.axis, side_by_side)
         print(f"calibrated on {len(recorder.windows)} windows of {', '.join(calibration.image_list)}")
     smaller = quantize(content, args.quantize, recorder.windows)
 
@@ -135,7 +140,7 @@ def quantize_and_measure(content, cases, args):
     for name, file in (("float32", content), (args.quantize, smaller)):
         net = OnnxNet(file)
         samples = map(cases.read, cases.image_list)
-        means.append(100 * float(np.mean(score_cases(net, samples, dice, Source(args.root_path).axis, args))))
+        means.append(100 * float(np.mean(score_cases(net, samples, dice, source.axis, args))))
         milliseconds = 1000 * seconds_a_window(net, args.n_channels, args.patch_size)
         print(f"{name:10}{len(file) / 1e6:8.1f}{milliseconds:14.0f}{means[-1]:10.2f}")
     print(f"change in Dice: {means[1] - means[0]:+.2f}; transposed convolutions stay float32")

@@ -1,8 +1,8 @@
 """A network as ONNX, TorchScript or torch.export, and an ONNX file in 8 bits.
 
-Each `to_...` takes a network in eval mode on the CPU, whose input is float32 (batch, channels, W, H, D) with sides that
-are multiples of 16 and whose output are logits (batch, classes, W, H, D), and gives the bytes of a file for any batch
-and any such sides. ONNX needs onnx and onnxruntime: pip install "mtseg[export]".
+Each `to_...` takes a network in eval mode on the CPU, whose input is float32 (batch, channels, *sides) with `dims`
+sides that are multiples of 16 and whose output are logits (batch, classes, *sides), and gives the bytes of a file for
+any batch and any such sides. ONNX needs onnx and onnxruntime: pip install "mtseg[export]".
 """
 
 import contextlib
@@ -21,8 +21,10 @@ from torch import nn
 
 from mtseg.script.endings import first_line
 
-# Two shapes to compare on: neither the batch nor any side is the same, and each side is a multiple of 16.
+# Two shapes to compare on, of an image without their last side: neither the batch nor any side is the same, and each
+# side is a multiple of 16.
 SHAPES = ((1, 32, 48, 32), (2, 48, 32, 64))
+SIDES = {2: "hw", 3: "whd"}
 OPSET = 17
 DIVISOR = 16
 
@@ -51,12 +53,12 @@ class OnnxNet(nn.Module):
         return torch.from_numpy(logits)
 
 
-def largest_difference(net, exported, n_channels):
+def largest_difference(net, exported, n_channels, dims=3):
     """The largest absolute difference between two networks' logits on normal noise of the two SHAPES."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
     for batch, *sides in SHAPES:
-        x = torch.randn(batch, n_channels, *sides, generator=generator)
+        x = torch.randn(batch, n_channels, *sides[:dims], generator=generator)
         with torch.no_grad():
             expected, logits = net(x), exported(x)
         if expected.shape != logits.shape:
@@ -65,13 +67,13 @@ def largest_difference(net, exported, n_channels):
     return largest
 
 
-def to_onnx(net, n_channels):
+def to_onnx(net, n_channels, dims=3):
     """`net` (in eval mode, on the CPU) as the bytes of an ONNX file with dynamic batch and sides.
 
     Raises ExportError where onnx is missing or the network has what ONNX has not.
     """
     extra("onnx")
-    sides = {2: "w", 3: "h", 4: "d"}
+    sides = dict(enumerate(SIDES[dims], start=2))
     options = {"input_names": ["image"], "output_names": ["logits"], "opset_version": OPSET}
     options["dynamic_axes"] = {"image": {0: "batch", **sides}, "logits": {0: "batch", **sides}}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
@@ -79,27 +81,28 @@ def to_onnx(net, n_channels):
         options["dynamo"] = False
     content = io.BytesIO()
     with quiet(), failing_as(f"{type(net).__name__} cannot be written as ONNX"):
-        torch.onnx.export(net, (torch.zeros(1, n_channels, 32, 32, 32),), content, **options)
+        torch.onnx.export(net, (torch.zeros(1, n_channels, *[32] * dims),), content, **options)
     return content.getvalue()
 
 
-def to_torchscript(net, n_channels):
+def to_torchscript(net, n_channels, dims=3):
     """`net` (in eval mode, on the CPU) traced, as the bytes of a TorchScript file; batch and sides stay free."""
     content = io.BytesIO()
     with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be traced"):
-        torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, 32, 32, 32)), content)
+        torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, *[32] * dims)), content)
     return content.getvalue()
 
 
-def to_torch_export(net, n_channels):
+def to_torch_export(net, n_channels, dims=3):
     """`net` (in eval mode, on the CPU) as the bytes of a torch.export file (.pt2) with dynamic batch and sides of 32
     or more."""
     dim = torch.export.Dim
     # From two voxels at the bottom of the network on: torch.export takes a side of one for another case.
-    shapes = {0: dim("batch")} | {axis: DIVISOR * dim(name, min=2) for axis, name in ((2, "w"), (3, "h"), (4, "d"))}
+    shapes = {axis: DIVISOR * dim(name, min=2) for axis, name in enumerate(SIDES[dims], start=2)}
+    shapes[0] = dim("batch")
     content = io.BytesIO()
     # Sides of the example differ, and its batch is not 1: what is alike would be taken to be the same for ever.
-    example = torch.zeros(2, n_channels, 32, 48, 64)
+    example = torch.zeros(2, n_channels, *(32, 48, 64)[:dims])
     with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be exported"):
         torch.export.save(torch.export.export(net, (example,), dynamic_shapes=(shapes,)), content)
     return content.getvalue()
@@ -109,7 +112,7 @@ def quantize(content, how, windows=()):
     """The ONNX file `content` (bytes) with 8-bit convolutions, as bytes.
 
     `how`: 'dynamic' measures the range of every activation as it comes; 'static' takes the ranges from `windows`, a
-    list of float32 arrays (batch, channels, W, H, D), and is faster. Transposed convolutions stay float32 in both:
+    list of float32 arrays (batch, channels, *sides), and is faster. Transposed convolutions stay float32 in both:
     ONNX Runtime has no 8-bit kernel for them. Raises ExportError.
     """
     quantization = extra("onnxruntime.quantization")
@@ -155,7 +158,7 @@ class Recorder(nn.Module):
         self.windows = []
 
     def forward(self, x):
-        self.windows.append(x.numpy())
+        self.windows.extend(x[:, None].numpy())
         return torch.zeros(len(x), self.num_classes, *x.shape[2:])
 
 
