@@ -1,7 +1,7 @@
 """Averages over networks, mirrored images and dropout masks, and how unsure they are.
 
-A score map is a float array (num_classes, *spatial) of probabilities, over the classes summing to 1. Spatial axes are W,
-H and D of a volume, H and W of an image.
+A score map is a float array (num_classes, *spatial) of probabilities, over the classes summing to 1. Spatial are W, H
+and D of a volume, H and W of an image.
 """
 
 import contextlib
