@@ -107,38 +107,27 @@ def summarize(rows):
     Where the rows hold TP, FP, FN and TN, each entry has 'pooled': {metric: value} of all its pixels, 'mean' the mean
     over the classes of these. Of several sets each has its entries, with its name as 'set', before those of all rows.
     """
-    of_sets = ({"set": name, **entry} for name in sets_of(rows) for entry in _entries(_in_set(rows, name)))
-    return [*of_sets, *_entries(rows)]
+    sets = _grouped(rows, "set").items()
+    of_sets = [{"set": name, **entry} for name, members in sets if len(sets) > 1 for entry in _entries(members)]
+    return of_sets + _entries(rows)
 
 
 def _entries(rows):
     """The entries of `summarize`, of all rows together."""
     metrics = [metric for metric in metrics_of(rows) if kind_of(metric) != "count"]
-    labels = list(dict.fromkeys(row["class"] for row in rows))
-    groups = {label: [[row] for row in rows if row["class"] == label] for label in labels}
-    if len(labels) > 1:
-        groups["mean"] = list(_by_case(rows).values())
+    groups = {label: [[row] for row in members] for label, members in _grouped(rows, "class").items()}
+    if len(groups) > 1:
+        groups["mean"] = list(_grouped(rows, "case").values())
     summary = []
     for label, cases in groups.items():
         entry = {"class": label, "cases": len(cases), "empty": sum(any(map(_is_empty, case)) for case in cases)}
         for metric in metrics:
             entry[metric] = _mean_std(_mean_over_classes(case, metric) for case in cases)
-        members = [row for case in cases for row in case]
-        pooled = {metric: pooled_score(members, metric) for metric in POOLED}
+        pooled = {metric: _pooled([row for case in cases for row in case], metric) for metric in POOLED}
         if pooled := {metric: value for metric, value in pooled.items() if value is not None}:
             entry["pooled"] = pooled
         summary.append(entry)
     return summary
-
-
-def sets_of(rows):
-    """The names of the data sets that the rows belong to, where there are several; else none."""
-    names = list(dict.fromkeys(row.get("set", "") for row in rows))
-    return names if len(names) > 1 else []
-
-
-def _in_set(rows, name):
-    return [row for row in rows if row.get("set", "") == name]
 
 
 def pooled_parts(row, metric):
@@ -159,23 +148,22 @@ def share_of(parts):
     return np.where(whole > 0, part / np.maximum(whole, 1), either == 0)
 
 
-def pooled_score(rows, metric):
+def _pooled(rows, metric):
     """A metric of POOLED over all pixels of the rows, of several classes the mean over them; None without counts."""
     if metric == "pixel_accuracy":
-        rows = {row["case"]: row | {"class": 0} for row in rows}.values()  # each class of a case has the case's
-    classes = {}
-    for row in rows:
-        classes.setdefault(row["class"], []).append(pooled_parts(row, metric))
-    if any(None in parts for parts in classes.values()):
+        rows = {row["case"]: row | {"class": ""} for row in rows}.values()  # each class of a case has the case's
+    classes = [[pooled_parts(row, metric) for row in members] for members in _grouped(rows, "class").values()]
+    if any(None in parts for parts in classes):
         return None
-    return float(np.mean([share_of(np.sum(parts, axis=0)) for parts in classes.values()]))
+    return float(np.mean([share_of(np.sum(parts, axis=0)) for parts in classes]))
 
 
-def _by_case(rows):
-    cases = {}
+def _grouped(rows, name):
+    """{what the rows hold under `name`: those rows}, in the order of the first of each."""
+    groups = {}
     for row in rows:
-        cases.setdefault(row["case"], []).append(row)
-    return cases
+        groups.setdefault(row.get(name, ""), []).append(row)
+    return groups
 
 
 def _mean_over_classes(rows, metric):
@@ -186,7 +174,7 @@ def _mean_over_classes(rows, metric):
 
 def case_means(rows, metric):
     """{case: mean of the metric over its classes}; NaN where it is not defined in one."""
-    return {case: _mean_over_classes(classes, metric) for case, classes in _by_case(rows).items()}
+    return {case: _mean_over_classes(classes, metric) for case, classes in _grouped(rows, "case").items()}
 
 
 def one_or_all(values):
@@ -203,11 +191,12 @@ def table(rows, unit="voxel", pooled=False):
     `pooled`: for images: below each mean a line with the scores of all pixels together, and IoU for Jaccard.
     """
     metrics = [metric for metric in metrics_of(rows) if kind_of(metric) != "count"]
-    names, several = sets_of(rows), len({row["class"] for row in rows}) > 1
+    sets, several = _grouped(rows, "set"), len({row["class"] for row in rows}) > 1
+    sets = sets if len(sets) > 1 else {}
     lines, notes = [["set", "case", "class", *(heading(metric, unit, pooled) for metric in metrics)]], []
     summary = summarize(rows)
-    for name in [*names, None]:
-        for row in _in_set(rows, name) if names else rows:
+    for name, members in {**sets, None: [] if sets else rows}.items():
+        for row in members:
             cells = (f"{scale(m) * _value(row, m):.2f}" for m in metrics)
             lines.append([str(name), str(row["case"]), str(row["class"]), *cells])
         for entry in (entry for entry in summary if entry.get("set") == name):
@@ -225,9 +214,9 @@ def table(rows, unit="voxel", pooled=False):
                 )
     if any(line[1] == "pooled" for line in lines):
         notes.append("mean (std): over the images, each counts alike; pooled: of the pixels of all images together")
-    lines = [[*line[not names : 2], *line[2 if several else 3 :]] for line in lines]
+    lines = [[*line[not sets : 2], *line[2 if several else 3 :]] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    words = 1 + bool(names) + several
+    words = 1 + bool(sets) + several
 
     def aligned(line):
         cells = enumerate(zip(line, widths, strict=True))

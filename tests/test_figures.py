@@ -577,7 +577,10 @@ def pictures(figure):
 
 @pytest.mark.parametrize("background", [0, None])
 def test_an_image_its_label_its_prediction_and_its_errors_stand_side_by_side(tmp_path, styled, background):
-    folder = write_flat(tmp_path / "MT", [flat_case(3)], background)
+    classes = json.loads(json.dumps(COATING | {"background": background}))
+    if background is None:
+        classes["classes"][1]["color"] = [128, 128, 128]  # nothing of the image shows through, so a grey is no worse
+    folder = write_flat(tmp_path / "MT", [flat_case(3)], classes=classes)
     case = figures.case_readers(folder)["image_0"]()
     case["label"][0, :5] = case["prediction"][0, :5] = 255  # ignored
     figure = figures.overlay(case, "image_0")
@@ -587,7 +590,7 @@ def test_an_image_its_label_its_prediction_and_its_errors_stand_side_by_side(tmp
     # One grey throughout: what is not the background has its class's colour, over the image where there is one.
     image, opacity = shown["image"].astype(float), 1 if background is None else 0.7
     assert (np.ptp(image, axis=-1) == 0).all()
-    colors = np.array([entry["color"] for entry in COATING["classes"]])
+    colors = np.array([entry["color"] for entry in classes["classes"]])
     for name in ("label", "prediction"):
         drawn = case[name] < 3 if background is None else (case[name] > 0) & (case[name] < 3)
         mixed = (1 - opacity) * image + opacity * colors[case[name] % 253]

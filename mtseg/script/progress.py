@@ -140,10 +140,9 @@ def _curve(axes, name, points, how, **style):
     """Draw `points`, (iterations, values): 'points', 'exact', or 'noisy', which is pale below its running mean."""
     iterations, values = map(np.asarray, points)
     window = len(values) // 50
+    name = literal(name.removeprefix("val_dice").lstrip("_/") if "/" in name else name)
     if how == "points":
-        axes.plot(
-            iterations, values, marker="o", markersize=3, label=f"{literal(name)} (now {values[-1]:.3f})", **style
-        )
+        axes.plot(iterations, values, marker="o", markersize=3, label=f"{name} (now {values[-1]:.3f})", **style)
     elif how == "exact" or window < 2:
         axes.plot(*thinned(iterations, values), label=name, **style)
     else:

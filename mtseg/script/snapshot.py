@@ -25,7 +25,7 @@ def case_picture(image, label, prediction, palette=None, axis=2, background=0):
         image, label, prediction = (upright(array, axis, index) for array in (image, label, prediction))
     step = -(-max(label.shape) // LARGEST)
     image, label, prediction = (array[..., ::step, ::step] for array in (image, label, prediction))
-    picture = grey(image)
+    picture, palette = grey(image), PALETTE if palette is None else visible(palette)
     panels = [picture, *(in_colors(picture, mask, palette, background) for mask in (label, prediction))]
     gap = np.full((len(picture), 4, 3), 255, dtype=np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
@@ -61,9 +61,9 @@ def visible(palette):
     return palette
 
 
-def in_colors(picture, mask, palette=None, background=0, opacity=OPACITY):
+def in_colors(picture, mask, palette, background=0, opacity=OPACITY):
     """A picture (H, W, 3) with the colours of the classes in `mask` (H, W) over it, where they are not `background`."""
     drawn = mask != IGNORED if background is None else (mask != IGNORED) & (mask != background)
-    colors = (PALETTE if palette is None else visible(palette))[np.where(drawn, mask, 0)]
+    colors = palette[np.where(drawn, mask, 0)]
     mixed = np.rint((1 - opacity) * picture + opacity * colors).astype(np.uint8)
     return np.where(drawn[..., None], mixed, picture)
