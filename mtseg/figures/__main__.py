@@ -9,7 +9,8 @@
     python -m mtseg.figures boxes    model/LA_vnet_8_labeled --out boxes.png      # Dice and HD95 per method
 
 Predictions are folders that `inference.py --save_result` filled, or the folder of the results of `inference.py
---input`. Dice and HD95 are those of the tables: of several classes the mean. Needs Matplotlib, and scikit-image for
+--input`. Dice and HD95 are those of the tables: of several classes the mean. Of images, and of stacks of them slice by
+slice, image, label, prediction and errors stand side by side. Needs Matplotlib, and scikit-image for
 surfaces: pip install "mtseg[plot]".
 """
 

@@ -14,6 +14,9 @@ share it. Each metric is given as
     p (pairs)                   two-sided Wilcoxon signed-rank test against --baseline on the same cases, each
                                 averaged over the seeds first
 
+Of images, Dice, IoU and pixel accuracy also stand there as those of the pixels of all images together, called pooled; a
+result on several data sets has a row for each.
+
 Rows that are not comparable with the baseline (without one: the first row), because of other test cases, units,
 windows or selection, carry a mark and a footnote that says why; so do rows tested on cases of their own training.
 """
