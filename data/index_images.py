@@ -146,7 +146,8 @@ def groups_of(samples, pattern, needed):
         patterns[used] = dataset
     for sample in samples:
         for key in (sample.sha256, *map(str, sample.images)):
-            above[top(key)] = top(named[sample.id])
+            group = top(named[sample.id])
+            above[group] = top(above.setdefault(key, group))
     return {id: top(group) for id, group in named.items()}, " and ".join(patterns)
 
 
@@ -166,12 +167,8 @@ def notes_on(samples, tables, snapped, split, classes_of):
     yield from (f"{name}.list has no {', '.join(few)}" for name, few in missing_classes(split, classes_of).items())
 
 
-def index_images(args, asked):
-    """Write the index and the lists; see above."""
-    if args.out.exists() and not args.overwrite:
-        raise ImageIndexError(f"{args.out}: exists already; name another, or replace it with --overwrite")
-    roots = [Path(os.path.abspath(root)) for root in args.roots]
-    roots = [root.parent if root.name in BESIDE else root for root in roots]
+def look_into_roots(roots, args):
+    """({set: DataSet}, {set: ClassTable}, what `look_into_all` gives, ids of those that are for testing)."""
     datasets, tables, found, fixed, problems = {}, {}, [], [], []
     for root in roots:
         sets, samples, tests = find_samples(root, args, len(roots) > 1, problems)
@@ -184,7 +181,16 @@ def index_images(args, asked):
             raise ClassError(f"{root}: its table of classes {error}") from error
     if unread := [sample for sample in found if sample.mask and not tables[sample.dataset]]:
         raise ImageIndexError(f"{unread[0].mask}: nothing says what its classes are; name a file with --classes")
-    looked = look_into_all(found, tables, datasets, problems)
+    return datasets, tables, look_into_all(found, tables, datasets, problems), fixed
+
+
+def index_images(args, asked):
+    """Write the index and the lists; see above."""
+    if args.out.exists() and not args.overwrite:
+        raise ImageIndexError(f"{args.out}: exists already; name another, or replace it with --overwrite")
+    roots = [Path(os.path.abspath(root)) for root in args.roots]
+    roots = [root.parent if root.name in BESIDE else root for root in roots]
+    datasets, tables, looked, fixed = look_into_roots(roots, args)
     for name in datasets:
         of_set = [(sample, kind) for sample, kind, _ in looked if sample.dataset == name]
         print_set(name, tables[name], [sample for sample, _ in of_set], [kind for _, kind in of_set])

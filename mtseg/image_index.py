@@ -72,15 +72,6 @@ class Index:
             if missing:
                 raise ImageIndexError(f"{self.path}: {missing[0]}, of sample {name}, is missing; add it or index again")
 
-    def select(self, ids):
-        """The samples called `ids`, in this order; ImageIndexError where one is not there."""
-        known = {sample.id: sample for sample in self.samples}
-        for unknown in (name for name in ids if name not in known):
-            raise ImageIndexError(
-                f"{self.path}: has no sample {unknown!r}; index its image, or remove it from the list"
-            )
-        return [known[name] for name in ids]
-
     def to_json(self):
         """The index as the text of a file at `path`; the sets' roots become relative to that."""
         folder, datasets, samples = self.path.resolve().parent, {}, []

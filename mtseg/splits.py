@@ -205,15 +205,15 @@ def _spread(order, sizes, held, rng):
 
 
 def missing_classes(split, classes_of):
-    """{list: classes that no case of it has, but one of another list}, of a split as split_by_patient's.
+    """{list: classes that no case of it has, but one of another list}; 'train' means the labelled cases.
 
-    'train' means its labelled cases. `classes_of`: {case: set of classes} of all cases with a label.
+    `split`: as from split_by_patient. `classes_of`: {case: set of classes}.
     """
-    cases_of = {**{name: split[name] for name in ("val", "test")}, "train": split["train"][: split["labelnum"]]}
-    cases_of = {name: cases for name, cases in cases_of.items() if cases}
-    every = set().union(*(classes_of.get(case, ()) for case in (*split["train"], *split["val"], *split["test"])))
-    lacking = {name: every.difference(*(classes_of[case] for case in cases)) for name, cases in cases_of.items()}
-    return {name: sorted(classes) for name, classes in lacking.items() if classes}
+    held = {"train": split["train"][: split["labelnum"]], "val": split["val"], "test": split["test"]}
+    held = {name: [classes_of.get(case, ()) for case in cases] for name, cases in held.items() if cases}
+    every = set().union(*itertools.chain(*held.values()))
+    lacking = {name: sorted(every.difference(*classes)) for name, classes in held.items()}
+    return {name: classes for name, classes in lacking.items() if classes}
 
 
 def check_split(split, patients, who="patient"):

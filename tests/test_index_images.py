@@ -162,7 +162,7 @@ def test_several_sets_in_one_index(tmp_path, capsys):
     assert {sample.id for sample in index.samples} == {f"{name}__{x}" for name in ("steel", "gold") for x in "abcdef"}
     assert sorted(name for names in lists.values() for name in names) == sorted(sample.id for sample in index.samples)
     for names in lists["test"], lists["val"], lists["train"][:2]:
-        assert {sample.dataset for sample in index.select(names)} == {"steel", "gold"}
+        assert {sample.dataset for sample in index.samples if sample.id in names} == {"steel", "gold"}
     assert [entry["name"] for entry in index.datasets["gold"].classes["classes"]] == ["gold", "dust", "air"]
     out = capsys.readouterr().out
     assert "note: the sets have different classes, so one network cannot learn them all" in out
@@ -183,7 +183,7 @@ def test_a_rare_class_comes_into_every_list_where_that_is_possible(tmp_path, cap
         index, lists = read_index(tmp_path / str(seed) / "index.json"), lists_of(tmp_path / str(seed))
         for listed in lists["test"], lists["val"], lists["train"][:4]:
             assert len({name[:2] for name in listed}) == 2 and len(listed) == 4
-            assert {number for sample in index.select(listed) for number in sample.pixels} == {0, 1, 2}
+            assert {number for sample in index.samples if sample.id in listed for number in sample.pixels} == {0, 1, 2}
     root = make_set(tmp_path / "less", names, {**common, "p1_0": [2], "p3_1": [0, 2]})
     run(root, "--out", tmp_path / "less.json", *asked)
     assert "note: val.list has no crack" in capsys.readouterr().out
@@ -235,6 +235,10 @@ def test_the_sets_own_lists_are_joined(tmp_path, capsys):
         "unlabeled": ["steel__u"],
     }
     assert "4 in train.list, 3 in test.list, 1 in unlabeled.list, 3 left out" in capsys.readouterr().out
+    (roots[0] / "val.list").write_text("u\n")  # without a mask
+    run(*roots, "--out", tmp_path / "u" / "index.json")
+    assert lists_of(tmp_path / "u")["val"] == ["steel__u"]
+    (roots[0] / "val.list").unlink()
     run(roots[1], "--out", roots[1] / "index.json")  # beside its own lists, which stay as they are
     assert lists_of(roots[1]) == {"train": ["b"], "test": ["e", "a"]}
     (line,) = stopped(capsys, roots[1], "--out", roots[1] / "2.json", "--test", 1)
