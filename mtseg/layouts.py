@@ -108,7 +108,7 @@ def _groups(source, channels):
             for part, folder in folders.items()
             for group in _with_labels_beside(_flat(folder, channels), folder)
         ]
-    elif source.name in BESIDE:
+    elif source.name in BESIDE and not any((source / name).is_dir() for name in BESIDE):
         groups = _with_labels_beside(_flat(source, channels), source)
     elif _is_case_folder(source.absolute(), channels):
         groups = _case_folders([source.absolute()])

@@ -4,6 +4,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import dataclasses
+import json
 import shlex
 import shutil
 import signal
@@ -94,17 +95,84 @@ def make_data(root, train=6, test=2, channels=None):
     return root
 
 
+# Flags of a training on make_images's images and make_stacks's slices.
+TINY_2D = {"n_filters": 2, "num_workers": 0, "patch_size": "16 16", "stride_xy": 8, "progress": 0, "dims": 2}
+PHASES = {
+    "classes": [
+        {"name": "matrix", "value": 0, "color": [0, 0, 0]},
+        {"name": "pore", "value": 10, "color": [255, 0, 0]},
+        {"name": "grain", "value": 200, "color": [0, 0, 255]},
+    ],
+    "background": 0,
+}
+
+
+def two_discs(shape, number):
+    """(image with values around 0, 1 and 2, class numbers) with a disc of class 1 and one of class 2 in it."""
+    rng = np.random.default_rng(number)
+    label = ball(shape, rng.uniform(6, 10, 2), 4).astype(np.uint8)
+    label[ball(shape, rng.uniform(14, 18, 2), 4)] = 2
+    return label + 0.3 * rng.standard_normal(shape), label
+
+
+def make_images(root, train=6, test=2, classes=PHASES, shape=(26, 23)):
+    """A tiny folder of 8-bit images with masks of values, as classes.json names them."""
+    from PIL import Image
+
+    values = np.array([entry["value"] for entry in classes["classes"]], np.uint8)
+    names = [f"image_{number}" for number in range(train + test)]
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True)
+    for number, name in enumerate(names):
+        image, label = two_discs(shape, number)
+        Image.fromarray(np.clip(80 * image + 50, 0, 255).astype(np.uint8)).save(root / f"images/{name}.png")
+        Image.fromarray(values[label]).save(root / f"masks/{name}.png")
+    (root / "classes.json").write_text(json.dumps(classes))
+    (root / "train.list").write_text("\n".join(names[:train]) + "\n")
+    (root / "test.list").write_text("\n".join(names[train:]) + "\n")
+    return root
+
+
+def make_stacks(root, train=6, test=2, slices=3):
+    """A tiny data set of stacks (S, H, W) in the layout of ACDC."""
+    names = [f"patient{number:03d}_frame01" for number in range(train + test)]
+    (root / "data").mkdir(parents=True)
+    for number, name in enumerate(names):
+        pairs = [two_discs((22, 25), 100 * number + k) for k in range(slices + number % 2)]
+        with h5py.File(root / f"data/{name}.h5", "w") as file:
+            file["image"] = np.float32([image for image, _ in pairs])
+            file["label"] = np.stack([label for _, label in pairs])
+    (root / "classes.json").write_text(json.dumps(PHASES))
+    (root / "train.list").write_text("\n".join(names[:train]) + "\n")
+    (root / "test.list").write_text("\n".join(names[train:]) + "\n")
+    return root
+
+
 @pytest.fixture
 def data(tmp_path):
     return make_data(tmp_path / "tiny")
 
 
+def named_root(variable, what):
+    root = os.environ.get(variable)
+    if not root:
+        pytest.skip(f"{variable} names no {what}")
+    return Path(root)
+
+
 @pytest.fixture(scope="session")
 def la_root():
-    root = os.environ.get("MTSEG_LA_ROOT")
-    if not root:
-        pytest.skip("MTSEG_LA_ROOT names no LA data")
-    return Path(root)
+    return named_root("MTSEG_LA_ROOT", "LA data")
+
+
+@pytest.fixture(scope="session")
+def acdc_root():
+    return named_root("MTSEG_ACDC_ROOT", "ACDC data")
+
+
+@pytest.fixture(scope="session")
+def images_root():
+    return named_root("MTSEG_IMAGES_ROOT", "folder with the image sets uhcs, ebc, superalloy and em")
 
 
 @pytest.fixture(scope="session")
