@@ -7,19 +7,22 @@ import math
 import shutil
 
 import h5py
+import index_images
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PHASES, TINY_2D, make_images, make_stacks
+from conftest import PHASES, TINY_2D, make_data, make_images, make_stacks
 from medpy.metric import binary
 from PIL import Image
 
 import inference
+import train_sup
+from mtseg import report
 from mtseg.losses import multiclass_dice_loss
 from mtseg.networks.unet import UNet
 from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
-from mtseg.script import methods
+from mtseg.script import flags, methods, sources
 from mtseg.seeding import seed_iteration
 
 SCRIPTS = {methods.method_of(path): methods.load_script(path) for path in methods.training_scripts()}
@@ -199,7 +202,9 @@ def test_predictions_are_index_images_with_the_palette_in_them(images, tmp_path)
     folder = run("supervised", images, tmp_path / "runs")
     infer(folder, "--save_result", tmp_path / "saved")
     out = tmp_path / "out"
-    result = infer(folder, "--input", images / "images", "--output_dir", out, "--save_colors", "--labels", images / "masks")
+    result = infer(
+        folder, "--input", images / "images", "--output_dir", out, "--save_colors", "--labels", images / "masks"
+    )
     assert len({row["case"] for row in result["cases"]}) == 8
     for name in ("image_6", "image_7"):
         with h5py.File(tmp_path / f"saved/{name}.h5") as file:
@@ -211,7 +216,9 @@ def test_predictions_are_index_images_with_the_palette_in_them(images, tmp_path)
         np.testing.assert_array_equal(np.array(picture.convert("RGB")), colors)
         np.testing.assert_array_equal(np.array(Image.open(out / f"colors/{name}_colors.png")), colors)
     infer(folder, "--save_result", tmp_path / "png", "--save_format", "png")
-    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "png/image_6_label.png")), np.array(Image.open(images / "masks/image_6.png")))
+    np.testing.assert_array_equal(
+        np.array(Image.open(tmp_path / "png/image_6_label.png")), np.array(Image.open(images / "masks/image_6.png"))
+    )
 
 
 def test_flips_and_gaussian_weights_average_over_the_four_mirror_images(images, tmp_path):
@@ -240,21 +247,228 @@ def test_without_a_background_every_class_counts(tmp_path):
     assert rows(folder)[0]["loss_dice"] != rows(other)[0]["loss_dice"]
 
 
-def test_an_ignore_value_counts_nowhere(tmp_path, capsys):
-    a = make_images(tmp_path / "a", classes={**PHASES, "ignore": 77})
-    b = make_images(tmp_path / "b", classes={**PHASES, "ignore": 77})
-    for root in (a, b):
-        for path in (root / "masks").glob("*.png"):
-            mask = np.array(Image.open(path))
-            mask[:5] = 77
-            Image.fromarray(mask).save(path)
-            if root == a:
-                continue
-            image = np.array(Image.open(root / "images" / path.name))
-            Image.fromarray(image).save(root / "images" / path.name)
-    folders = [run("supervised", root, tmp_path / root.name / "runs", dataset_name="A") for root in (a, b)]
-    assert same(*(weights(folder) for folder in folders))
-    result = infer(folders[0])
-    row = result["cases"][0]
+def test_an_ignore_value_counts_nowhere(tmp_path):
+    """The loss and the metrics are those of the masks in which nobody labelled the same pixels."""
+    data = make_images(tmp_path / "images", classes={**PHASES, "ignore": 77})
+    for path in (data / "masks").glob("*.png"):
+        mask = np.array(Image.open(path))
+        mask[:5] = 77
+        Image.fromarray(mask).save(path)
+    (data / "val.list").write_text("image_7")
+    folder = run("MT", data, tmp_path / "runs", val_list=data / "val.list", val_freq=4)
+    assert config(folder)["ignore_index"] == 255
+    result = infer(folder, "--save_result", tmp_path / "saved")
+    row = next(row for row in result["cases"] if row["case"] == "image_7")
     assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == 21 * 23
-    assert config(folders[0])["ignore_index"] == 255
+    with h5py.File(tmp_path / "saved/image_7.h5") as file:
+        prediction, label = file["prediction"][5:], file["label"][:]
+    assert (label[:5] == 255).all()
+    assert row["dice"] == pytest.approx(binary.dc(prediction == 1, label[5:] == 1))
+    dices = [binary.dc(prediction == number, label[5:] == number) for number in (1, 2)]
+    assert float(rows(folder)[-1]["val_dice_student"]) == pytest.approx(np.mean(dices), abs=0.02)
+
+
+# ------------------------------------------------------------------------------------------------- stacks of slices
+
+
+def test_a_stack_in_single_slices_is_read_as_the_stack(tmp_path):
+    """SSL4MIS's ACDC has both; whoever copied only the slices trains on the same."""
+    data = make_stacks(tmp_path / "a")
+    folder = run("supervised", data, tmp_path / "runs", dataset_name="A", labelnum=2)
+    slices = shutil.copytree(data, tmp_path / "b")
+    (slices / "data/slices").mkdir()
+    for path in sorted(slices.glob("data/*.h5")):
+        with h5py.File(path) as file:
+            for k, (image, label) in enumerate(zip(file["image"][:], file["label"][:], strict=True), start=1):
+                with h5py.File(slices / f"data/slices/{path.stem}_slice_{k}.h5", "w") as one:
+                    one["image"], one["label"] = image, label
+        path.unlink()
+    other = run("supervised", slices, tmp_path / "others", dataset_name="A", labelnum=2)
+    assert same(weights(folder), weights(other))
+    assert infer(folder)["cases"] == infer(other)["cases"]
+    assert "2 labelled cases (7 slices)" in (folder / "log.txt").read_text()
+
+
+def test_stacks_are_tested_as_volumes_and_resized_back(tmp_path):
+    data = make_stacks(tmp_path / "a")
+    folder = run("MT", data, tmp_path / "runs", resize="16 32", patch_size="16 32", context=1)
+    assert weights(folder)["encoder.0.conv1.weight"].shape[1] == 3
+    result = infer(folder, "--save_result", tmp_path / "saved")
+    assert result["unit"] == "voxel" and result["protocol"]["resize"] == [16, 32]
+    for row in result["cases"]:
+        with h5py.File(tmp_path / f"saved/{row['case']}.h5") as file:
+            assert file["image"].shape == file["prediction"].shape == file["label"].shape
+            number = {"pore": 1, "grain": 2}[row["class"]]
+            pair = file["prediction"][:] == number, file["label"][:] == number
+        assert row["dice"] == pytest.approx(binary.dc(*pair))
+        if pair[0].any():
+            assert row["hd95"] == pytest.approx(binary.hd95(*pair))
+
+
+def test_volumes_are_trained_on_slice_by_slice(tmp_path):
+    data = make_data(tmp_path / "volumes")
+    folder = run("MT", data, tmp_path / "runs")
+    assert "3 labelled and 3 unlabelled cases (42 and 42 slices)" in (folder / "log.txt").read_text()
+    assert {row["class"] for row in infer(folder)["cases"]} == {1}
+
+
+# -------------------------------------------------------------------------------------------------- several data sets
+
+
+def index_of_two(tmp_path, **names):
+    """An index of two sets, of 6 + 2 and of 3 + 2 images, with the same classes in other values and colours."""
+    a = make_images(tmp_path / "a")
+    classes = copy.deepcopy(PHASES)
+    for entry, value in zip(classes["classes"], (7, 3, 5), strict=True):
+        entry["value"] = value
+    b = make_images(tmp_path / "b", train=3, classes={**classes, "background": 7})
+    index_images.main([str(a), str(b), "--out", str(tmp_path / "index.json")])
+    return tmp_path / "index.json"
+
+
+def test_several_sets_are_trained_on_together_and_have_rows_of_their_own(tmp_path, capsys):
+    index = index_of_two(tmp_path)
+    order = (tmp_path / "train.list").read_text().split()
+    assert len(order) == 9 and order[0] == "a__image_0"
+    (tmp_path / "train.list").write_text("\n".join(["a__image_0", "b__image_0", *order[1:6], *order[7:]]))
+    folder = run("MT", index, tmp_path / "runs", labelnum=2, set_balance=1)
+    capsys.readouterr()
+    result = infer(folder)
+    assert {row["set"] for row in result["cases"]} == {"a", "b"}
+    printed = capsys.readouterr().out
+    assert "a__image_6" in printed and "b__image_3" in printed
+    rows_of, _ = report.group_results(report.find_results([tmp_path / "runs"])[0])
+    assert {row.dataset for row in rows_of} >= {"a", "b"}
+
+
+# ------------------------------------------------------------------------------------------------------ real images
+
+
+def test_sixteen_bits_stay_sixteen_bits(tmp_path):
+    """What the network sees of a 16-bit image is its z-score, to every one of its 65 536 values."""
+    data = make_images(tmp_path / "images")
+    image = np.random.default_rng(0).integers(0, 2**16, (26, 23)).astype(np.uint16)
+    Image.fromarray(image).save(data / "images/image_0.png")
+    args = flags.parse(train_sup.PARSER, ["--root_path", str(data)])
+    seen = sources.Source(data).dataset(args, ["image_0"]).read("image_0")["image"]
+    np.testing.assert_allclose(seen, (image - image.mean()) / image.std(), atol=1e-5)
+    back = np.rint(seen * image.std() + image.mean())
+    np.testing.assert_array_equal(back, image)
+
+
+@pytest.mark.parametrize("name", ["uhcs", "ebc", "superalloy", "em"])
+def test_real_images_through_the_whole_path(images_root, tmp_path, name):
+    more = {"labelnum": 2, "max_iterations": 2, "patch_size": "32 32", "stride_xy": 32}
+    folder = run("MT", images_root / name, tmp_path / "runs", **more)
+    result = infer(folder, "--num", 1, "--stride_xy", 32, name="iter_2.pth")
+    known = [entry["name"] for entry in json.loads((images_root / name / "classes.json").read_text())["classes"]]
+    assert {row["class"] for row in result["cases"]} == {*(known if name in ("uhcs", "superalloy") else known[1:])}
+
+
+def test_real_stacks_through_the_whole_path(acdc_root, tmp_path):
+    more = {
+        "labelnum": 2,
+        "max_iterations": 2,
+        "num_classes": 4,
+        "max_samples": 4,
+        "resize": "64 64",
+        "patch_size": "64 64",
+    }
+    folder = run("MT", acdc_root, tmp_path / "runs", **more)
+    result = infer(folder, "--split", "val", "--num", 2, name="iter_2.pth")
+    assert len(result["cases"]) == 6
+
+
+# -------------------------------------------------------------------------------------------------------- bad input
+
+
+def test_mistakes_in_images_end_in_one_sentence(images, tmp_path, capsys):
+    def damaged(name, change):
+        root = shutil.copytree(images, tmp_path / "damaged", dirs_exist_ok=True)
+        change(root)
+        line = refused(capsys, "supervised", root, tmp_path / "out")
+        shutil.rmtree(root)
+        assert name in line
+        return line
+
+    def mask(array):
+        return lambda root: Image.fromarray(array).save(root / "masks/image_0.png")
+
+    small = np.zeros((26, 22), np.uint8)
+    assert "is 26 x 22 pixels, its image 26 x 23 pixels" in damaged("image_0.png", mask(small))
+    odd = np.zeros((26, 23), np.uint8)
+    odd[:2, :3] = 9
+    line = damaged("masks/image_0.png", mask(odd))
+    assert "9" in line and "6 " in line and "pore" in line and "--snap" in line
+    color = np.dstack([odd, odd, odd])
+    line = damaged("image_1.png", lambda root: Image.fromarray(color).save(root / "images/image_1.png"))
+    assert "3 channels" in line
+    glass = np.dstack([color, np.full((26, 23), 7, np.uint8)])
+    line = damaged("image_1.png", lambda root: Image.fromarray(glass).save(root / "images/image_1.png"))
+    assert "transparent" in line
+    damaged("image_2.png", lambda root: (root / "images/image_2.png").write_bytes(b"\x89PNG\r\n\x1a\n"))
+    damaged("image_1", lambda root: (root / "masks/image_1.png").unlink())
+    damaged("image_1", lambda root: (root / "images/image_1.png").unlink())
+    twice = {**PHASES, "classes": [{**entry, "name": "pore"} for entry in PHASES["classes"]]}
+    assert "pore" in damaged("classes.json", lambda root: (root / "classes.json").write_text(json.dumps(twice)))
+    names = "image_0.png\nimage_0.tif\nimage_1"
+    assert "twice" in damaged("train.list", lambda root: (root / "train.list").write_text(names))
+    two = lambda root: shutil.copy(root / "images/image_0.png", root / "images/image_0.tif")  # noqa: E731
+    assert "another ending" in damaged("image_0", two)
+
+
+def test_near_values_are_snapped_where_that_is_asked_for(images, tmp_path):
+    plain = run("supervised", images, tmp_path / "plain")
+    for path in (images / "masks").glob("*.png"):
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.where(mask == 200, 198, mask).astype(np.uint8)).save(path)
+    snapped = run("supervised", images, tmp_path / "snapped", "--snap")
+    assert same(weights(plain), weights(snapped))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"dims": 3, "patch_size": "16 16 16"}, ("--dims 3", "images")),
+        ({"patch_size": "16 16 16"}, ("--patch_size 16 16 16", "--dims 2")),
+        ({"num_classes": 2}, ("--num_classes 2", "matrix, pore, grain")),
+        ({"context": 1}, ("--context 1", "no neighbours")),
+        ({"ignore_index": 1}, ("--ignore_index 1", "foreground class")),
+        ({"root_path": "missing.json"}, ("missing.json",)),
+    ],
+)
+def test_flags_that_do_not_fit_images(images, tmp_path, capsys, changes, words):
+    line = refused(capsys, "MT", images, tmp_path / "out", **changes)
+    assert all(word in line for word in words), line
+
+
+def test_a_patch_larger_than_every_image_is_padded_and_said(images, tmp_path):
+    folder = run("supervised", images, tmp_path / "runs", patch_size="32 32")
+    assert "--patch_size 32 x 32: no image is so large (the largest is 26 x 23)" in (folder / "log.txt").read_text()
+
+
+def test_cleaning_up_needs_a_background(tmp_path, capsys):
+    folder = run("supervised", make_images(tmp_path / "images", classes=NO_BACKGROUND), tmp_path / "runs")
+    line = said(capsys, inference.main, ["--model_path", folder / "iter_4.pth", "--fill_holes"])
+    assert "--fill_holes" in line and "background" in line
+
+
+def test_distances_are_in_the_unit_of_the_pixel_size(tmp_path, capsys):
+    data = make_images(tmp_path / "images", classes={**PHASES, "pixel_size": [0.5, 0.25, "um"]})
+    folder = run("supervised", data, tmp_path / "runs")
+    result = infer(folder, "--unit", "um", "--save_result", tmp_path / "saved")
+    assert result["unit"] == "um"
+    row = result["cases"][0]
+    with h5py.File(tmp_path / f"saved/{row['case']}.h5") as file:
+        pair = file["prediction"][:] == 1, file["label"][:] == 1
+    if pair[0].any():
+        assert row["hd95"] == pytest.approx(binary.hd95(*pair, voxelspacing=(0.5, 0.25)))
+    line = said(capsys, inference.main, ["--model_path", folder / "iter_4.pth", "--unit", "mm"])
+    assert "--unit mm" in line and "um" in line
+
+
+def test_a_network_of_volumes_is_not_given_images(images, tmp_path, capsys):
+    folder = run("supervised", images, tmp_path / "runs")
+    volumes = make_data(tmp_path / "volumes")
+    words = ["--model_path", folder / "iter_4.pth", "--dims", 3, "--patch_size", 16, 16, 16, "--root_path", volumes]
+    assert "--dims 2" in said(capsys, inference.main, words)
