@@ -173,11 +173,3 @@ def acdc_root():
 @pytest.fixture(scope="session")
 def images_root():
     return named_root("MTSEG_IMAGES_ROOT", "folder with the image sets uhcs, ebc, superalloy and em")
-
-
-@pytest.fixture(scope="session")
-def images_root():
-    root = os.environ.get("MTSEG_IMAGES_ROOT")
-    if not root:
-        pytest.skip("MTSEG_IMAGES_ROOT names no folder of image sets")
-    return Path(root)

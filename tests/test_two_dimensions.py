@@ -402,7 +402,7 @@ def test_mistakes_in_images_end_in_one_sentence(images, tmp_path, capsys):
     assert "9" in line and "6 " in line and "pore" in line and "--snap" in line
     color = np.dstack([odd, odd, odd])
     line = damaged("image_1.png", lambda root: Image.fromarray(color).save(root / "images/image_1.png"))
-    assert "3 channels" in line
+    assert "case image_1 has 3" in line
     glass = np.dstack([color, np.full((26, 23), 7, np.uint8)])
     line = damaged("image_1.png", lambda root: Image.fromarray(glass).save(root / "images/image_1.png"))
     assert "transparent" in line

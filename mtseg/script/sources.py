@@ -44,8 +44,9 @@ class Source:
     def __init__(self, root_path):
         self.root = root = find_root(root_path)
         self.root_path, self.files, self.dims, self.axis, self.several = root_path, None, 3, 0, False
-        index = Path(root_path) if Path(root_path).suffix == ".json" else root / "index.json"
-        if index.is_file():
+        named = Path(root_path).suffix == ".json"
+        index = Path(root_path) if named else root / "index.json"
+        if named or index.is_file():
             index = read_index(index)
             tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
             self.several, self.table = len(tables) > 1, one_table(index.path, tables)
