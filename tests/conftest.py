@@ -3,6 +3,7 @@ import os
 # One thread here and in every process started from here: results are compared bit for bit.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -146,6 +147,24 @@ def make_stacks(root, train=6, test=2, slices=3):
     (root / "train.list").write_text("\n".join(names[:train]) + "\n")
     (root / "test.list").write_text("\n".join(names[train:]) + "\n")
     return root
+
+
+class KilledError(Exception):
+    pass
+
+
+@contextlib.contextmanager
+def killed_after_saving(monkeypatch):
+    """A context in which a run of a training script ends abruptly, once it has written its first latest.pth."""
+    from mtseg.script.state import RunState
+
+    def save_and_die(keeper, iteration, progress, save=RunState.save):
+        save(keeper, iteration, progress)
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(RunState, "save", save_and_die)
+        yield
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, make_data, needs_compiler, only_on_the_cpu, write_case
+from conftest import TINY, killed_after_saving, make_data, needs_compiler, only_on_the_cpu, write_case
 
 import train_mean_teacher
 from mtseg.distributed import Ranks
@@ -23,7 +23,6 @@ from mtseg.optim import Updater
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import methods
 from mtseg.script import run as run_module
-from mtseg.script.state import RunState
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
@@ -177,15 +176,7 @@ def test_resuming_with_every_option_on_repeats_an_uninterrupted_run(data, tmp_pa
     whole = run(model, data, tmp_path / "whole", *switches, **settings)
     assert {p.name for p in whole.glob("iter_*.pth")} == {"iter_3.pth", "iter_6.pth"}
 
-    class KilledError(Exception):
-        pass
-
-    def save_and_die(keeper, iteration, progress, save=RunState.save):
-        save(keeper, iteration, progress)
-        raise KilledError
-
-    with monkeypatch.context() as patch, pytest.raises(KilledError):
-        patch.setattr(RunState, "save", save_and_die)
+    with killed_after_saving(monkeypatch):
         run(model, data, tmp_path / "cut", *switches, **settings)
     resumed = run(model, data, tmp_path / "cut", *switches, "--resume", **settings)
     assert "resuming at iteration 3" in (resumed / "log.txt").read_text()
