@@ -1,8 +1,9 @@
-"""Make the Phantom data: synthetic volumes to try everything on, without downloading anything.
+"""Make the built-in data: synthetic volumes or images to try everything on, without downloading anything.
 
-    python data/make_phantom.py data/Phantom            # 123 training and 31 test cases, seconds
+    python data/make_phantom.py data/Phantom                 # 123 training and 31 test volumes, seconds
+    python data/make_phantom.py data/Electrode --dims 2      # 60 training and 20 test images
 
-mtseg/phantom.py says what the volumes show. The same seed gives the same volumes.
+mtseg/phantom.py says what they show. The same seed gives the same data.
 """
 
 import sys
@@ -10,21 +11,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
-from mtseg.phantom import TEST, TRAIN, PhantomError, make_phantom
+from mtseg.phantom import PhantomError, make_phantom
 from mtseg.script.flags import Parser, natural, one_sentence, positive
 
 
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("out", type=Path, help="folder to make")
-    parser.add_argument("--train", type=positive, default=TRAIN, help="training cases")
-    parser.add_argument("--test", type=positive, default=TEST, help="test cases")
-    parser.add_argument("--seed", type=natural, default=2018, help="another seed, other volumes")
+    parser.add_argument("--dims", type=int, choices=(2, 3), default=3, help="3: volumes; 2: images")
+    parser.add_argument("--train", type=positive, help="training cases (default: 123 volumes, or 60 images)")
+    parser.add_argument("--test", type=positive, help="test cases (default: 31 volumes, or 20 images)")
+    parser.add_argument("--seed", type=natural, default=2018, help="another seed, other data")
     args = parser.parse_args(argv)
     with one_sentence():
         if args.out.exists() and not (args.out / "train.list").is_file():
             raise PhantomError(f"{args.out}: exists and is no such data set; name another folder")
-        print(make_phantom(args.out, args.train, args.test, args.seed))
+        print(make_phantom(args.out, args.train, args.test, args.seed, args.dims))
 
 
 if __name__ == "__main__":

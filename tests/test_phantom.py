@@ -1,10 +1,12 @@
+import json
+
 import h5py
 import numpy as np
 import pytest
 from make_phantom import main
 from scipy import ndimage
 
-from mtseg.phantom import SHAPE, PhantomError, make_phantom
+from mtseg.phantom import IMAGE_SHAPE, SHAPE, PhantomError, make_phantom
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,25 @@ def test_the_same_seed_gives_the_same_volumes_and_another_others(phantom, tmp_pa
     for key in (0, 1):
         np.testing.assert_array_equal(read(phantom, "phantom_000")[key], read(again, "phantom_000")[key])
         assert (read(again, "phantom_000")[key] != read(other, "phantom_000")[key]).any()
+
+
+def test_electrodes_have_three_phases_and_no_background(tmp_path, capsys):
+    main([str(tmp_path / "Electrode"), "--dims", "2", "--train", "5", "--test", "2"])
+    shares = []
+    for path in sorted((tmp_path / "Electrode").glob("data/*/mri_norm2.h5")):
+        with h5py.File(path) as file:
+            image, label = file["image"][...], file["label"][...]
+        assert image.shape == label.shape == IMAGE_SHAPE
+        assert abs(image.mean()) < 1e-4 and abs(image.std() - 1) < 1e-3
+        shares.append(np.bincount(label.ravel(), minlength=3) / label.size)
+        # Grains are brighter than what lies between them, and carbon than electrolyte, but not in every pixel.
+        means = [image[label == number].mean() for number in range(3)]
+        assert means[1] < means[0] < means[2]
+        assert np.quantile(image[label == 1], 0.95) > np.quantile(image[label == 0], 0.05)
+    assert len(shares) == 7 and np.min(shares) > 0.1
+    table = json.loads((tmp_path / "Electrode/classes.json").read_text())
+    assert [entry["name"] for entry in table["classes"]] == ["carbon", "electrolyte", "active material"]
+    assert table["background"] is None
 
 
 def test_the_chamber_cannot_be_had_by_a_threshold(phantom):

@@ -88,8 +88,7 @@ def listed_scans(args):
         dataset.read(case)  # a broken file is better found now than after an hour of segmenting
     if source.dims == 2:
         unit = image_unit(args)
-        spacing = None if unit == "pixel" else args.table.pixel_size[:2]
-        spacings = dict.fromkeys(dataset.image_list, spacing)
+        spacings = {case: pixel_spacing(args, unit, len(dataset.shapes[case])) for case in dataset.image_list}
     else:
         unit = choose_unit(args, map(dataset.path, dataset.image_list))
         spacings = {case: dataset.path(case) if unit == "mm" else None for case in dataset.image_list}
@@ -143,7 +142,7 @@ def read_input_image(case, unit, args):
     image, table = read_channels_of(case.images, args.intensity), args.table or plain_table(args.num_classes)
     if len(image) * (2 * args.context + 1) != args.n_channels:
         raise VolumeError(f"{case.images[0]}: has {len(image)} channels, the network takes {args.n_channels}")
-    spacing = None if unit == "pixel" else args.table.pixel_size[:2]
+    spacing = pixel_spacing(args, unit, image.ndim - 1)
     kind = ".tif" if image.ndim == 4 else ".png"
     scan = Scan(image if len(image) > 1 else image[0], None, spacing, kind=kind, axis=0)
     if case.label is None:
@@ -152,6 +151,15 @@ def read_input_image(case, unit, args):
         return scan._replace(label=read_label(case.label, image.shape[1:], table, args.snap)[0])
     except DataError as error:
         return scan._replace(label_error=str(error))
+
+
+def pixel_spacing(args, unit, dims):
+    """The size of a pixel, None in pixels; FlagError for a stack (`dims` 3): nobody knows how far apart its slices are."""
+    if unit == "pixel":
+        return None
+    if dims == 3:
+        raise FlagError(f"--unit {unit}: how far apart the slices of a stack lie is not known; take --unit pixel")
+    return args.table.pixel_size[:2]
 
 
 def image_unit(args):

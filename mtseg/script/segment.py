@@ -18,8 +18,9 @@ from mtseg.averaging import (
     mean_score,
 )
 from mtseg.checkpoint import file_sha256, find_state_dict, load_checkpoint, load_weights, write_whole
+from mtseg.datasets import DataError
 from mtseg.images import ENDINGS as IMAGES
-from mtseg.images import png_bytes
+from mtseg.images import ImageError, png_bytes
 from mtseg.metrics import all_metrics, pixel_accuracy
 from mtseg.networks import NETWORKS
 from mtseg.postprocess import fill_holes, largest_component
@@ -127,6 +128,8 @@ def clean(prediction, args):
 def measure(prediction, label, spacing, args):
     """[{'class': number or name, <metric>: value, ...}, ...]; voxels of the label `args.ignore_index` do not count."""
     ignored = None if args.ignore_index is None else label == args.ignore_index
+    if ignored is not None and ignored.all():
+        raise DataError("nobody labelled any of its pixels, so nothing can be measured; leave it out of the list")
     right = {} if label.ndim == 3 else {"pixel_accuracy": pixel_accuracy(prediction, label, args.ignore_index)}
     return [
         {"class": class_name(args.classes, number)}
@@ -157,6 +160,7 @@ def infer_case(name, scan, trained, unit, output_dir, args):
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
         measured = {"num_classes": args.num_classes, "ignore_index": args.ignore_index, "classes": args.classes}
+        measured |= {"unit": unit, "axis": scan.axis}
         measured["spacing"] = None if scan.spacing is None else [float(side) for side in scan.spacing]
         scans.save_case(args.save_result, name, args.save_format, volumes, measured, table)
     if args.save_colors:
@@ -173,7 +177,10 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         if scan.grid is not None and scan.label_prepared:
             prediction = clean(label_map(scores), args)
         more = {"uncertainty": entry["uncertainty"]} if args.uncertainty else {}
-        rows = measure(prediction, scan.label, scan.spacing if unit == "mm" else None, args)
+        try:
+            rows = measure(prediction, scan.label, None if unit in ("voxel", "pixel") else scan.spacing, args)
+        except DataError as error:
+            raise DataError(f"case {name}: {error}") from error
         of = {"case": name} | ({"set": scan.set} if scan.set else {})
         entry["rows"] = [of | row | more for row in rows]
     return entry
@@ -181,4 +188,5 @@ def infer_case(name, scan, trained, unit, output_dir, args):
 
 def costs_only_the_case(error):
     """Whether the other cases of a folder can be segmented all the same."""
-    return isinstance(error, (VolumeError, PreprocessError, NotFiniteScoresError)) or out_of_memory(error)
+    known = (VolumeError, PreprocessError, DataError, ImageError, NotFiniteScoresError)
+    return isinstance(error, known) or out_of_memory(error)
