@@ -2,7 +2,8 @@
 
 Deliberately plain: a sample reads its whole file, turns the whole volume and crops last; a step is float32, with a
 loop over the teacher's tensors and a wait for the loss in each iteration; a window goes to the device and back alone
-and is added up in NumPy. Where draws are made, they are made as mtseg makes them, so that results can be compared.
+and is added up in NumPy. Where draws are made, they are made as mtseg makes them, so that results can be compared. The
+U-Net has the layers and the names of SSL4MIS's.
 """
 
 import itertools
@@ -12,6 +13,44 @@ import h5py
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+CHANNELS = (16, 32, 64, 128, 256)
+DROPOUT = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def double_conv(before, after, dropout=0.0):
+    one = [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.LeakyReLU(), nn.Dropout(dropout)]
+    two = [nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.LeakyReLU()]
+    return nn.ModuleDict({"conv_conv": nn.Sequential(*one, *two)})
+
+
+class UNet(nn.Module):
+    """SSL4MIS's U-Net for images (code/networks/unet.py there), with the upsampling that takes effect in its code."""
+
+    def __init__(self, n_channels, n_classes):
+        super().__init__()
+        self.encoder = nn.ModuleDict({"in_conv": double_conv(n_channels, CHANNELS[0], DROPOUT[0])})
+        self.decoder = nn.ModuleDict()
+        for level in range(1, 5):
+            layers = double_conv(CHANNELS[level - 1], CHANNELS[level], DROPOUT[level])
+            self.encoder[f"down{level}"] = nn.ModuleDict({"maxpool_conv": nn.Sequential(nn.MaxPool2d(2), layers)})
+            below, above = CHANNELS[5 - level], CHANNELS[4 - level]
+            layers = {"conv1x1": nn.Conv2d(below, above, 1), "conv": double_conv(2 * above, above)}
+            self.decoder[f"up{level}"] = nn.ModuleDict(layers)
+        self.decoder["out_conv"] = nn.Conv2d(CHANNELS[0], n_classes, 3, padding=1)
+
+    def forward(self, x):
+        features = [self.encoder["in_conv"]["conv_conv"](x)]
+        for level in range(1, 5):
+            pool, layers = self.encoder[f"down{level}"]["maxpool_conv"]
+            features.append(layers["conv_conv"](pool(features[-1])))
+        x = features.pop()
+        for level in range(1, 5):
+            layers = self.decoder[f"up{level}"]
+            x = F.interpolate(layers["conv1x1"](x), scale_factor=2, mode="bilinear", align_corners=True)
+            x = layers["conv"]["conv_conv"](torch.cat([features.pop(), x], dim=1))
+        return self.decoder["out_conv"](x)
 
 
 def sample(path, patch_size, rng):
@@ -43,14 +82,18 @@ def update_ema_variables(model, ema_model, alpha, global_step):
         ema_param.data.mul_(alpha).add_(param.data, alpha=1 - alpha)
 
 
-def mean_teacher_step(model, ema_model, optimizer, volume, label, noise, weight, iteration):
-    """One iteration on a batch whose first half is labelled, in float32; returns the loss as a number."""
+def mean_teacher_step(model, ema_model, optimizer, volume, label, noise, weight, iteration, classes=(1,)):
+    """One iteration on a batch whose first half is labelled, in float32; returns the loss as a number.
+
+    `classes`: those in the Dice loss, on LA the foreground alone, in SSL4MIS all.
+    """
     labeled_bs = len(label)
     outputs = model(volume)
     with torch.no_grad():
         ema_output = ema_model(volume[labeled_bs:] + noise)
     soft = F.softmax(outputs, dim=1)
-    supervised = 0.5 * (F.cross_entropy(outputs[:labeled_bs], label) + dice_loss(soft[:labeled_bs, 1], label == 1))
+    dice = sum(dice_loss(soft[:labeled_bs, c], label == c) for c in classes) / len(classes)
+    supervised = 0.5 * (F.cross_entropy(outputs[:labeled_bs], label) + dice)
     consistency = torch.mean((soft[labeled_bs:] - F.softmax(ema_output, dim=1)) ** 2)
     loss = supervised + weight * consistency
     optimizer.zero_grad()

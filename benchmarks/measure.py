@@ -102,6 +102,16 @@ def matmul_rate(dtype, device, n):
     return 2 * n**3 / min(by_turns({"product": lambda _: a @ b}, 5, device)["product"])
 
 
+def grown_by(call):
+    """(what `call` gives, by how many bytes the process grew at the most meanwhile or None where no one tells)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
+        before = resident("VmRSS")
+    except OSError:
+        return call(), None
+    return call(), resident("VmHWM") - before
+
+
 def resident(key):
     """Bytes of this process in memory: now (VmRSS), or at the most so far (VmHWM). OSError without Linux's /proc."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -36,11 +36,14 @@ from tables import put_figures, show, table, write  # noqa: E402
 
 CPU_ROWS = {
     "loader": loading.loader,
+    "loader_2d": loading.loader_2d,
     "memory": loading.memory,
     "cpu_step": steps.cpu_step,
+    "cpu_step_2d": steps.cpu_step_2d,
     "convolutions": steps.convolution_rates,
     "ema": steps.ema,
     "sliding_window": windows.sliding_window,
+    "sliding_window_2d": windows.sliding_window_2d,
     "metrics": case_metrics.case_metrics,
     "start_up": growth.start_up,
     "growth": growth.growth,

@@ -30,8 +30,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
     `weighting`: 'uniform', the papers' protocol, or 'gaussian': a window's scores count less towards its border, as in
     nnU-Net (Isensee et al., Nature Methods 2021), by a Gaussian with a deviation of an eighth of the patch.
-    `batch_size`: windows that the network sees at a time; by default 2 on the CPU, where more are no faster, and on a
-    GPU as many as have 4 million voxels. The scores do not depend on it but for rounding.
+    `batch_size`: windows that the network sees at a time; by default 2 on the CPU, where more are no faster, of images
+    up to 2^18 pixels, and on a GPU as many as have 4 million voxels. The scores do not depend on it but for rounding.
     Beside the image (as float32 without padding it is not copied) and the scores, memory holds one batch and, at the
     end, the label map and what one class's scores take, however large the volume. Of a volume whose scores a GPU has no
     room for, image and scores stay in the computer's memory.
@@ -73,7 +73,10 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
     if batch_size is None:
-        batch_size = 2 if device.type == "cpu" else max(1, 2**22 // math.prod(patch_size))
+        voxels = math.prod(patch_size)
+        batch_size = max(1, 2**22 // voxels)
+        if device.type == "cpu":
+            batch_size = 2 if dims == 3 else max(2, 2**18 // voxels)
 
     host = place_of_scores(device, math.prod(image.shape[1:]), len(image) + 2 * num_classes + 2)
 

@@ -1,3 +1,4 @@
+import family
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,68 +99,24 @@ def test_a_unets_weights_tell_its_settings(residual, deep_supervision, dims):
     assert UNet.settings_of(net.state_dict()) == told
 
 
-class SSL4MISUNet(nn.Module):
-    """SSL4MIS's U-Net without its dropout, written anew from the list of its layers, under their names there."""
-
-    CHANNELS = (16, 32, 64, 128, 256)
-
-    def __init__(self, n_channels, n_classes):
-        super().__init__()
-        self.layers = nn.ModuleDict()
-        for level, (before, after) in enumerate(zip((n_channels, *self.CHANNELS), self.CHANNELS, strict=False)):
-            self.block("encoder." + (f"down{level}.maxpool_conv.1" if level else "in_conv"), before, after)
-        for step, (below, above) in enumerate(zip(self.CHANNELS[:0:-1], self.CHANNELS[-2::-1], strict=True), start=1):
-            self.add(f"decoder.up{step}.conv1x1", nn.Conv2d(below, above, 1))
-            self.block(f"decoder.up{step}.conv", 2 * above, above)
-        self.add("decoder.out_conv", nn.Conv2d(16, n_classes, 3, padding=1))
-
-    def add(self, name, layer):
-        self.layers[name.replace(".", "/")] = layer
-
-    def block(self, name, before, after):
-        for place, channels in ((0, before), (4, after)):
-            self.add(f"{name}.conv_conv.{place}", nn.Conv2d(channels, after, 3, padding=1))
-            self.add(f"{name}.conv_conv.{place + 1}", nn.BatchNorm2d(after))
-
-    def of_theirs(self):
-        return {name.removeprefix("layers.").replace("/", "."): value for name, value in self.state_dict().items()}
-
-    def run(self, name, x):
-        for place in (0, 4):
-            for number in (place, place + 1):
-                x = self.layers[f"{name}.conv_conv.{number}".replace(".", "/")](x)
-            x = F.leaky_relu(x, 0.01)
-        return x
-
-    def forward(self, x):
-        features = [self.run("encoder.in_conv", x)]
-        for level in range(1, 5):
-            features.append(self.run(f"encoder.down{level}.maxpool_conv.1", F.max_pool2d(features[-1], 2)))
-        x = features[-1]
-        for step in range(1, 5):
-            x = self.layers[f"decoder/up{step}/conv1x1"](x)
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
-            x = self.run(f"decoder.up{step}.conv", torch.cat([features[4 - step], x], dim=1))
-        return self.layers["decoder/out_conv"](x)
-
-
 @pytest.mark.parametrize("training", [True, False])
 def test_ssl4mis_weights_load_and_give_exactly_its_outputs(training):
     torch.manual_seed(0)
-    theirs = fill(SSL4MISUNet(1, 4)).train(training)
-    state = theirs.of_theirs()
+    theirs = fill(family.UNet(1, 4)).train(training)
+    for layer in theirs.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    state = theirs.state_dict()
     assert len(state) == 136 and state["decoder.up2.conv.conv_conv.0.weight"].shape == (64, 128, 3, 3)
     ours = load_weights(UNetSSL4MIS(1, 4), state, "unet_best_model.pth").train(training)
     x = torch.randn(2, 1, 64, 48)
     assert torch.equal(ours(x, turnoff_drop=training), theirs(x))
-    assert torch.equal(
-        ours.encoder[4].norm2.running_var, theirs.of_theirs()["encoder.down4.maxpool_conv.1.conv_conv.5.running_var"]
-    )
+    assert torch.equal(ours.encoder[4].norm2.running_var, state["encoder.down4.maxpool_conv.1.conv_conv.5.running_var"])
 
 
 def test_of_ssl4mis_networks_with_more_decoders_the_main_one_is_taken():
     """UNet_CCT has auxiliary decoders, UNet_URPC outputs of coarser levels; a weight that is missing is named."""
-    state = fill(SSL4MISUNet(1, 2)).of_theirs()
+    state = fill(family.UNet(1, 2)).state_dict()
     wanted = load_weights(UNetSSL4MIS(1, 2), state, "unet.pth").state_dict()
     more = {"decoder.out_conv_dp1.weight": torch.zeros(2, 32, 3, 3)}
     for name, value in state.items():

@@ -11,7 +11,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from measure import by_turns, fact, resident, row
+from measure import by_turns, fact, grown_by, row
 from torch import nn
 
 from mtseg import metrics
@@ -97,13 +97,8 @@ def peak(prepare, side):
     """(seconds, bytes) of a call of prepare(side): how long it took, and by how much the process grew at the most, None
     where the system does not tell."""
     way = prepare(side)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the largest size so far is forgotten
-        before = resident("VmRSS")
-    except OSError:
-        before = None
-    seconds = by_turns({"": lambda _: way()}, 1, warm_up=0)[""][0]
-    return seconds, None if before is None else resident("VmHWM") - before
+    times, grown = grown_by(lambda: by_turns({"": lambda _: way()}, 1, warm_up=0))
+    return times[""][0], grown
 
 
 def metrics_of(side):

@@ -12,12 +12,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from measure import CPU, GPU, apart, by_turns, differences, fact, matmul_rate, resident, row
+from torch import nn
 from torch.utils.data import DataLoader
 
 from mtseg.allocator import keep_freed_memory
 from mtseg.cache import CachedDataset
 from mtseg.ema import update_ema_variables
 from mtseg.losses import multiclass_dice_loss, softmax_mse_loss
+from mtseg.networks.unet import UNetSSL4MIS
 from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.winograd import (
@@ -31,6 +33,7 @@ from mtseg.winograd import (
 from rows.volumes import LA_PATCH, SMALL_PATCH, la_volumes, training_set
 
 PLAIN = "mtseg without --winograd"
+CLASSES = 4  # of images, as ACDC has
 LAYOUTS = (torch.contiguous_format, torch.channels_last_3d, torch.channels_last_3d)
 
 
@@ -42,23 +45,34 @@ def compiler_error():
         return f"without --winograd: {error}"
 
 
-def mean_teacher(n_filters, device, memory_format=torch.contiguous_format):
-    """A student, its teacher and the optimizer, the same for the same arguments."""
+def mean_teacher(n_filters, device, memory_format=torch.contiguous_format, image=None):
+    """A student, its teacher and the optimizer, the same for the same arguments.
+
+    `image`: for images, 'family' for the family's own U-Net or 'mtseg' for this library's with the same weights.
+    """
     torch.manual_seed(0)
-    model = VNet(1, 2, n_filters, "batchnorm", has_dropout=True).to(device).to(memory_format=memory_format)
+    if image is None:
+        model = VNet(1, 2, n_filters, "batchnorm", has_dropout=True)
+    else:
+        model = family.UNet(1, CLASSES)
+        if image == "mtseg":
+            weights, model = model.state_dict(), UNetSSL4MIS(1, CLASSES)
+            model.load_state_dict(model.translate(weights))
+    model = model.to(device).to(memory_format=memory_format)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     return model, copy.deepcopy(model).requires_grad_(False), optimizer
 
 
 def step(model, ema_model, optimizer, volume, label, noise, weight, iteration, autocast=False):
-    """The iteration of train_mean_teacher.py; the loss stays on the device."""
-    labeled_bs = len(label)
+    """The iteration of train_mean_teacher.py; the loss stays on the device. Of images, Dice is that of all classes."""
+    labeled_bs, background = len(label), label.dim() == 3
     with torch.autocast(volume.device.type, torch.bfloat16, enabled=autocast):
         outputs = model(volume)
         with torch.no_grad():
             ema_outputs = ema_model(volume[labeled_bs:] + noise)
     outputs, ema_outputs = outputs.float(), ema_outputs.float()
-    supervised = F.cross_entropy(outputs[:labeled_bs], label) + multiclass_dice_loss(outputs[:labeled_bs], label)
+    dice = multiclass_dice_loss(outputs[:labeled_bs], label, include_background=background)
+    supervised = F.cross_entropy(outputs[:labeled_bs], label) + dice
     loss = 0.5 * supervised + weight * softmax_mse_loss(outputs[labeled_bs:], ema_outputs)
     optimizer.zero_grad()
     loss.backward()
@@ -67,12 +81,13 @@ def step(model, ema_model, optimizer, volume, label, noise, weight, iteration, a
     return loss.detach()
 
 
-def batch_of(patch_size, device):
-    """Two labelled and two unlabelled patches, and the noise on the latter."""
+def batch_of(patch_size, device, half=2):
+    """`half` labelled and as many unlabelled patches, and the noise on the latter; images have CLASSES classes."""
     rng = np.random.default_rng(0)
-    volume = rng.standard_normal((4, 1, *patch_size)).astype(np.float32)
-    noise = np.clip(0.1 * rng.standard_normal((2, 1, *patch_size)), -0.2, 0.2).astype(np.float32)
-    return [torch.from_numpy(array).to(device) for array in (volume, (volume[:2, 0] > 1).astype(np.int64), noise)]
+    volume = rng.standard_normal((2 * half, 1, *patch_size)).astype(np.float32)
+    noise = np.clip(0.1 * rng.standard_normal((half, 1, *patch_size)), -0.2, 0.2).astype(np.float32)
+    label = np.digitize(volume[:half, 0], [1] if len(patch_size) == 3 else [-1, 0, 1])
+    return [torch.from_numpy(array).to(device) for array in (volume, label, noise)]
 
 
 def cpu_step(quick, scratch):
@@ -120,15 +135,67 @@ def step_way(name, patch_size, n_filters, compiled):
         if name == "mtseg" and compiled:
             for net in networks[:2]:
                 winograd_convolutions(net)
+    return told_by(iteration, networks, (volume, label, noise))
+
+
+def told_by(iteration, networks, batch):
+    """A function of the turn that does an `iteration` and returns what `step_way` says."""
 
     def way(turn):
         before = os.times().system
         torch.manual_seed(turn + 1)
-        told = float(iteration(*networks, volume, label, noise, 0.1, turn + 1))
+        told = float(iteration(*networks, *batch, 0.1, turn + 1))
         seconds = os.times().system - before
         return told, seconds, resident("VmHWM") / 2**30 if Path("/proc/self/status").exists() else math.nan
 
     return way
+
+
+def cpu_step_2d(quick, scratch):
+    """A Mean Teacher iteration on images on the CPU, SSL4MIS's U-Net, 12 + 12 images of 256 x 256.
+
+    The family draws other dropout masks, which depend on the memory format, so that the numbers are compared without
+    dropout, on a smaller batch.
+    """
+    patch_size, half, rounds = ((64, 64), 2, 2) if quick else ((256, 256), 12, 5)
+    no_compiler = compiler_error()
+    names = ["mtseg", PLAIN, "family"] if no_compiler is None else ["mtseg", "family"]
+    losses = {name: step_way_2d(name, (64, 64), 4, not no_compiler, dropout=False) for name in names}
+    losses = {name: [way(turn)[0] for turn in range(2)] for name, way in losses.items()}
+    differs = []
+    for name, numbers in losses.items():
+        for turn, tolerance in enumerate((1e-4, 1e-3)):
+            what = f"losses of iteration {turn + 1}, {name}, family,"
+            differs += differences(what, numbers[turn], losses["family"][turn], rtol=tolerance)
+    sizes = {}
+    with apart({name: (step_way_2d, name, patch_size, half, not no_compiler) for name in names}) as ways:
+
+        def listen(name, turn):
+            _, _, sizes[name] = ways[name](turn)
+
+        times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
+    note = f"{no_compiler or 'with --winograd'}; numbers compared without dropout; the process had at the most "
+    note += f"{sizes['mtseg']:.1f} GiB (family {sizes['family']:.1f} GiB)"
+    words = f"{2 * half} images of " + "x".join(map(str, patch_size))
+    yield row(f"step on the CPU, SSL4MIS's U-Net, {words}", times, note, {"family": 1.5}, differs)
+
+
+def step_way_2d(name, patch_size, half, compiled, dropout=True):
+    """One way of `cpu_step_2d`, as `step_way`."""
+    batch = batch_of(patch_size, CPU, half)
+    if name == "family":
+        networks = mean_teacher(16, CPU, image="family")
+        iteration = functools.partial(family.mean_teacher_step, classes=range(CLASSES))
+    else:
+        if dropout:  # in a process of its own: as the scripts do
+            keep_freed_memory()
+        networks, iteration = mean_teacher(16, CPU, torch.channels_last, image="mtseg"), step
+        if name == "mtseg" and compiled:
+            for net in networks[:2]:
+                winograd_convolutions(net)
+    for layer in (layer for net in networks[:2] for layer in net.modules() if isinstance(layer, nn.Dropout)):
+        layer.p = layer.p if dropout else 0.0
+    return told_by(iteration, networks, batch)
 
 
 def convolution_rates(quick, scratch):

@@ -1,5 +1,6 @@
-"""The volumes that rows are measured on: LA's, or made up in its size and grey levels."""
+"""The volumes and images that rows are measured on: real ones, or made up in their size and grey levels."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from mtseg.datasets import LAHeart
+from mtseg.images import png_bytes
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
 
 LA_PATCH = (112, 112, 80)
@@ -51,6 +53,26 @@ def real_volumes():
     with h5py.File(dataset.path(dataset.image_list[0])) as file:
         full = all(side >= wanted for side, wanted in zip(file["label"].shape, LA_PATCH, strict=True))
     return (Path(root), LA_PATCH, "LA") if full else (Path(root), SMALL_PATCH, "LA, halved")
+
+
+def image_folder(quick, scratch):
+    """(root, words) of a folder of 8-bit images of 1024 x 1024 pixels with masks: the set ebc of MTSEG_IMAGES_ROOT, or
+    such as are made up."""
+    real = os.environ.get("MTSEG_IMAGES_ROOT")
+    if real and not quick:
+        return Path(real) / "ebc", "ebc, 1024x1024"
+    root, side = scratch / "grains", 128 if quick else 1024
+    for folder in ("images", "masks"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for number in range(3 if quick else 8):
+        coarse = np.random.default_rng(number).standard_normal((side // 32 + 2,) * 2).astype(np.float32)
+        smooth = ndimage.zoom(coarse, 32, order=1)[:side, :side]
+        for folder, pixels in (("images", np.clip(128 + 60 * smooth, 0, 255)), ("masks", smooth > 1)):
+            (root / folder / f"case_{number}.png").write_bytes(png_bytes(pixels.astype(np.uint8)))
+    table = {"classes": [{"name": "matrix", "value": 0}, {"name": "grain", "value": 1}], "background": 0}
+    (root / "classes.json").write_text(json.dumps(table))
+    (root / "train.list").write_text("".join(f"case_{number}\n" for number in range(3 if quick else 8)))
+    return root, f"made up, {side}x{side}"
 
 
 def training_set(root, patch_size, num=None):
