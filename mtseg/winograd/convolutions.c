@@ -1,5 +1,5 @@
-// Convolutions of 3 x 3 x 3 or 1 x 3 x 3 voxels, padded to keep the size, by Winograd's F(4 x 4, 3 x 3) along H and W. An
-// image is a volume of one slice. convolutions.py says what for, and checks what comes in here.
+// Convolutions of 3 x 3 x 3 or 1 x 3 x 3 voxels, padded to keep the size, by Winograd's F(4 x 4, 3 x 3) along H and W.
+// An image is a volume of one slice. convolutions.py says what for, and checks what comes in here.
 //
 // Features are float32 in the order [n][d][h][w][c], c a multiple of 16. A tile is 4 x 4 outputs of one slice, which
 // see 6 x 6 inputs; each of its 36 points after the transform is called p. The kernel's side along D is kd, 3 or 1. A
@@ -19,7 +19,7 @@
 typedef int64_t Int;
 typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
 enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36 };
-enum { TILES = 48, FLOATS = 1 << 18 };  // a chunk has about so many tiles, or floats of v
+enum { TILES = 48, FLOATS = 1 << 18 };  // a chunk has about so many tiles where each thread has its own, or floats of v
 
 #define LOAD(p) (*(const Vector *)(p))
 #define STORE(p, x) (*(Vector *)(p) = (x))
@@ -279,15 +279,9 @@ int winograd_convolve(const Int *sizes, const float *x, const float *w, const fl
 // dw [kd][kh][kw][ci][co], the gradient of w from x [n][d][h][w][ci] and dy [n][d][h][w][co]
 int winograd_weight_gradient(const Int *sizes, const float *x, const float *dy, float *dw) {
   Job job = job_of(sizes), *j = &job;
-  const Int panels = j->co / PANEL;
-  // Sums are added part by part, whatever the threads: of an image, each thread brings a part to the chunk.
-  Int part = TILES, chunk = MIN(TILES * j->threads, j->columns);
-  if (j->kd == 3) {
-    const Int most = FLOATS / (POINTS * j->deep * MAX(j->ci, j->co));
-    const Int chunks = most ? (j->columns + most - 1) / most : j->columns;
-    part = chunk = (j->columns + chunks - 1) / chunks;
-  }
-  if (!allocate(j, chunk, 1)) return 0;
+  const Int panels = j->co / PANEL, most = FLOATS / (POINTS * j->deep * MAX(j->ci, j->co));
+  const Int chunks = most ? (j->columns + most - 1) / most : j->columns;
+  if (!allocate(j, (j->columns + chunks - 1) / chunks, 1)) return 0;
 #pragma omp parallel num_threads(j->threads)
   {
 #pragma omp for schedule(static)
@@ -304,11 +298,9 @@ int winograd_weight_gradient(const Int *sizes, const float *x, const float *dy, 
 #pragma omp for schedule(static)
       for (Int i = 0; i < POINTS * panels; i++) {
         const Int p = i / panels, panel = i % panels;
-        for (Int begin = 0; begin < columns; begin += part)
-          for (Int k = 0; k < j->terms; k += ROWS)  // rows beyond the last term are sums of what nobody reads
-            multiply_columns(j, j->v + p * j->v_step + begin * j->deep * j->ci + k,
-                             j->m + p * j->m_step + begin * j->d * j->co + panel * PANEL, MIN(part, columns - begin),
-                             j->u + p * j->u_step + k * j->co + panel * PANEL);
+        for (Int k = 0; k < j->terms; k += ROWS)  // rows beyond the last term are sums of what nobody reads
+          multiply_columns(j, j->v + p * j->v_step + k, j->m + p * j->m_step + panel * PANEL, columns,
+                           j->u + p * j->u_step + k * j->co + panel * PANEL);
       }
     }
 #pragma omp for schedule(static)
