@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_data
+from conftest import make_data, make_images, make_stacks
 
 from mtseg.script import flag_table
 
@@ -108,11 +108,12 @@ def test_every_link_leads_somewhere():
 
 # ------------------------------------------------------------------------------------------------- every command runs
 
-EXTRAS = ("matplotlib", "skimage", "nibabel", "nrrd", "onnx", "onnxruntime")
+EXTRAS = ("PIL", "tifffile", "matplotlib", "skimage", "nibabel", "nrrd", "onnx", "onnxruntime")
 # Commands that other tests or .ci/run make: installing, the tests themselves, measuring, comparing commits.
 MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|la_full\.py")
 SMALL = {"--max_iterations": 2, "--n_filters": 2, "--patch_size": "32 32 16", "--stride_xy": 16, "--stride_z": 8}
 SMALL |= {"--num_workers": 0, "--progress": 0}
+IMAGES = re.compile(r"--dims 2|data/(Steel|Coating|both|ACDC)")  # of a command that trains on images
 
 
 def commands(page):
@@ -132,19 +133,21 @@ def small(line):
     if not script:
         return line
     words = shlex.split(rest)
-    for name in SMALL.keys() & set(words):
+    for name in (SMALL.keys() | {"--resize"}) & set(words):
         begin = words.index(name)
         end = next((i for i in range(begin + 1, len(words)) if words[i].startswith("--")), len(words))
         del words[begin:end]
     seeds = "seeds.py" in before
     before = before.replace("seeds.py", "seeds.py --seeds 1") if seeds else before
-    words += [w for name, value in SMALL.items() for w in (name, *str(value).split())]
+    small = SMALL | ({"--patch_size": "32 32", "--resize": "32 32"} if IMAGES.search(line) else {})
+    small = {name: value for name, value in small.items() if name != "--resize" or "ACDC" in line}
+    words += [w for name, value in small.items() for w in (name, *str(value).split())]
     return f"{before}{script} {shlex.join(words)}" + ("" if seeds or "--resume" in words else " --overwrite")
 
 
 def run_page(page, workspace):
     """Run all commands of a page; those that failed, with what they printed."""
-    for made in ("data/LA_half", "data/Heart", "made"):
+    for made in ("data/LA_half", "data/Heart", "data/both", "made"):
         shutil.rmtree(workspace / made, ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": str(workspace)}
     failed = []
@@ -196,6 +199,12 @@ def workspace(repository):
     make_data(repository / "data/Phantom", train=124, test=2)
     make_data(repository / "sets/LA", train=30, test=3)
     make_data(repository / "data/LA", train=30, test=3)
+    make_images(repository / "data/Steel", train=12, test=2)
+    make_images(repository / "data/Coating", train=8, test=2)
+    for made in (repository / "data/Steel", repository / "data/Coating"):
+        for path in made.glob("*.list"):
+            path.unlink()
+    make_stacks(repository / "data/ACDC", train=16, test=2)
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
     return repository, run_page(PAGES[0], repository)

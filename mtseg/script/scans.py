@@ -154,7 +154,7 @@ def read_input_image(case, unit, args):
 
 
 def pixel_spacing(args, unit, dims):
-    """The size of a pixel, None in pixels; FlagError for a stack (`dims` 3): nobody knows how far apart its slices are."""
+    """The size of a pixel, None in pixels; FlagError for a stack (`dims` 3): its slices may lie apart."""
     if unit == "pixel":
         return None
     if dims == 3:
