@@ -205,6 +205,7 @@ def workspace(repository):
         for path in made.glob("*.list"):
             path.unlink()
     make_stacks(repository / "data/ACDC", train=16, test=2)
+    (repository / "data/ACDC/classes.json").unlink()
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
     return repository, run_page(PAGES[0], repository)
