@@ -425,6 +425,8 @@ def test_near_values_are_snapped_where_that_is_asked_for(images, tmp_path):
         Image.fromarray(np.where(mask == 200, 198, mask).astype(np.uint8)).save(path)
     snapped = run("supervised", images, tmp_path / "snapped", "--snap")
     assert same(weights(plain), weights(snapped))
+    pixels = sum(int((np.array(Image.open(images / f"masks/image_{n}.png")) == 198).sum()) for n in range(3))
+    assert f"--snap: {pixels} pixels of 3 masks are no class's" in (snapped / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatc
 from mtseg.script import flags
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, data_root
+from mtseg.script.windows import counted_classes
 from mtseg.transforms import (
     Compose,
     RandomCrop,
@@ -195,16 +196,15 @@ def training_set(args, source, dataset):
     """(the cases of `dataset`, which is of `source`, cached, augmented, in slices as the flags ask; notes on them)."""
     outside = 0 if args.background == 0 else unknown_label(args)
     turn = RandomGenerator(outside) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
-    counted = [c for c in range(0 if args.background is None else 1, args.num_classes) if c != args.ignore_index]
     steps = [turn, args.resize and Resize(args.resize)]
-    steps += [RandomCrop(args.patch_size, outside, args.foreground_patches, counted), ToTensor("uint8")]
+    steps += [RandomCrop(args.patch_size, outside, args.foreground_patches, counted_classes(args)), ToTensor("uint8")]
     dataset.transform = Compose([step for step in steps if step])
     axes = {len(shape) for shape in dataset.shapes.values()}
     if args.dims == 3 and axes != {3}:
         raise flags.FlagError(f"--dims 3, but the cases in {source.root} are images: take --dims 2")
     if args.context and axes == {2}:
         raise flags.FlagError(f"--context {args.context}: the images in {source.root} have no neighbours; leave it out")
-    dims = max(axes, default=3)
+    dims, files = max(axes, default=3), dataset
     if not args.cache:  # reading them all would take as long as caching them
         first = dataset.image_list[:FIRST_CASES]
         notes = intensity_notes(((case, dataset.read(case)["image"]) for case in first), dims)
@@ -212,6 +212,9 @@ def training_set(args, source, dataset):
         dataset = CachedDataset(dataset)
         notes = intensity_notes(((case, dataset.views(case)["image"]) for case in dataset.image_list), dims)
     notes += padding_notes(args, dataset)
+    snapped = [count for count in getattr(files, "snapped", {}).values() if count]
+    if snapped:
+        notes.append(f"--snap: {sum(snapped)} pixels of {len(snapped)} masks are no class's, and got the nearest class")
     return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
 
 

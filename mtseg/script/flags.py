@@ -206,7 +206,7 @@ def image_flags(rare, training=True):
 
     how = "of images: how each is normalised, over the whole of it and each channel by itself"
     rare("--intensity", choices=INTENSITIES, default=default("zscore"), help=how)
-    size = "of slices: resize each to so many pixels, and back"
+    size = "of slices and images: resize each to so many pixels, and predictions back"
     rare("--resize", type=positive, nargs=2, metavar=("H", "W"), help=size)
     channels = "of slices: so many on either side are further channels (2.5-D)"
     rare("--context", type=natural, default=default(0), help=channels)

@@ -124,12 +124,13 @@ class ImageCases(CaseDataset):
     """Samples {'image', 'label'} of images with masks; see CaseDataset.
 
     An image is (H, W) or (C, H, W), of a file with several pages (S, H, W) or (C, S, H, W): every channel is normalised
-    as `args.intensity` says, over the whole of it. Masks become class numbers by the set's table.
+    as `args.intensity` says, over the whole of it. Masks become class numbers by the set's table. `snapped`: {case: how
+    many pixels got the nearest class} of the masks that were read.
     """
 
     def __init__(self, source, args, cases, labelnum=None, transform=None):
         self.source, self.intensity, self.snap = source, args.intensity, args.snap
-        self.num_classes = args.num_classes
+        self.num_classes, self.snapped = args.num_classes, {}
         missing = [case for case in cases if case not in source.files]
         if missing:
             raise DataError(f"{source.root}: has no image of {some(missing)}, which a list names; add it, or its index")
@@ -154,7 +155,7 @@ class ImageCases(CaseDataset):
         if files.mask is None:
             return {"image": image, "label": np.full(shape, UNKNOWN, np.uint8)}
         table, snap = files.table or plain_table(self.num_classes), self.snap or files.snap
-        label, _ = read_label(files.mask, shape, table, snap)
+        label, self.snapped[case] = read_label(files.mask, shape, table, snap)
         return {"image": image, "label": label}
 
 
