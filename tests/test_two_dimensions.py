@@ -313,6 +313,74 @@ def test_volumes_are_trained_on_slice_by_slice(tmp_path):
     assert {row["class"] for row in infer(folder)["cases"]} == {1}
 
 
+def test_a_tiff_of_several_pages_is_a_stack(tmp_path):
+    """The same slices in HDF5 and as the pages of TIFF files: the same training, and predictions in pages."""
+    tifffile = pytest.importorskip("tifffile")
+    hdf5, tiff = make_stacks(tmp_path / "hdf5"), tmp_path / "tiff"
+    for name in ("images", "masks"):
+        (tiff / name).mkdir(parents=True)
+    for path in sorted(hdf5.glob("data/*.h5")):
+        with h5py.File(path, "r+") as file:
+            image = file["image"][:]
+            file["image"][...] = image = (image - image.mean(dtype=float)) / image.std(dtype=float)
+            mask = np.array([0, 10, 200], np.uint8)[file["label"][:]]
+        for name, pages in (("images", np.float32(image)), ("masks", mask)):
+            tifffile.imwrite(tiff / f"{name}/{path.stem}.tif", pages, photometric="minisblack")
+    for name in ("train.list", "test.list", "classes.json"):
+        shutil.copy(hdf5 / name, tiff / name)
+    a, b = (run("MT", root, tmp_path / f"{root.name}_runs", context=1, dataset_name="A") for root in (hdf5, tiff))
+    for name, value in weights(a).items():
+        torch.testing.assert_close(value, weights(b)[name], rtol=1e-3, atol=1e-4)
+    infer(b, "--input", tiff / "images", "--labels", tiff / "masks", "--output_dir", tmp_path / "out")
+    pages = tifffile.imread(tmp_path / "out/predictions/patient006_frame01.tif")
+    assert pages.shape == (3, 22, 25) and set(np.unique(pages)) <= {0, 10, 200}
+
+
+def test_nnunets_layout_and_images_without_masks(tmp_path):
+    images = make_images(tmp_path / "images")
+    nnunet = tmp_path / "Dataset007_Steel"
+    (nnunet / "imagesTr").mkdir(parents=True)
+    (nnunet / "labelsTr").mkdir()
+    for path in sorted((images / "images").glob("*.png")):
+        shutil.copy(path, nnunet / f"imagesTr/{path.stem}_0000.png")
+        mask = np.searchsorted([0, 10, 200], np.array(Image.open(images / "masks" / path.name))).astype(np.uint8)
+        Image.fromarray(mask).save(nnunet / f"labelsTr/{path.name}")
+    labels = {"labels": {"matrix": 0, "pore": 1, "grain": 2}, "channel_names": {"0": "SEM"}, "file_ending": ".png"}
+    (nnunet / "dataset.json").write_text(json.dumps(labels))
+    for name in ("train.list", "test.list"):
+        shutil.copy(images / name, nnunet / name)
+    a, b = (run("MT", root, tmp_path / f"{root.name}_runs", dataset_name="A") for root in (images, nnunet))
+    assert same(weights(a), weights(b))
+    assert {row["class"] for row in infer(b)["cases"]} == {"pore", "grain"}
+
+    (images / "unlabeled").mkdir()
+    for number in (4, 5):
+        shutil.move(images / f"images/image_{number}.png", images / f"unlabeled/more_{number}.png")
+        (images / f"masks/image_{number}.png").unlink()
+    (images / "train.list").write_text("image_0\nimage_1\nimage_2\nimage_3\n")
+    folder = run("MT", images, tmp_path / "third")
+    assert config(folder)["unlabeled_cases"] == ["more_4", "more_5"]
+
+
+def test_frames_of_a_sequence_are_the_channels_of_an_image(tmp_path):
+    """SRPU-Model's index: the middle frame is segmented, its neighbours are further channels."""
+    images = make_images(tmp_path / "images")
+    for path in (images / "masks").glob("*.png"):
+        mask = np.array(Image.open(path))
+        Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[mask // 10 % 19]).save(path)
+    frames = {n: [f"image_{min(max(k, 0), 7)}.png" for k in (n - 1, n, n + 1)] for n in range(8)}
+    samples = [
+        {"sample_id": f"s{n}", "dataset": "LInCl", "frames": frames[n], "mask_file": f"image_{n}.png"} for n in range(8)
+    ]
+    roots = {"raw_image_root": str(images / "images"), "mask_root": str(images / "masks")}
+    (images / "srpu.json").write_text(json.dumps({"datasets_info": {"LInCl": roots}, "samples": samples}))
+    (images / "train.list").write_text("\n".join(f"s{n}" for n in range(6)))
+    (images / "test.list").write_text("s6\ns7")
+    folder = run("MT", images / "srpu.json", tmp_path / "runs")
+    assert weights(folder)["encoder.0.conv1.weight"].shape[1] == 3
+    assert {row["case"] for row in infer(folder)["cases"]} == {"s6", "s7"}
+
+
 # -------------------------------------------------------------------------------------------------- several data sets
 
 
