@@ -254,7 +254,14 @@ def test_other_inputs_are_left_to_pytorch(calls):
 # What is computed by Winograd's algorithm on (4, C, sides) patches: forward, the input's gradient, the weight's.
 @pytest.mark.parametrize(
     ("channels", "sides", "avx512", "others"),
-    [(64, (8, 8, 4), "ccw", "ccw"), (128, (4, 4, 4), "w", "w"), (256, (3, 3, 2), "", "w")],
+    [
+        (64, (8, 8, 4), "ccw", "ccw"),
+        (128, (4, 4, 4), "w", "w"),
+        (256, (3, 3, 2), "", "w"),
+        (256, (16, 16), "ccw", "ccw"),
+        (256, (8, 8), "w", "w"),
+        (256, (4, 4), "", "w"),
+    ],
 )
 def test_each_layer_takes_what_is_faster_with_the_processors_instructions(
     monkeypatch, calls, channels, sides, avx512, others
@@ -263,7 +270,8 @@ def test_each_layer_takes_what_is_faster_with_the_processors_instructions(
     for capability, expected in (("AVX512", avx512), ("AVX2", others)):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         calls.clear()
-        layer, x = winograd_convolutions(net_of(channels, channels)), torch.randn(4, channels, *sides).requires_grad_()
+        layer = winograd_convolutions(net_of(channels, channels, len(sides)))
+        x = torch.randn(4, channels, *sides).requires_grad_()
         exact, exact_x = copy.deepcopy(layer).double(), x.detach().double().requires_grad_()
         layer(x).square().sum().backward()
         exact(exact_x).square().sum().backward()

@@ -31,7 +31,7 @@ def sliding_window(quick, scratch, device=CPU):
 
 def sliding_window_2d(quick, scratch):
     """An image in windows that overlap by a quarter, by SSL4MIS's U-Net; the family shrinks images instead."""
-    yield windows_row((200, 150), (64, 64), 16, CPU, 2) if quick else windows_row((4096, 4096), (256, 256), 16, CPU, 3)
+    yield windows_row((200, 150), (64, 64), 16, CPU, 2) if quick else windows_row((4096, 4096), (256, 256), 16, CPU, 2)
 
 
 def windows_row(shape, patch_size, n_filters, device, rounds):

@@ -27,11 +27,12 @@ def normalization_layer(normalization, channels, dims):
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout that draws the same in every memory format, and on a CPU in a quarter of the time: 16 bits a value."""
+    """nn.Dropout on (N, C, *spatial) that draws the same in every memory format, on a CPU in a quarter of the time."""
 
     def forward(self, x):
         if not self.training:
             return x
+        # 16 random bits a value, in the order of channels last.
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         bits = bits.view(torch.int16)[: x.numel()].view(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
         kept = bits >= round(self.p * 2**16) - 2**15
@@ -79,9 +80,9 @@ class UNet(nn.Module):
     channels are dropped with p = 0.5 at the bottom and before the last convolution, as in VNet;
     `forward(x, turnoff_drop=True)` leaves them in for that one call. `residual`: each block adds its input.
     For `UNetSSL4MIS`: `slope` of the activation below zero, 0 for ReLU; `dropouts`, for each level, finest first, the
-    share of single values that is dropped between the encoder's convolutions, instead of those channels; `upsampling`
-    by 'deconv' (transposed convolution) or 'linear' (a 1x1 convolution and interpolation with aligned corners);
-    `out_kernel`, the side of the last convolution.
+    share of single values that is dropped between the encoder's convolutions, instead of those channels; `bilinear`
+    upsampling (trilinear in 3-D, corners aligned) after a 1x1 convolution, instead of a transposed one; `out_kernel`,
+    the side of the last convolution.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class UNet(nn.Module):
         depth=4,
         slope=0.0,
         dropouts=None,
-        upsampling="deconv",
+        bilinear=False,
         out_kernel=1,
     ):
         super().__init__()
@@ -108,7 +109,7 @@ class UNet(nn.Module):
         self.dims = dims
         self.depth = depth
         self.has_dropout = has_dropout
-        self.upsampling = upsampling
+        self.bilinear = bilinear
         self.deep_supervision = deep_supervision
 
         conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
@@ -121,7 +122,7 @@ class UNet(nn.Module):
             for before, after, drop in zip([n_channels, *channels[:-1]], channels, drops, strict=True)
         )
         self.pool = (nn.MaxPool2d, nn.MaxPool3d)[dims - 2](2)
-        up, kernel = {"deconv": (deconv, 2), "linear": (conv, 1)}[upsampling]
+        up, kernel = (conv, 1) if bilinear else (deconv, 2)
         self.up = nn.ModuleList(
             up(channels[level + 1], channels[level], kernel, stride=kernel) for level in range(depth)
         )
@@ -160,7 +161,7 @@ class UNet(nn.Module):
         outputs = []
         for level in reversed(range(self.depth)):
             x = self.up[level](x)
-            if self.upsampling == "linear":
+            if self.bilinear:
                 x = F.interpolate(x, scale_factor=2, mode=("bilinear", "trilinear")[self.dims - 2], align_corners=True)
             x = self.decoder[level](torch.cat([skips[level], x], dim=1))
             if level == 0 and drop:
@@ -179,7 +180,7 @@ class UNetSSL4MIS(UNet):
     """
 
     def __init__(self, n_channels=1, n_classes=2, n_filters=16, normalization="batchnorm", has_dropout=True, dims=2):
-        own = {"slope": 0.01, "dropouts": (0.05, 0.1, 0.2, 0.3, 0.5), "upsampling": "linear", "out_kernel": 3}
+        own = {"slope": 0.01, "dropouts": (0.05, 0.1, 0.2, 0.3, 0.5), "bilinear": True, "out_kernel": 3}
         super().__init__(n_channels, n_classes, n_filters, normalization, has_dropout, dims, **own)
 
     @staticmethod

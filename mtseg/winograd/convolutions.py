@@ -159,19 +159,23 @@ class _Convolution(torch.autograd.Function):
 
 
 def _tiles(x, weight):
-    """How many tiles there are for each channel: the more there are, the less the transforms of the kernel weigh."""
+    """(tiles for each channel, slices of the kernel): the more of the former there are for each of the latter, the less
+    the transforms of the kernel weigh."""
     n, _, *slices, h, w = x.shape
-    return n * math.prod(slices) * -(-h // 4) * -(-w // 4) / max(weight.shape[:2])
+    tiles = n * math.prod(slices) * -(-h // 4) * -(-w // 4)
+    return tiles / max(weight.shape[:2]), math.prod(weight.shape[2:-2])
 
 
 # The rules look at shapes and the processor's instructions alone: a run that is resumed computes the same.
 def _pays(x, weight):
-    return 8 * _tiles(x, weight) >= 3
+    tiles, slices = _tiles(x, weight)
+    return 8 * tiles >= slices
 
 
 def _gradient_pays(x, weight):
     """With AVX-512, PyTorch has a direct kernel for the gradient of the weight, which is better with few tiles."""
-    return 8 * _tiles(x, weight) >= 1 or "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    tiles, slices = _tiles(x, weight)
+    return 24 * tiles >= slices or "AVX512" not in torch.backends.cpu.get_cpu_capability()
 
 
 def convolve(x, weight, bias=None):
