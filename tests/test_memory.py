@@ -9,7 +9,7 @@ from conftest import on
 
 from mtseg.losses import dice_ce_loss
 from mtseg.memory import InParts, checkpoint_blocks
-from mtseg.networks.unet import UNet
+from mtseg.networks.unet import UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
 
 
@@ -21,7 +21,7 @@ def on_every_device(device, monkeypatch):
 def networks(normalization):
     settings = {"n_channels": 1, "n_classes": 2, "n_filters": 4, "normalization": normalization, "has_dropout": True}
     torch.manual_seed(0)
-    return VNet(**settings), UNet(**settings, dims=3)
+    return VNet(**settings), UNet(**settings), UNetSSL4MIS(**settings, dims=3)
 
 
 def step(net, forward, batch, labels):
@@ -69,7 +69,7 @@ def test_parts_mix_labelled_and_unlabelled_samples_and_keep_the_order():
         InParts(Recorder(), 4)(batch)
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_recomputed_blocks_change_nothing_but_memory(index):
     batch, labels = sample(2)
     net = networks("batchnorm")[index]
@@ -81,7 +81,7 @@ def test_recomputed_blocks_change_nothing_but_memory(index):
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_recomputed_blocks_store_less(index):
     batch, labels = sample(2)
     net = networks("batchnorm")[index].train()

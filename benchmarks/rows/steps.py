@@ -199,21 +199,23 @@ def step_way_2d(name, patch_size, half, compiled, dropout=True):
 
 
 def convolution_rates(quick, scratch):
-    """How fast V-Net's 3 x 3 x 3 convolutions are computed, by PyTorch and by Winograd's algorithm."""
-    for patch_size in [(16, 16, 16)] if quick else [SMALL_PATCH, LA_PATCH]:
-        rates = {}
+    """How fast 3 x 3 (x 3) convolutions of V-Net and U-Net are computed, by PyTorch and by Winograd's algorithm."""
+    for patch_size in [(16, 16, 16), (16, 16)] if quick else [SMALL_PATCH, LA_PATCH, (256, 256)]:
+        rates, dims = {}, len(patch_size)
+        count, conv = (4, F.conv3d) if dims == 3 else (24, F.conv2d)
+        memory_format = torch.channels_last_3d if dims == 3 else torch.channels_last
         for level in range(5):
             channels, sides = 16 * 2**level, [side // 2**level for side in patch_size]
-            shapes = [(4, channels, *sides), (channels, channels, 3, 3, 3), (4, channels, *sides)]
-            x, weight, gradient = (torch.randn(shape).to(memory_format=torch.channels_last_3d) for shape in shapes)
+            shapes = [(count, channels, *sides), (channels, channels, *[3] * dims), (count, channels, *sides)]
+            x, weight, gradient = (torch.randn(shape).to(memory_format=memory_format) for shape in shapes)
 
-            def backward(wanted, x=x, weight=weight, gradient=gradient):
-                ones, none = [1] * 3, [0] * 3
+            def backward(wanted, x=x, weight=weight, gradient=gradient, dims=dims):
+                ones, none = [1] * dims, [0] * dims
                 arguments = (gradient, x, weight, None, ones, ones, ones, False, none, 1)
                 return lambda _: torch.ops.aten.convolution_backward(*arguments, wanted)
 
             ways = {
-                "forward": lambda _, x=x, weight=weight: F.conv3d(x, weight, padding=1),
+                "forward": lambda _, x=x, weight=weight, conv=conv: conv(x, weight, padding=1),
                 "gradient of the input": backward((True, False, False)),
                 "gradient of the weights": backward((False, True, False)),
             }
@@ -223,10 +225,10 @@ def convolution_rates(quick, scratch):
                     "input": lambda _, gradient=gradient, weight=weight: input_gradient(gradient, weight),
                     "weights": lambda _, x=x, gradient=gradient: weight_gradient(x, gradient),
                 }
-            work = 2 * 27 * channels * x.numel()
+            work = 2 * 3**dims * channels * x.numel()
             rates[channels] = {name: work / min(times) / 1e9 for name, times in by_turns(ways, 3).items()}
         yield fact(
-            f"convolutions, 4 patches of {'x'.join(map(str, patch_size))}, GFLOP/s: channels: " + ", ".join(ways),
+            f"convolutions, {count} patches of {'x'.join(map(str, patch_size))}, GFLOP/s: channels: " + ", ".join(ways),
             "; ".join(f"{channels}: {', '.join(f'{rate:.0f}' for rate in r.values())}" for channels, r in rates.items())
             + f"; a large matrix product: {matmul_rate(torch.float32, CPU, 512 if quick else 1536) / 1e9:.0f}",
             gigaflops=rates,

@@ -171,7 +171,7 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         write(f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
     if mixture is not None:
         unsure = entropy(restore_scores(mixture, scan.grid))
-        entry["uncertainty"] = case_uncertainty(unsure, prediction)
+        entry["uncertainty"] = case_uncertainty(unsure, prediction, args.background)
         write(f"uncertainty/{name}{scan.kind}", volume_bytes(unsure, scan.kind, scan.header, "uncertainty"))
     if scan.label is not None:
         if scan.grid is not None and scan.label_prepared:
