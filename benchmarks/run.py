@@ -1,6 +1,6 @@
 """Measure mtseg beside the family's plain way of doing the same, and beside MONAI where that is installed.
 
-    python benchmarks/run.py                               # everything, about eighteen minutes on two CPU cores
+    python benchmarks/run.py                               # everything, about half an hour on two CPU cores
     python benchmarks/run.py --quick                       # tiny sizes, less than two minutes: does it all still run?
     python benchmarks/run.py --only loader --only metrics  # some rows
     python benchmarks/run.py --out benchmarks/run.json     # every single time, with machine and versions

@@ -36,7 +36,7 @@ def sliding_window_2d(quick, scratch):
 
 def windows_row(shape, patch_size, n_filters, device, rounds):
     """One volume or image of `shape` with every way of segmenting it."""
-    results, dims = {}, len(shape)
+    results, peaks, dims = {}, {}, len(shape)
     no_compiler = compiler_error() if device.type == "cpu" else "on a GPU there is no --winograd"
     names = ["mtseg", *([PLAIN] if no_compiler is None else []), *(["family"] if dims == 3 else [])]
     names += ["MONAI"] if has("monai") else []
@@ -45,20 +45,20 @@ def windows_row(shape, patch_size, n_filters, device, rounds):
     ) as ways:
 
         def listen(name, turn):
-            results[name] = ways[name](turn)
+            label_map, score_map, grown = ways[name](turn)
+            results[name] = label_map, score_map
+            peaks[name] = max(peaks.get(name, 0), math.nan if grown is None else grown)
 
         times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds, warm_up=0)
-    label_map, score_map, _ = results["mtseg"]
+    label_map, score_map = results["mtseg"]
     differing, differs = {}, []
-    for name, (labels, scores, _) in results.items():
+    for name, (labels, scores) in results.items():
         differs += differences(f"scores of mtseg and {name}", score_map, scores, atol=1e-5)
         differing[name] = int((labels != label_map).sum())
     what = f"sliding window, {'x'.join(map(str, shape))} in windows of {'x'.join(map(str, patch_size))}"
     note = f"{no_compiler or 'with --winograd'}; voxels labelled differently: {differing}"
     if dims == 2:
-        grown = ", ".join(
-            f"{name} {(math.nan if grown is None else grown) / 2**20:.0f} MiB" for name, (*_, grown) in results.items()
-        )
+        grown = ", ".join(f"{name} {peak / 2**20:.0f} MiB" for name, peak in peaks.items())
         held = (4 * CLASSES + 8) * math.prod(shape) / 2**20
         note += f"; scores and label map take {held:.0f} MiB, and the process grew by {grown}"
         return row(what, times, note, {"MONAI": 2}, differs)
