@@ -116,7 +116,7 @@ def test_gradients_that_do_not_fit_never_reach_the_loops(monkeypatch):
             winograd.input_gradient(x, weight)
 
 
-@pytest.mark.parametrize("sides", [(9, 10, 11), (50, 61)])
+@pytest.mark.parametrize("sides", [(9, 10, 11), (4, 8, 8), (50, 61), (20, 20)])
 def test_the_bits_do_not_depend_on_the_number_of_threads(sides):
     found, threads = [], torch.get_num_threads()
     try:

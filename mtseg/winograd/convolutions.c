@@ -15,11 +15,17 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+#define omp_get_num_threads() 1
+#define omp_get_thread_num() 0
+#endif
 
 typedef int64_t Int;
 typedef float Vector __attribute__((vector_size(32), aligned(4), may_alias));
 enum { WIDTH = 8, PANEL = 16, ROWS = 6, POINTS = 36 };
-enum { TILES = 48, FLOATS = 1 << 18 };  // a chunk has about so many tiles where each thread has its own, or floats of v
+enum { TILES = 48, FLOATS = 1 << 18 };  // a chunk has about so many tiles where a thread has its own, or floats of v
 
 #define LOAD(p) (*(const Vector *)(p))
 #define STORE(p, x) (*(Vector *)(p) = (x))
@@ -234,10 +240,14 @@ static void clear_borders(const Job *j, Int i) {
 // ------------------------------------------------------------------------------------------------------------- calls
 // sizes: n, d, h, w, ci, co, threads, kd, turned. Both return 0 where there is not enough memory.
 
-static void convolve_chunk(const Job *j, const float *x, const float *bias, float *y, Int first) {
+// Of a chunk what thread `t` of the `team` that shares it has to do.
+static void convolve_chunk(const Job *j, const float *x, const float *bias, float *y, Int first, Int t, Int team) {
   const Int panels = j->co / PANEL, rows = MIN(j->chunk, j->columns - first) * j->d;
-  for (Int row = 0; row < rows; row++) transform_input(j, x, first, row);
-  for (Int i = 0; i < POINTS * panels; i++) {
+  for (Int row = t; row < rows; row += team) transform_input(j, x, first, row);
+  if (team > 1) {
+#pragma omp barrier
+  }
+  for (Int i = t; i < POINTS * panels; i += team) {
     const Int p = i / panels, panel = i % panels;
     for (Int row = 0; row < rows; row += ROWS) {
       const float *six[ROWS];
@@ -249,27 +259,36 @@ static void convolve_chunk(const Job *j, const float *x, const float *bias, floa
       multiply_rows(six, j->u + p * j->u_step + panel * j->terms * PANEL, j->terms, out, j->co);
     }
   }
-  for (Int row = 0; row < rows; row++) transform_output(j, bias, y, first, row);
+  if (team > 1) {
+#pragma omp barrier
+  }
+  for (Int row = t; row < rows; row += team) transform_output(j, bias, y, first, row);
 }
 
 // y [n][d][h][w][co] = x [n][d][h][w][ci] convolved with w [kd][kh][kw][ci][co], plus bias [co] unless that is NULL;
 // with w turned about in space where `turned`, for the gradient of an input
 int winograd_convolve(const Int *sizes, const float *x, const float *w, const float *bias, float *y) {
   Job job = job_of(sizes), *j = &job;
-  const Int share = (j->columns + j->threads - 1) / j->threads;
-  if (!allocate(j, MAX(1, MIN(TILES / j->d, share)), j->threads)) return 0;
+  // Each thread has chunks of its own, and waits for no other. All share one where there are few tiles for each: they
+  // would all read all of u, for little work.
+  const int shared = j->columns * j->d < TILES / 2 * j->threads;
+  if (!allocate(j, shared ? j->columns : MAX(1, TILES / j->d), shared ? 1 : j->threads)) return 0;
 #pragma omp parallel num_threads(j->threads)
   {
+    const Int team = omp_get_num_threads(), t = omp_get_thread_num();
+    Job own = job;
 #pragma omp for schedule(static)
     for (Int i = 0; i < j->terms; i++) transform_kernel(j, w, sizes[8], i / j->ci, i % j->ci);
+    if (shared) {
 #pragma omp for schedule(static)
-    for (Int t = 0; t < j->threads; t++) {  // each thread has v and m of its own, and waits for no other
-      Job own = job;
+      for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(j, i);
+      convolve_chunk(j, x, bias, y, 0, t, team);
+    } else {
       own.v += POINTS * t * j->v_step;
       own.m += POINTS * t * j->m_step;
       for (Int i = 0; i < POINTS * j->chunk; i++) clear_borders(&own, i);
-      for (Int first = t * j->chunk; first < j->columns; first += j->threads * j->chunk)
-        convolve_chunk(&own, x, bias, y, first);
+      for (Int first = t * j->chunk; first < j->columns; first += team * j->chunk)
+        convolve_chunk(&own, x, bias, y, first, 0, 1);
     }
   }
   free(j->u);
