@@ -133,14 +133,14 @@ test_single_case.__test__ = False  # the family's name for it; not a test, whate
 
 
 class PointwiseConv(nn.Module):
-    """What a convolution of one voxel computes, as a matrix product over the channels of features in channels last."""
+    """What a 1x1x1 nn.Conv3d computes, as a matrix product over the channels of features in channels_last_3d."""
 
     def __init__(self, convolution):
         super().__init__()
         self.weight, self.bias = nn.Parameter(convolution.weight.flatten(1)), convolution.bias
 
     def forward(self, x):
-        return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
+        return F.linear(x.permute(0, 2, 3, 4, 1), self.weight, self.bias).permute(0, 4, 1, 2, 3)
 
 
 def optimize_for_inference(net):
@@ -148,8 +148,8 @@ def optimize_for_inference(net):
 
     Convolutions do the work of the batch normalization that follows them at once, in whose place is nn.Identity: in an
     nn.Sequential, and where a module's `folds` has the two names as a pair. On the CPU, features are in channels last,
-    which its convolutions need not rearrange, and convolutions of one voxel are matrix products, at which the library
-    that computes the others is slow.
+    which its convolutions need not rearrange, and convolutions of one voxel of a volume are matrix products, at which
+    the library that computes the others is slow.
     `net` must be in eval mode, else ValueError. The copy's state dict is another one; save that of `net`.
     """
     if net.training:
@@ -172,7 +172,7 @@ def optimize_for_inference(net):
             parameter.data = parameter.data.to(memory_format=layouts.get(parameter.dim(), torch.preserve_format))
         for module in list(net.modules()):
             for name, layer in module.named_children():
-                if type(layer) in (nn.Conv2d, nn.Conv3d) and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
-                    if layer.padding in ("valid", "same") or not any(layer.padding):
+                if type(layer) is nn.Conv3d and {*layer.kernel_size, *layer.stride, layer.groups} == {1}:
+                    if layer.padding in ((0, 0, 0), "valid", "same"):
                         setattr(module, name, PointwiseConv(layer))
     return net
