@@ -113,7 +113,7 @@ EXTRAS = ("PIL", "tifffile", "matplotlib", "skimage", "nibabel", "nrrd", "onnx",
 MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|la_full\.py")
 SMALL = {"--max_iterations": 2, "--n_filters": 2, "--patch_size": "32 32 16", "--stride_xy": 16, "--stride_z": 8}
 SMALL |= {"--num_workers": 0, "--progress": 0}
-IMAGES = re.compile(r"--dims 2|data/(Steel|Coating|both|ACDC)")  # of a command that trains on images
+IMAGES = re.compile(r"--dims 2|data/(Steel|Coating|both|uhcs|ebc|ACDC)")  # of a command that trains on images
 
 
 def commands(page):
@@ -133,14 +133,15 @@ def small(line):
     if not script:
         return line
     words = shlex.split(rest)
-    for name in (SMALL.keys() | {"--resize"}) & set(words):
+    small = dict(SMALL)
+    if IMAGES.search(line):
+        small |= {"--patch_size": "32 32"} | ({"--resize": "32 32"} if "--resize" in words or "acdc" in line else {})
+    for name in small.keys() & set(words):
         begin = words.index(name)
         end = next((i for i in range(begin + 1, len(words)) if words[i].startswith("--")), len(words))
         del words[begin:end]
     seeds = "seeds.py" in before
     before = before.replace("seeds.py", "seeds.py --seeds 1") if seeds else before
-    small = SMALL | ({"--patch_size": "32 32", "--resize": "32 32"} if IMAGES.search(line) else {})
-    small = {name: value for name, value in small.items() if name != "--resize" or "ACDC" in line}
     words += [w for name, value in small.items() for w in (name, *str(value).split())]
     return f"{before}{script} {shlex.join(words)}" + ("" if seeds or "--resume" in words else " --overwrite")
 
@@ -201,6 +202,8 @@ def workspace(repository):
     make_data(repository / "data/LA", train=30, test=3)
     make_images(repository / "data/Steel", train=12, test=2)
     make_images(repository / "data/Coating", train=8, test=2)
+    for name in ("uhcs", "ebc"):
+        make_images(repository / f"data/{name}", train=16, test=2)
     for made in (repository / "data/Steel", repository / "data/Coating"):
         for path in made.glob("*.list"):
             path.unlink()
