@@ -33,15 +33,12 @@ class ImageError(ValueError):
 class _Picture(NamedTuple):
     """What a file holds: `shape`, of its image; where its pixels are asked for, `array` (S, H, W, C) without alpha.
 
-    `clear` (S, H, W): which pixels are not opaque. `palette` (N, 3) uint8: the colours of indices. `white`: the largest
-    value, where that is black and 0 white. None where there is no such thing.
+    `palette` (N, 3): the colours of values, or (N, 4) with alpha, where a file holds indices or has 0 for white.
     """
 
     shape: tuple
     array: np.ndarray | None = None
-    clear: np.ndarray | None = None
     palette: np.ndarray | None = None
-    white: int | None = None
 
 
 def read_image(path):
@@ -51,15 +48,12 @@ def read_image(path):
     missing, damaged or neither PNG nor TIFF, that claims more pixels than it can hold (before memory is taken for
     them), whose pages differ, or that has transparent pixels.
     """
-    picture = _read(path)
-    array = picture.array.astype(np.uint8) if picture.array.dtype == bool else picture.array
-    if picture.white is not None:
-        array = picture.white - array
-    if picture.palette is not None:
-        array = picture.palette[array[..., 0]][..., : picture.shape[0]]
-    if picture.clear is not None and picture.clear.any():
-        raise ImageError(f"{path}: has transparent pixels; save it without transparency")
-    return np.ascontiguousarray(np.moveaxis(array, -1, 0)).reshape(picture.shape)
+    shape, array, palette = _read(path)
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    if palette is not None:
+        array = palette[array[..., 0]]
+        array = (_opaque(path, array) if array.shape[-1] == 4 else array)[..., : shape[0]]
+    return np.ascontiguousarray(np.moveaxis(array, -1, 0)).reshape(shape)
 
 
 def read_mask(path):
@@ -68,13 +62,11 @@ def read_mask(path):
     Of a palette the indices, also of transparent colours. Raises ImageError as `read_image`, and for other numbers of
     channels and colours of 16 bits.
     """
-    picture = _read(path)
-    channels = picture.array.shape[-1]
-    if channels != 1 and (channels != 3 or picture.array.dtype != np.uint8):
-        raise ImageError(f"{path}: has {channels} channels of {picture.array.dtype}; save one, or 8-bit colours (RGB)")
-    if picture.palette is None and picture.clear is not None and picture.clear.any():
-        raise ImageError(f"{path}: has transparent pixels; save it without transparency")
-    array = picture.array[0] if len(picture.array) == 1 else picture.array
+    array = _read(path).array
+    channels = array.shape[-1]
+    if channels != 1 and (channels != 3 or array.dtype != np.uint8):
+        raise ImageError(f"{path}: has {channels} channels of {array.dtype}; save one, or 8-bit colours (RGB)")
+    array = array[0] if len(array) == 1 else array
     return array[..., 0] if channels == 1 else array
 
 
@@ -124,14 +116,15 @@ def _check_size(path, shape, bits, stored, ratio):
 
 def _image_shape(pages, height, width, channels, palette):
     if palette is not None:
-        channels = 1 if (palette == palette[:, :1]).all() else 3
+        channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
     return (channels, *([pages] if pages > 1 else []), height, width)
 
 
-def _without_alpha(array):
-    """(array without its last channel, alpha; where that is not opaque)."""
-    opaque = np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1
-    return array[..., :-1], array[..., -1] != opaque
+def _opaque(path, array):
+    """(..., C) without its last channel, alpha; ImageError where that is not all opaque."""
+    if (array[..., -1] != (np.iinfo(array.dtype).max if array.dtype.kind in "iu" else 1)).any():
+        raise ImageError(f"{path}: has transparent pixels; save it without transparency")
+    return array[..., :-1]
 
 
 def _png_chunks(path, header_only):
@@ -170,6 +163,8 @@ def _read_png(path, header_only):
     _check_size(path, (height, width, channels), bits, path.stat().st_size, DEFLATED)
     if kind == 3:
         palette, kind = np.frombuffer(chunks[b"PLTE"], dtype=np.uint8).reshape(-1, 3), 0
+        opacity = np.frombuffer((clear or b"").ljust(len(palette), b"\xff"), dtype=np.uint8)
+        palette, clear = np.column_stack([palette, opacity]), None
     shape = _image_shape(1, height, width, channels - alpha, palette)
     if header_only:
         return _Picture(shape)
@@ -191,18 +186,14 @@ def _read_png(path, header_only):
     array = array.astype(np.uint16) if bits == 16 else array
     if palette is not None and array.max() >= len(palette):
         raise ImageError(f"{path}: the index {array.max()} lies outside its palette; save it with a whole palette")
-    if alpha:
-        array, clear = _without_alpha(array)
-    elif clear is not None and palette is not None:
-        clear = np.frombuffer(clear.ljust(len(palette), b"\xff"), dtype=np.uint8)[array[..., 0]] < 255
-    elif clear is not None:
-        clear = (array == np.frombuffer(clear, dtype=">u2")).all(-1)
-    return _Picture(shape, array, clear, palette)
+    if clear is not None:  # the one colour that is transparent
+        _opaque(path, (array != np.frombuffer(clear, dtype=">u2")).any(-1, keepdims=True))
+    return _Picture(shape, _opaque(path, array) if alpha else array, palette)
 
 
 def _read_tiff(path, header_only):
     tifffile = need("tifffile", f"{path}: reading TIFF")
-    logger, arrays, seen, first, stored = logging.getLogger("tifffile"), [], set(), None, 0
+    logger, arrays, seen, kinds, first, stored = logging.getLogger("tifffile"), [], set(), set(), None, 0
     logger.addFilter(_silence)
     try:
         with tifffile.TiffFile(path) as file:
@@ -214,32 +205,31 @@ def _read_tiff(path, header_only):
                 if page.is_reduced:  # a thumbnail
                     continue
                 planes, depth, height, width, samples = page.shaped
-                kind = (height, width, planes * samples, page.dtype, page.photometric)
-                first = first or (page, kind)
-                if kind != first[1] or depth != 1:
-                    raise ImageError(
-                        f"{path}: its pages differ in size or type; save pages that are alike, or one a file"
-                    )
+                first, of_page = first or page, (height, width, planes * samples)
+                kinds.add((of_page, page.dtype, page.photometric))
+                if len(kinds) > 1 or depth != 1:
+                    differ = "its pages differ in size or type; save pages that are alike, or one a file"
+                    raise ImageError(f"{path}: {differ}")
                 stored += sum(page.databytecounts)
                 if not header_only:
-                    _check_page(path, page, (len(arrays) + 1, *kind[:3]), min(stored, file.filehandle.size))
-                    array = page.asarray(squeeze=False, maxworkers=1)[:, 0]
-                arrays.append(None if header_only else np.moveaxis(array, 0, -1).reshape(kind[:3]))
+                    _check_page(path, page, (len(arrays) + 1, *of_page), min(stored, file.filehandle.size))
+                    array = np.moveaxis(page.asarray(squeeze=False, maxworkers=1)[:, 0], 0, -1).reshape(of_page)
+                arrays.append(None if header_only else array)
             if not arrays:
                 raise ImageError(f"{path}: has no pages; make it again or leave it out")
-            page, (height, width, channels, dtype, photometric) = first
-            palette = page.colormap.T if photometric == 3 else None
+            palette, bits = None, first.bitspersample
+            if first.photometric == 3:  # of 16 bits, of which some programs write 8
+                palette = (first.colormap.T >> (8 if first.colormap.max() > 255 else 0)).astype(np.uint8)
+            elif first.photometric == 0 and bits <= 16:
+                palette = np.arange(2**bits)[::-1, None].astype(f"u{max(bits // 8, 1)}").repeat(3, axis=1)
     finally:
         logger.removeFilter(_silence)
-    if palette is not None:  # of 16 bits, of which some programs write 8
-        palette = (palette >> (8 if palette.max() > 255 else 0)).astype(np.uint8)
-    alpha = bool(page.extrasamples) and page.extrasamples[-1] in (1, 2)
-    shape = _image_shape(len(arrays), height, width, channels - alpha, palette)
+    alpha = bool(first.extrasamples) and first.extrasamples[-1] in (1, 2)
+    shape = _image_shape(len(arrays), height, width, planes * samples - alpha, palette)
     if header_only:
         return _Picture(shape)
-    array, clear = _without_alpha(np.stack(arrays)) if alpha else (np.stack(arrays), None)
-    white = 2**page.bitspersample - 1 if photometric == 0 and dtype.kind in "bu" else None
-    return _Picture(shape, array, clear, palette, white)
+    array = np.stack(arrays)
+    return _Picture(shape, _opaque(path, array) if alpha else array, palette)
 
 
 def _silence(record):
@@ -255,14 +245,14 @@ def _check_page(path, page, shape, stored):
     `shape`: of all pages so far. `stored`: the bytes of their pixels in the file.
     """
     dtype, bits, ratio = page.dtype, page.bitspersample, UNPACKED.get(page.compression)
-    known = page.photometric in (0, 1, 2, 3) and bits in (1, 8, 16, 32, 64) and ratio is not None
+    known = dtype is not None and dtype.kind in "biuf" and bits in (1, 8, 16, 32, 64) and ratio is not None
+    white_is_0 = page.photometric == 0 and bits <= 16
     packed = page.compression == 5 or page.predictor == 3
-    if not (known and dtype is not None and dtype.kind in "biuf") or (packed and not find_spec("imagecodecs")):
-        kind = (page.photometric, f"{bits} bits", dtype, page.compression)
-        names = ", ".join(str(getattr(part, "name", part)) for part in kind)
+    if not known or not (white_is_0 or page.photometric in (1, 2, 3)) or (packed and not find_spec("imagecodecs")):
         raise ImageError(
-            f"{path}: is TIFF of a kind that is not read ({names}); save it grey or RGB with deflate (zip) or "
-            f"uncompressed, or for LZW: pip install imagecodecs"
+            f"{path}: is TIFF of a kind that is not read ({page.photometric!r}, {bits} bits, {dtype}, "
+            f"{page.compression!r}); save it grey or RGB with deflate (zip) or uncompressed, or for LZW: pip install "
+            f"imagecodecs"
         )
     for claimed in shape, page.chunks:
         _check_size(path, claimed, bits, stored, ratio)
