@@ -68,10 +68,12 @@ def find_cases(source, channels=None, labels=None, broken=None):
     source = Path(source)
     if labels is not None and not Path(labels).is_dir():
         raise LayoutError(f"{labels}: no such folder; give the one with the labels")
-    groups = _groups(source, channels)
-    files_of = {name: _single(files) for name, files, *_ in groups}
-    parts = sorted(channels) if channels else _usual_parts(files_of.values())
-    cases = []
+    groups, files_of, cases = _groups(source, channels), {}, []
+    for name, files, *_ in groups:
+        single = isinstance(files, dict) and files.keys() == {"0000"}  # nnU-Net numbers a single channel, too
+        files_of[name] = {"": files["0000"]} if single else files
+    counts = Counter(tuple(sorted(files)) for files in files_of.values() if isinstance(files, dict))
+    parts = sorted(channels) if channels else list(counts.most_common(1)[0][0]) if counts else [""]
     for name, _, label, *part in groups:
         files = files_of[name]
         if isinstance(files, dict) and sorted(files) != parts:
@@ -101,19 +103,15 @@ def _groups(source, channels):
         raise LayoutError(f"{source}: no such file or folder")
     if source.is_file():
         groups = _one_file(source, channels)
-    elif (source / "imagesTr").is_dir() or (source / "imagesTs").is_dir():
-        folders = {part: source / f"images{part}" for part in ("Tr", "Ts")}
-        groups = [
-            (*group, part)
-            for part, folder in folders.items()
-            for group in _with_labels_beside(_flat(folder, channels), folder)
-        ]
+    elif any((source / name).is_dir() for name in NNUNET):
+        groups = [(*group, name[-2:]) for name in NNUNET for group in _labelled(source / name, channels)]
     elif source.name in BESIDE and not any((source / name).is_dir() for name in BESIDE):
-        groups = _with_labels_beside(_flat(source, channels), source)
+        groups = _labelled(source, channels)
     elif _is_case_folder(source.absolute(), channels):
         groups = _case_folders([source.absolute()])
     else:
-        flat, both = _flat(source, channels), _images_and_masks(source, channels)
+        both = [*_labelled(source / "images", channels), *_flat(source / UNLABELED, channels)]
+        flat = _flat(source, channels)
         beside = any((source / name).is_dir() for name in (*BESIDE["images"], UNLABELED))
         groups = (both or flat if beside else flat or both) or _case_folders(source.rglob("*"))
     if not groups:
@@ -128,30 +126,13 @@ def _groups(source, channels):
     return groups
 
 
-def _single(files):
-    """`files`, without a channel's name where it is the only one: nnU-Net numbers a single channel, too."""
-    return {"": files["0000"]} if isinstance(files, dict) and files.keys() == {"0000"} else files
-
-
-def _usual_parts(groups):
-    """The channels that most cases have, sorted."""
-    counts = Counter(tuple(sorted(files)) for files in groups if isinstance(files, dict))
-    return list(counts.most_common(1)[0][0]) if counts else [""]
-
-
-def _images_and_masks(source, channels):
-    """As `_flat`, of images/ with the labels of masks/ or labels/, and of unlabeled/."""
-    images = source / "images"
-    return [*_with_labels_beside(_flat(images, channels), images), *_flat(source / UNLABELED, channels)]
-
-
-def _with_labels_beside(groups, images):
-    """The groups of `images`, a folder called as in BESIDE, with the labels of the folders that stand there."""
-    beside = [images.absolute().parent / name for name in BESIDE[images.name]]
+def _labelled(images, channels, groups=None):
+    """As `_flat`, of `images`, a folder called as in BESIDE, or of `groups` in it, with the labels that lie there."""
+    groups = _flat(images, channels) if groups is None else groups
     names, labelled = {name for name, *_ in groups}, []
     for name, files, label in groups:
-        for folder in beside:
-            label = label or _label_of(name, folder, names)
+        for folder in BESIDE[images.name]:
+            label = label or _label_of(name, images.absolute().parent / folder, names)
         labelled.append((name, files, label))
     return labelled
 
@@ -173,14 +154,11 @@ def _two_labels(case, first, second):
     return LayoutError(f"{second}: case {case} has another label, {first.name}, too; remove one of them")
 
 
-def masks_without_image(source, cases, labels=None):
-    """The files with labels in `source`, or in the folder `labels`, that belong to none of `cases`, sorted.
-
-    `source` and `labels` as for `find_cases`, which gave `cases`.
-    """
+def masks_without_image(source, cases):
+    """The files with labels in `source` that belong to none of `cases`, those that `find_cases` gave, sorted."""
     source = Path(source).absolute()
     root = source.parent if source.name in BESIDE else source
-    folders = [Path(labels)] if labels else [root / name for names in BESIDE.values() for name in names]
+    folders = [root / name for names in BESIDE.values() for name in names]
     files = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if stem(path) is not None]
     files += [path for path in source.glob("*") if _is_image(path) and MASK.fullmatch(stem(path) or "")]
     used = {path.resolve() for case in cases for path in (*case.images, case.label) if path}
@@ -203,15 +181,11 @@ def _flat(folder, channels=None):
         names.setdefault(stem(path), []).append(path)
     called = folder.absolute().name
     is_label = LABEL if volumes else None if called in (*BESIDE, UNLABELED) else MASK
-    first = {"0000"} if volumes or called in NNUNET else set()
-    numbers = {}
-    for name in names:
-        if numbered := NUMBERED.fullmatch(name):
-            numbers.setdefault(numbered[1], set()).add(numbered[2])
+    known = [*(channels or ()), *(["0000"] if volumes or called in NNUNET else [])]
     groups = {}
     for name, paths in names.items():
         numbered = NUMBERED.fullmatch(name)
-        is_channel = numbered and numbers[numbered[1]] & {*first, *(channels or ())}
+        is_channel = numbered and any(f"{numbered[1]}_{channel}" in names for channel in known)
         case, channel = numbered.groups() if is_channel else (name, "")
         files = groups.setdefault(case, {})
         if len(paths) > 1:
@@ -235,7 +209,6 @@ def _flat(folder, channels=None):
 def _one_file(path, channels):
     """As `_flat`, of the case that one of its files, `path`, belongs to."""
     name, folder = stem(path), path.absolute().parent
-    sequence = _is_image(path) and folder.name not in NNUNET
     if name is None:
         raise LayoutError(f"{path}: not a volume or image this can read; convert it to one of {', '.join(ENDINGS)}")
     if name == "mri_norm2":
@@ -246,9 +219,10 @@ def _one_file(path, channels):
     if channels and numbered:
         groups = [group for group in _flat(path.parent, channels) if group[0] == numbered[1]]
     else:
+        sequence = _is_image(path) and folder.name not in NNUNET
         single = numbered and numbered[2] == "0000" and not sequence
         groups = [(numbered[1] if single else name, {"": path}, None)]
-    return _with_labels_beside(groups, folder) if folder.name in BESIDE else groups
+    return _labelled(folder, channels, groups) if folder.name in BESIDE else groups
 
 
 def _is_case_folder(folder, channels):
