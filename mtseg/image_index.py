@@ -36,7 +36,7 @@ class DataSet(NamedTuple):
 @dataclass(frozen=True)
 class Sample:
     """`images`: the image's file, or those of its channels. `mask`: its file. `group`: what must not be on two sides of
-    a split. `sha256`: of the (middle) image's pixels. `pixels`: {class number: how many} in the mask. All but the first
+    a split. `sha256`: of the image's pixels. `pixels`: {class number: how many} in the mask. All but the first
     three may be None."""
 
     id: str
@@ -93,17 +93,15 @@ def name_of(stem, dataset, several):
     return f"{dataset}__{stem}" if several else stem
 
 
-def read_index(path, classes=None):
-    """The Index in a JSON file as above, or in one of SRPU-Model: of one or several sets, with masks or without.
+def read_index(path):
+    """The Index in a JSON file as above, or in one of SRPU-Model (datasets_info, and samples with frames).
 
-    `classes`: the content of a classes.json, for sets without; where it is None, that of a classes.json beside the
-    index. Only names are read, no image is opened. Raises ImageIndexError as Index does, for a file that is no index,
-    and where one outside of its set's folder is named.
+    Sets without classes get those of a classes.json beside it. Only names are read, no image is opened. Raises
+    ImageIndexError as Index does, for a file that is no index, and where one outside of its set's folder is named.
     """
     path = Path(path)
     content, beside = _json(path), path.parent / "classes.json"
-    if classes is None and beside.is_file():
-        classes = _json(beside)
+    classes = _json(beside) if beside.is_file() else None
     try:
         datasets, samples = (_own if "format" in content else _srpu)(content, path.absolute())
         datasets = {name: data if data.classes else data._replace(classes=classes) for name, data in datasets.items()}
@@ -154,24 +152,14 @@ def _own(content, path):
 
 
 def _srpu(content, path):
-    one = {"raw_image_root": content.get("root_raw_image_dir"), "mask_root": content.get("root_labeled_mask_dir")}
-    info = content.get("datasets_info") or {path.stem: one}
-
-    def found(inner):  # SRPU-Model's paths begin in its project's folder, where this file lies in json/
+    def found(inner):  # its paths begin in its project's folder, where this file lies in json/
         return next((base / inner for base in path.parents[:2] if (base / inner).exists()), path.parent / inner)
 
-    roots, datasets, samples = {}, {}, []
-    for name, entry in info.items():
-        entry = {"raw_image_root": entry} if isinstance(entry, str) else entry
-        roots[name] = found(entry["raw_image_root"]), found(entry.get("mask_root") or entry["raw_image_root"])
-        datasets[name] = DataSet(Path(os.path.commonpath(roots[name])))
+    info, samples = content["datasets_info"], []
+    roots = {name: (found(entry["raw_image_root"]), found(entry["mask_root"])) for name, entry in info.items()}
     for entry in content["samples"]:
-        name, mask = entry.get("dataset", path.stem), entry.get("mask_file")
-        images, masks = roots[name]
-        if "image_file" in entry:  # its paths hold the set's folder
-            files = (_inside(path, images, os.path.relpath(found(entry["image_file"]), images)),)
-        else:
-            files = tuple(_inside(path, images, file) for file in entry["frames"])
-        sample_id = entry.get("sample_id") or name_of(files[len(files) // 2].stem, name, len(info) > 1)
-        samples.append(Sample(sample_id, name, files, _inside(path, masks, mask) if mask else None))
-    return datasets, samples
+        images, masks = roots[entry["dataset"]]
+        files, mask = tuple(_inside(path, images, file) for file in entry["frames"]), entry.get("mask_file")
+        mask = _inside(path, masks, mask) if mask else None
+        samples.append(Sample(entry["sample_id"], entry["dataset"], files, mask))
+    return {name: DataSet(Path(os.path.commonpath(folders))) for name, folders in roots.items()}, samples

@@ -1,4 +1,4 @@
-"""Splits of a data set's cases by patient, specimen or sequence: none of them is on both sides of one."""
+"""Splits of a data set's cases by patient: no patient, or of images no specimen or sequence, is on both sides."""
 
 import itertools
 import json
@@ -14,25 +14,21 @@ EACH = ".+"  # the pattern by which every case is a patient
 CONVENTIONS = (r"^(BraTS-[A-Za-z]+-\d+)-\d+$", r"^(sub-[A-Za-z0-9]+)(?:_|$)", r"^(patient\d+)_frame\d+$")
 LAST_PART = r"^(.+)[_-][A-Za-z0-9]+$"  # the patient is what stands before the last part: p07_2, 012-left
 
-# What cases of one kin are called in messages, and the flag that says which they are.
-FLAGS = {"patient": "--patient_id", "group": "--group"}
-
 
 class SplitError(ValueError):
     """A split that is not possible; the message is one sentence with the numbers and the remedy."""
 
 
-def patient_of(case, pattern, who="patient"):
+def patient_of(case, pattern):
     """The patient of a case: the first group of the regular expression `pattern` where it is found in the case's name,
-    the whole match where it has no group. SplitError where it is not found, or is no regular expression. `who`: the
-    word for it, a key of FLAGS."""
+    the whole match where it has no group. SplitError where it is not found, or is no regular expression."""
     try:
         match = re.search(pattern, case)
     except re.error as error:
-        raise SplitError(f"{FLAGS[who]} {pattern!r}: not a regular expression ({error})") from error
+        raise SplitError(f"--patient_id {pattern!r}: not a regular expression ({error})") from error
     patient = match and match[1 if match.re.groups else 0]
     if not patient:
-        raise SplitError(f"{FLAGS[who]} {pattern!r}: finds no {who} in the name of case {case}; change it")
+        raise SplitError(f"--patient_id {pattern!r}: finds no patient in the name of case {case}; change it")
     return patient
 
 
@@ -55,17 +51,17 @@ def recognise_patients(cases):
     return LAST_PART if numbered else None
 
 
-def patients_of(cases, pattern=None, who="patient", needed=True):
+def patients_of(cases, pattern=None, needed=True):
     """({case: patient}, pattern): by `pattern`, else by that of `recognise_patients`. Where the names do not tell it,
     SplitError, or with `needed` False every case is a patient."""
     pattern = pattern or recognise_patients(cases)
     if pattern is None and needed:
         one, other = next(members[:2] for members in _series(cases).values() if len(members) > 1)
         raise SplitError(
-            f"the names of the cases do not tell whether {one} and {other} are of one {who}; say it by {FLAGS[who]} "
-            f"'{LAST_PART}' (they are) or {FLAGS[who]} '{EACH}' (every case is of another {who})"
+            f"the names of the cases do not tell whether {one} and {other} are of one patient; say it by --patient_id "
+            f"'{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
         )
-    return {case: patient_of(case, pattern or EACH, who) for case in cases}, pattern or EACH
+    return {case: patient_of(case, pattern or EACH) for case in cases}, pattern or EACH
 
 
 def _series(cases):
@@ -89,7 +85,6 @@ def split_by_patient(
     fixed_test=(),
     patients=None,
     classes_of=None,
-    who="patient",
 ):
     """Share the cases out: {'train', 'val', 'test', 'unlabeled', 'left_out': lists of cases, 'labelnum': int, ...}.
 
@@ -105,7 +100,7 @@ def split_by_patient(
 
     `patient_id`: the pattern of `patient_of`. Without one it is that of `recognise_patients`, and SplitError where the
     names do not tell it and the split depends on it. 'patient_id' is the pattern that was used, 'patients' {patient:
-    cases}. `patients`: {case: patient}, in place of a pattern. `who`: what messages call a patient, a key of FLAGS.
+    cases}. `patients`: {case: patient}, in place of a pattern.
 
     `classes_of`: {case: set of classes} of the cases with a label. Where it is given, patients change places in the
     order so that each class is among the labelled (without `labelnum`: the trained), the tested and the validated
@@ -114,7 +109,7 @@ def split_by_patient(
     everything = [*labeled, *without_label, *fixed_test]
     if patients is None:
         needed = bool(labelnum or unlabeled or val or test or fixed_test)
-        patients, patient_id = patients_of(everything, patient_id, who, needed)
+        patients, patient_id = patients_of(everything, patient_id, needed)
     if len(patients) < len(everything):
         raise SplitError("a case is named twice; rename one of them")
     fixed = {patients[case] for case in fixed_test}
@@ -122,35 +117,32 @@ def split_by_patient(
     if shared:
         both = [case for case in everything if patients[case] == shared[0]]
         raise SplitError(
-            f"{who} {shared[0]} is to be trained on and tested on (cases {', '.join(both[:4])}); move these cases to "
+            f"patient {shared[0]} is to be trained on and tested on (cases {', '.join(both[:4])}); move these cases to "
             f"one side"
         )
     if test and fixed_test:
         raise SplitError(f"--test {test}: the data set has test cases of its own; leave it out")
 
-    order = sorted({patients[case] for case in labeled})
+    cases_of = {}
+    for case in labeled:
+        cases_of.setdefault(patients[case], []).append(case)
+    order = sorted(cases_of)
     rng = np.random.default_rng(seed)
     order = [order[index] for index in rng.permutation(len(order))]
     asked = test + val + (labelnum or 0) + (unlabeled or 0)
     if asked > len(order) or (order and labelnum is None and test + val == len(order)):
         raise SplitError(
             f"--test {test}, --val {val}, --labelnum {labelnum or 0} and --unlabeled {unlabeled or 0} are {asked} "
-            f"{who}s, but {len(order)} have a label (by {FLAGS[who]} {patient_id!r}), and some must be trained on; ask "
-            f"for fewer"
+            f"patients, but {len(order)} have a label (by --patient_id {patient_id!r}), and some must be trained on; "
+            f"ask for fewer"
         )
     if classes_of is not None:
-        held = {}
-        for case in labeled:
-            held.setdefault(patients[case], set()).update(classes_of[case])
+        held = {patient: set().union(*map(classes_of.get, cases)) for patient, cases in cases_of.items()}
         order = _spread(order, (test, val, labelnum or len(order) - test - val), held, rng)
     test_patients, val_patients = fixed | set(order[:test]), set(order[test : test + val])
     rest = order[test + val :]
     if unlabeled is not None:
         rest = rest[: (labelnum or 0) + unlabeled]
-    cases_of = {}
-    for case in labeled:
-        cases_of.setdefault(patients[case], []).append(case)
-
     split = {
         "train": [case for patient in rest for case in cases_of[patient]],
         "val": [case for case in labeled if patients[case] in val_patients],
@@ -163,7 +155,7 @@ def split_by_patient(
     split["patient_id"], split["patients"] = patient_id, {}
     for case in sorted(everything):
         split["patients"].setdefault(patients[case], []).append(case)
-    check_split(split, patients, who)
+    check_split(split, patients)
     return split
 
 
@@ -174,13 +166,14 @@ def _spread(order, sizes, held, rng):
     too early, it begins again from another order, drawn from `rng`.
     """
     every = set().union(*held.values())
-    parts = [range(start, end) for start, end in itertools.pairwise(np.cumsum((0, *sizes)).tolist())]
+    ranges = itertools.starmap(range, itertools.pairwise(np.cumsum((0, *sizes)).tolist()))
+    parts = {part: weight for part, weight in zip(ranges, (101, 100, 102), strict=True) if part}
 
     def lacking(order, part):
         return every.difference(*(held[order[place]] for place in part))
 
     def cost(order):  # nearly the number of classes that parts lack: the labelled part comes first, then the test's
-        return sum(w * len(lacking(order, part)) for part, w in zip(parts, (101, 100, 102), strict=True))
+        return sum(weight * len(lacking(order, part)) for part, weight in parts.items())
 
     def improved(order):
         for part in parts:
@@ -198,7 +191,7 @@ def _spread(order, sizes, held, rng):
         while better := improved(order):
             order = better
         best = min(best, order, key=cost)
-        if not any(lacking(best, part) for part in parts if part):
+        if cost(best) == 0:
             break
         order = [order[index] for index in rng.permutation(len(order))]
     return best
@@ -216,7 +209,7 @@ def missing_classes(split, classes_of):
     return {name: classes for name, classes in lacking.items() if classes}
 
 
-def check_split(split, patients, who="patient"):
+def check_split(split, patients):
     """SplitError if a patient is on two sides of `split`: training (with or without label), validation, test."""
     sides = {"train": "training", "unlabeled": "training", "val": "validation", "test": "testing"}
     side_of = {}
@@ -224,7 +217,7 @@ def check_split(split, patients, who="patient"):
         for case in split[name]:
             other = side_of.setdefault(patients[case], side)
             if other != side:
-                raise SplitError(f"{who} {patients[case]} is on two sides, {other} and {side}: no such split is made")
+                raise SplitError(f"patient {patients[case]} is on two sides, {other} and {side}: no such split is made")
 
 
 def write_split(root, split, settings, overwrite=True):
@@ -256,7 +249,7 @@ def write_split(root, split, settings, overwrite=True):
         raise SplitError(f"{root}: its lists could not be written ({error.strerror or error}); free space") from error
 
 
-def describe(split, who="patient"):
+def describe(split):
     """In a line: what `split` holds, who its patients are, and the flag of the training scripts that goes with it."""
     names = [name for name in ("train", "val", "test", "unlabeled") if split[name]]
     parts = [", ".join(f"{len(split[name])} in {name}.list" for name in names)]
@@ -264,35 +257,30 @@ def describe(split, who="patient"):
         parts[0] += f", {len(split['left_out'])} left out"
     patients, cases = split["patients"], sum(map(len, split["patients"].values()))
     if len(patients) == cases > 0:
-        parts.append(f"every case is taken for another {who} ({FLAGS[who]} changes that)")
+        parts.append("every case is taken for another patient (--patient_id changes that)")
     elif cases:
         patient = max(patients, key=lambda name: len(patients[name]))
         example = f"{patient} has {', '.join(patients[patient][:4])}"
-        parts.append(f"{len(patients)} {who}s in {cases} cases by {FLAGS[who]} '{split['patient_id']}': {example}")
+        parts.append(f"{len(patients)} patients in {cases} cases by --patient_id '{split['patient_id']}': {example}")
     if split["labelnum"]:
         parts.append(f"train with --labelnum {split['labelnum']}")
     return "; ".join(parts)
 
 
-def add_split_flags(parser, who="patient"):
-    """The flags of `split_by_patient`, as an argument group. Whatever its flag, the pattern is args.patient_id."""
+def add_split_flags(parser):
+    """The flags of `split_by_patient`, as an argument group."""
 
     def count(text):  # argparse makes "invalid count value" of a ValueError
         if int(text) < 0:
             raise ValueError
         return int(text)
 
-    flag = parser.add_argument_group(f"split, in {who}s").add_argument
-    flag("--test", type=count, default=0, metavar="N", help=f"{who}s to test on (default: 0)")
-    flag("--val", type=count, default=0, metavar="N", help=f"{who}s to validate on, for --val_list (default: 0)")
-    flag("--labelnum", type=count, metavar="N", help=f"labelled {who}s, first in train.list (default: not counted)")
-    flag("--unlabeled", type=count, metavar="N", help=f"{who}s behind them, of unused label (default: all others)")
-    flag("--seed", type=count, default=0, help=f"seed of the {who}s' order (default: 0)")
-    flag(
-        FLAGS[who],
-        dest="patient_id",
-        metavar="REGEX",
-        help=f"what of a case's name is the {who}: the pattern's first group, else the match (default: recognised in "
-        f"the names)",
-    )
+    flag = parser.add_argument_group("split, in patients (of images: specimens, sequences)").add_argument
+    flag("--test", type=count, default=0, metavar="N", help="patients to test on (default: 0)")
+    flag("--val", type=count, default=0, metavar="N", help="patients to validate on, for --val_list (default: 0)")
+    flag("--labelnum", type=count, metavar="N", help="labelled patients, first in train.list (default: not counted)")
+    flag("--unlabeled", type=count, metavar="N", help="patients behind them, of unused label (default: all others)")
+    flag("--seed", type=count, default=0, help="seed of the patients' order (default: 0)")
+    which = "what of a case's name is the patient: the pattern's first group, else the match (default: recognised)"
+    flag("--patient_id", "--group", metavar="REGEX", help=which)
     return parser

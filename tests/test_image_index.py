@@ -67,17 +67,15 @@ def test_an_index_moves_with_its_images(root, tmp_path):
     assert sample.images[0].resolve() == moved / "steel" / "images" / "a.png"
 
 
-def test_classes_come_from_the_index_then_the_caller_then_a_file_beside_it(root, tmp_path):
-    mine, other = {"classes": ["mine"]}, {"classes": ["other"]}
-    content = own()
-    path = written(tmp_path / "index.json", content)
-    assert read_index(path, other).datasets["steel"].classes == CLASSES
+def test_classes_come_from_the_index_then_a_file_beside_it(root, tmp_path):
+    other, content = {"classes": ["other"]}, own()
     del content["datasets"]["steel"]["classes"]
-    written(path, content)
+    path = written(tmp_path / "index.json", content)
     assert read_index(path).datasets["steel"].classes is None
     written(tmp_path / "classes.json", other)
     assert read_index(path).datasets["steel"].classes == other
-    assert read_index(path, mine).datasets["steel"].classes == mine
+    written(path, own())
+    assert read_index(path).datasets["steel"].classes == CLASSES
     written(tmp_path / "classes.json", "{")
     with pytest.raises(ImageIndexError, match=r"classes.json: not a JSON file that can be read \(.+\); name another"):
         read_index(path)
@@ -170,7 +168,9 @@ def test_srpus_index_of_several_sets(srpu):
             {"sample_id": "LPSCl_s_1", "dataset": "LPSCl", "frames": ["s-001.png"] * 3, "mask_file": None},
         ],
     }  # fmt: skip
-    index = read_index(written(srpu / "json" / "master.json", content), CLASSES)
+    path = written(srpu / "json" / "master.json", content)
+    written(srpu / "json" / "classes.json", CLASSES)
+    index = read_index(path)
     data = srpu / "data"
     first, second = (data / "LInCl/raw/s-001.png", data / "LInCl/raw/s-002.png")
     assert index.samples == [
@@ -190,32 +190,6 @@ def test_srpus_index_of_several_sets(srpu):
         wrong = {**content, "samples": [{**content["samples"][0], key: file}]}
         with pytest.raises(ImageIndexError, match="is not in its data set's folder"):
             read_index(written(srpu / "json" / "wrong.json", wrong))
-
-
-def test_srpus_index_of_one_set_and_of_pretraining(srpu):
-    one = {
-        "root_raw_image_dir": "data/LInCl/raw",
-        "root_labeled_mask_dir": "data/LInCl/masks",
-        "samples": [{"sample_id": "s1", "frames": ["s-001.png", "s-001.png", "s-002.png"], "mask_file": "s-001.png"}],
-    }
-    index = read_index(written(srpu / "json" / "labeled.json", one))
-    assert list(index.datasets) == ["labeled"] and index.samples[0].mask == srpu / "data/LInCl/masks/s-001.png"
-    pretraining = {
-        "datasets_info": {"LInCl": "data/LInCl/raw", "LPSCl": "data/LPSCl/raw"},
-        "samples": [
-            {"image_file": "data/LInCl/raw/s-001.png", "dataset": "LInCl"},
-            {"image_file": "data/LPSCl/raw/s-001.png", "dataset": "LPSCl"},
-        ],
-    }
-    index = read_index(written(srpu / "json" / "unlabeled.json", pretraining))
-    assert [sample.id for sample in index.samples] == ["LInCl__s-001", "LPSCl__s-001"]
-    assert [sample.images for sample in index.samples] == [
-        (srpu / "data/LInCl/raw/s-001.png",),
-        (srpu / "data/LPSCl/raw/s-001.png",),
-    ]
-    pretraining["samples"][0]["image_file"] = "data/LPSCl/raw/s-001.png"
-    with pytest.raises(ImageIndexError, match="is not in its data set's folder"):
-        read_index(written(srpu / "json" / "unlabeled.json", pretraining))
 
 
 def test_ids():

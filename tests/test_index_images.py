@@ -48,7 +48,11 @@ def stopped(capsys, *words):
     with pytest.raises(SystemExit) as end:
         run(*words)
     assert end.value.code == 2
-    return [line for line in capsys.readouterr().err.splitlines() if "image/s" not in line and line.strip()]
+    return [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if not re.search(r"image/s|s/image\]", line) and line.strip()
+    ]
 
 
 def lists_of(folder):
@@ -133,11 +137,8 @@ def test_one_mistake_is_one_sentence(tmp_path, capsys):
     assert line == f"error: {tmp_path}/index.json: exists already; name another, or replace it with --overwrite"
     (line,) = stopped(capsys, root, shutil.copytree(root, tmp_path / "x" / "steel"), "--out", tmp_path / "2.json")
     assert line == f"error: {tmp_path}/x/steel: another data set is called steel, too; rename a folder"
-    content = json.loads((tmp_path / "index.json").read_text())
-    content["datasets"]["steel"]["classes"] = {"classes": []}
-    (tmp_path / "index.json").write_text(json.dumps(content))
-    (line,) = stopped(capsys, tmp_path / "index.json", "--out", tmp_path / "2.json")
-    assert line.startswith(f"error: {tmp_path}/index.json: its table of classes has 0 classes")
+    (line,) = stopped(capsys, root / "images" / "b.png", "--out", tmp_path / "2.json")
+    assert line == f"error: {root}/images/b.png: is a file; name the folder of a data set"
 
 
 def test_snapped_colours_are_counted_and_the_index_says_so(tmp_path, capsys):
@@ -188,13 +189,13 @@ def test_a_rare_class_comes_into_every_list_where_that_is_possible(tmp_path, cap
     run(root, "--out", tmp_path / "less.json", *asked)
     assert "note: val.list has no crack" in capsys.readouterr().out
     (line,) = stopped(capsys, root, "--out", tmp_path / "out" / "index.json", "--test", 9)
-    assert "are 9 groups, but 8 have a label" in line and not (tmp_path / "out").exists()
+    assert "are 9 patients, but 8 have a label" in line and not (tmp_path / "out").exists()
 
 
 def test_groups_are_asked_for_where_names_do_not_tell(tmp_path, capsys):
     root = make_set(tmp_path / "steel", ["spot1_0d_0", "spot1_0d_1", "spot1_9d_2", "spot2_0d_3", "spot3_0d_4"])
     (line,) = stopped(capsys, root, "--out", tmp_path / "out" / "index.json", "--test", 1)
-    assert "do not tell whether spot1_0d_0 and spot1_0d_1 are of one group; say it by --group" in line
+    assert "do not tell whether spot1_0d_0 and spot1_0d_1 are of one patient; say it by --patient_id" in line
     for seed in range(4):
         words = ["--test", 1, "--group", r"^(spot\d)", "--seed", seed, "--overwrite"]
         run(root, "--out", tmp_path / "out" / "index.json", *words)
@@ -252,32 +253,17 @@ def test_the_sets_own_lists_are_joined(tmp_path, capsys):
     assert line == f"error: {roots[1]}: has no train.list as the others; ask for a split of all, as --test 4"
 
 
-def test_neighbouring_frames_are_channels_and_one_group(tmp_path, capsys):
-    """SRPU-Model's index as a ROOT: what shares a frame is on one side."""
-    root = make_set(tmp_path / "cells", ["s-1", "s-2", "s-3", "t-1", "r-1"])
-    series = [("s-1", "s-1", "s-2"), ("s-1", "s-2", "s-3"), ("s-2", "s-3", "s-3"), ("t-1",) * 3, ("r-1",) * 3]
-    samples = [
-        {"sample_id": f"{frames[1]}_mid", "dataset": "cells", "frames": [f"{frame}.png" for frame in frames],
-         "mask_file": f"{frames[1]}.png"}
-        for frames in series
-    ]  # fmt: skip
-    info = {"cells": {"raw_image_root": "cells/images", "mask_root": "cells/masks"}}
-    (tmp_path / "json").mkdir()
-    (tmp_path / "json" / "srpu.json").write_text(json.dumps({"datasets_info": info, "samples": samples}))
-    words = ["--classes", root / "classes.json", "--test", 1, "--group", ".+"]
-    run(tmp_path / "json" / "srpu.json", "--out", tmp_path / "index.json", *words)
-    assert "8 bit, 3 channels (5)" in capsys.readouterr().out
+def test_a_file_a_channel(tmp_path, capsys):
+    for name, size in (("a_0000", 8), ("a_0001", 8), ("b_0000", 8), ("b_0001", 9)):
+        image = np.random.default_rng(size).integers(0, 256, (size, 8), np.uint8)
+        save(tmp_path / "cells" / "imagesTr" / f"{name}.png", image)
+    (line,) = stopped(capsys, tmp_path / "cells", "--out", tmp_path / "index.json")
+    assert "b_0001.png: is 9 x 8, and b_0000.png of the same case 8 x 8; resize it; nothing was written" in line
+    save(tmp_path / "cells" / "imagesTr" / "b_0001.png", np.zeros((8, 8), np.uint8))
+    run(tmp_path / "cells", "--out", tmp_path / "index.json")
+    assert "8 bit, 2 channels (2)" in capsys.readouterr().out
     index = read_index(tmp_path / "index.json")
-    groups = {sample.id: sample.group for sample in index.samples}
-    assert len({groups[f"s-{n}_mid"] for n in (1, 2, 3)}) == 1 and len(set(groups.values())) == 3
-    assert [path.name for path in index.samples[1].images] == ["s-1.png", "s-2.png", "s-3.png"]
-    run(tmp_path / "index.json", "--out", tmp_path / "again" / "index.json", "--group", ".+")
-    assert [s.pixels for s in read_index(tmp_path / "again" / "index.json").samples] == [
-        s.pixels for s in index.samples
-    ]
-    save(root / "images" / "s-3.png", np.zeros((9, 9), np.uint8))
-    lines = stopped(capsys, tmp_path / "json" / "srpu.json", "--out", tmp_path / "2" / "index.json", *words)
-    assert "the files of sample s-2_mid differ in size; cut them alike" in lines[0] and len(lines) == 3
+    assert [path.name for path in index.samples[1].images] == ["b_0000.png", "b_0001.png"]
 
 
 def test_test_cases_that_a_set_brings_along_stay_so(tmp_path, capsys):

@@ -228,18 +228,14 @@ def test_classes_that_are_everywhere_change_no_split():
     assert plain == same
 
 
-def test_groups_can_be_given_and_called_so():
-    groups = {"a1": "a", "b1": "b", "x": "b", "c1": "c"}
-    split = split_by_patient(["a1", "b1", "x", "c1"], test=1, seed=0, patients=groups, who="group")
+def test_patients_can_be_given():
+    patients = {"a1": "a", "b1": "b", "x": "b", "c1": "c"}
+    split = split_by_patient(["a1", "b1", "x", "c1"], test=1, seed=0, patients=patients)
     assert split["patients"] == {"a": ["a1"], "b": ["b1", "x"], "c": ["c1"]}
-    with pytest.raises(SplitError, match=r"say it by --group .* \(every case is of another group\)"):
-        split_by_patient(["Sick_1", "Sick_2", "Healthy_1"], test=1, who="group")
-    with pytest.raises(SplitError, match=r"--group '\(x\)': finds no group in the name of case a1"):
-        split_by_patient(["a1"], patient_id="(x)", who="group")
-    with pytest.raises(SplitError, match="are 5 groups, but 3 have a label"):
-        split_by_patient(["a1", "b1", "x", "c1"], test=5, patients=groups, who="group")
-    with pytest.raises(SplitError, match="group b is to be trained on and tested on"):
-        split_by_patient(["a1", "b1"], fixed_test=["x"], patients=groups, who="group")
+    with pytest.raises(SplitError, match="are 5 patients, but 3 have a label"):
+        split_by_patient(["a1", "b1", "x", "c1"], test=5, patients=patients)
+    with pytest.raises(SplitError, match="patient b is to be trained on and tested on"):
+        split_by_patient(["a1", "b1"], fixed_test=["x"], patients=patients)
 
 
 def test_the_script_splits_acdc_by_patient(tmp_path):

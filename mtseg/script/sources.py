@@ -185,7 +185,7 @@ def read_label(path, shape, table, snap=False):
     mask = read_mask(path)
     size = mask.shape[: len(shape)]
     if size != tuple(shape) or mask.ndim > len(shape) + 1:
-        raise DataError(f"{path}: is {words(size)}, its image {words(shape)}; one of them was cut or resized")
+        raise DataError(f"{path}: is {words(size)}, its image {words(shape)}; cut them alike")
     try:
         return to_index(mask, table, snap)
     except ClassError as error:
@@ -193,4 +193,4 @@ def read_label(path, shape, table, snap=False):
 
 
 def words(shape):
-    return " x ".join(map(str, shape)) + " pixels"
+    return " x ".join(map(str, shape))
