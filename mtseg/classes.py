@@ -28,8 +28,8 @@ from scipy.spatial import cKDTree
 IGNORED = 255  # the number, among class numbers, of pixels that nobody labelled
 VALUES = 2**16
 SNAP = 64  # the farthest in RGB at which a colour is taken for a class's where another class takes the rest
-# Okabe and Ito, "Color Universal Design" (2008): told apart by the colour-blind, too.
-OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+# Okabe and Ito, "Color Universal Design" (2008), told apart by the colour-blind, too; the lighter ones first.
+OKABE_ITO = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (213, 94, 0), (0, 114, 178))
 KEYS = ({"classes", "background", "ignore", "pixel_size"}, {"name", "value", "color"})
 
 

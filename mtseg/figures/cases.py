@@ -14,24 +14,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from mtseg.classes import IGNORED, ClassError, ClassTable, to_index
+from mtseg.classes import IGNORED, ClassError, ClassTable
 from mtseg.datasets import read_hdf5
 from mtseg.figures.canvas import FigureError
 from mtseg.images import ENDINGS as IMAGES
-from mtseg.images import read_image, read_mask
+from mtseg.images import read_image
 from mtseg.layouts import find_cases, stem
 from mtseg.metrics import dice, hd95
 from mtseg.preprocess import PreprocessError, to_classes
+from mtseg.script.snapshot import PALETTE
+from mtseg.script.sources import plain_table, read_label
 from mtseg.volumes import ENDINGS, read_channels, read_on_grid, read_volume
 
-RECORDED = (
-    "num_classes",
-    "ignore_index",
-    "spacing",
-    "classes",
-    "unit",
-    "axis",
-)  # of how a case was measured, in its file
+RECORDED = ("num_classes", "ignore_index", "spacing", "classes", "unit", "axis")  # of how a case was measured
 WORST = ("worst", "2nd worst", "3rd worst", "4th worst", "5th worst")  # places in a gallery
 
 
@@ -55,11 +50,8 @@ def read_case(path):
             case = {name: _voxels(file, name) for name in ("image", "label", "prediction")}
             record = json.loads(file.attrs.get("case", "{}"))
             record = {name: record[name] for name in RECORDED if name in record}
-    except FileNotFoundError as error:
-        raise FigureError(f"{path}: no such file; write it with inference.py --save_result") from error
     except (OSError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        lacks = f"{path}: holds no image, label and prediction ({reason})"
+        lacks = f"{path}: holds no image, label and prediction ({' '.join(str(error).split())})"
         raise FigureError(f"{lacks}; write it again with inference.py --save_result") from error
     return checked(case, path, **record)
 
@@ -93,8 +85,8 @@ def checked(case, path, num_classes=None, values=None, ignore_index=None, spacin
         numbers = range(0 if background is None else 1, min(num_classes, len(words)))
         case["classes"] = {number: words[number] for number in numbers if number != ignore_index}
     unit = unit or ("mm" if spacing else "voxel" if prediction.ndim == 3 else "pixel")
-    case |= {"palette": table.palette()} if table else {}
-    return case | {"flat": flat, "background": background, "unit": unit, "spacing": spacing or (1.0,) * prediction.ndim}
+    drawn = {"flat": flat, "background": background, "palette": table.palette() if table else PALETTE}
+    return case | drawn | {"unit": unit, "spacing": spacing or (1.0,) * prediction.ndim}
 
 
 def case_readers(folder):
@@ -120,49 +112,41 @@ def readers_of_scans(results):
     try:
         with open(path, encoding="utf-8") as file:
             record = json.loads(file.readline())["settings"]
-        source, labels, unit = Path(record["input"]), record["labels"], record["unit"]
-        preprocessing = record["preprocessing"] or {}
+        source, labels, preprocessing = Path(record["input"]), record["labels"], record["preprocessing"] or {}
         result = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
-        num_classes, ignore_index = result["network"]["num_classes"], result["protocol"].get("ignore_index")
-        classes = result.get("classes")
-        values, ignore = preprocessing.get("labels", list(range(num_classes))), preprocessing.get("ignore")
+        how = {"num_classes": result["network"]["num_classes"], "classes": result.get("classes")}
+        how |= {"ignore_index": result["protocol"].get("ignore_index"), "unit": record["unit"]}
+        table = ClassTable.from_dict(how["classes"]) if how["classes"] else plain_table(how["num_classes"])
+        values, ignore = preprocessing.get("labels", list(range(how["num_classes"]))), preprocessing.get("ignore")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FigureError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error
     if not source.exists():
         raise FigureError(f"{path}: the scans were in {source}, which is gone; put them back, or segment again")
     cases, _ = find_cases(source, preprocessing.get("channels"), labels, broken={})
-    written = {stem(file): file for file in (results / "predictions").glob("*") if stem(file)}
-    return {
-        case.name: partial(
-            read_scan, case, written[case.name], num_classes, ignore_index, unit, classes, values, ignore
-        )
-        if case.images[0].suffix.lower() not in IMAGES
-        else partial(read_picture, case, written[case.name], num_classes, ignore_index, unit, classes)
-        for case in cases
-        if case.name in written
-    }
+    written, readers = {stem(file): file for file in (results / "predictions").glob("*") if stem(file)}, {}
+    for case in (case for case in cases if case.name in written):
+        if case.images[0].suffix.lower() in IMAGES:
+            readers[case.name] = partial(read_picture, case, written[case.name], how, table)
+        else:
+            readers[case.name] = partial(read_scan, case, written[case.name], how, values, ignore)
+    return readers
 
 
-def read_picture(case, path, num_classes, ignore_index, unit, classes):
-    """The case of an image or a stack of them (layouts.Case), with its prediction in the file `path`."""
-    arrays = {"image": np.concatenate([read_image(file) for file in case.images]), "label": None}
-    try:
-        table = ClassTable.from_dict(classes or {"classes": [{"name": str(number)} for number in range(num_classes)]})
-        for name, file in {"prediction": path, "label": case.label}.items():
-            if file is not None:
-                arrays[name], _ = to_index(read_mask(file), table, snap=True)
-    except ClassError as error:
-        raise FigureError(f"{path}: it, or its label, does not fit the classes ({error}); segment again") from error
-    spacing = None if unit == "pixel" else table.pixel_size[:2]
-    return checked(arrays, path, num_classes, None, ignore_index, spacing, classes, unit, axis=0)
+def read_picture(case, path, how, table):
+    """The case of images (layouts.Case), with its prediction in the file `path`; `how`: what is RECORDED."""
+    image = np.concatenate([read_image(file) for file in case.images])
+    files = {"label": case.label, "prediction": path}
+    masks = {name: file and read_label(file, image.shape[1:], table, snap=True)[0] for name, file in files.items()}
+    spacing = None if how["unit"] == "pixel" else table.pixel_size[:2]
+    return checked({"image": image, **masks}, path, spacing=spacing, axis=0, **how)
 
 
-def read_scan(case, path, num_classes, ignore_index, unit, classes, values, ignore):
-    """The case of a scan (layouts.Case) on its own grid, with its prediction in the file `path`."""
+def read_scan(case, path, how, values, ignore):
+    """As `read_picture`, of a scan on its own grid. `values`: of its classes; `ignore`: of unlabelled voxels."""
     volume = read_channels(case.images)
     hdf5 = path.suffix in ENDINGS[-2:]
     if hdf5:
-        values = list(range(num_classes))
+        values = list(range(how["num_classes"]))
         with h5py.File(path, "r") as file:
             prediction = _voxels(file, "prediction")
     else:
@@ -171,12 +155,12 @@ def read_scan(case, path, num_classes, ignore_index, unit, classes, values, igno
         raise FigureError(f"{path}: is on the scan's own grid, {case.images[0]} was prepared; give --input the scans")
     label = volume.label if case.label is None else read_on_grid(case.label, volume)
     try:
-        label = None if label is None else to_classes(label, values, ignore_index, None if hdf5 else ignore)
+        label = None if label is None else to_classes(label, values, how["ignore_index"], None if hdf5 else ignore)
     except PreprocessError as error:
         raise FigureError(f"{case.label or case.images[0]}: {error}") from error
-    spacing = tuple(map(float, volume.spacing)) if unit == "mm" else None
+    spacing = tuple(map(float, volume.spacing)) if how["unit"] == "mm" else None
     arrays = {"image": volume.array, "label": label, "prediction": prediction}
-    return checked(arrays, path, num_classes, values, ignore_index, spacing, classes)
+    return checked(arrays, path, values=values, spacing=spacing, **how)
 
 
 def set_spacing(cases, spacing):

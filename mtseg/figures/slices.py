@@ -13,10 +13,9 @@ from scipy import ndimage
 
 from mtseg.figures.canvas import WIDTH, subplots
 from mtseg.figures.cases import best_median_worst, caption, classes_of, set_spacing
-from mtseg.script.progress import BLUE, GREEN, ORANGE, PURPLE, SKY, VERMILION, YELLOW, literal
+from mtseg.script.progress import BLUE, ORANGE, SKY, YELLOW, literal
 from mtseg.script.snapshot import PALETTE, grey, in_colors, visible
 
-CLASSES = (ORANGE, SKY, GREEN, YELLOW, PURPLE, VERMILION, BLUE)  # the lighter ones first: images are dark
 DASHES = {"label": "-", "prediction": (0, (3, 1.5))}
 HATCHES = {"missed": "....", "too much": "////", "wrong class": "xxxx"}
 WRONG = np.array([230, 0, 126], dtype=np.uint8)  # the colour of errors in flat cases
@@ -65,10 +64,14 @@ def _errors(label, prediction, number, several, case):
     ]
 
 
+def _palette(case):
+    """The colours in which a case is drawn: without background nothing of the image shows through them."""
+    palette = case.get("palette", PALETTE)
+    return palette if case.get("background", 0) is None else visible(palette)
+
+
 def _colour(number, case):
-    if "palette" in case:
-        return tuple(visible(case["palette"])[number] / 255)
-    return CLASSES[(number - 1) % len(CLASSES)]
+    return tuple(_palette(case)[number] / 255)
 
 
 def draw_slice(axes, case, axis, index):
@@ -112,9 +115,8 @@ def slice_legend(cases):
     classes = {number: value for case in cases for number, value in classes_of(case).items()}
     names = {n: literal(v) if isinstance(v, str) else f"class {v}" for n, v in sorted(classes.items())}
     if first.get("flat"):
-        colors = [(_palette(first)[number], name) for number, name in names.items()]
-        colors += [] if any(case["label"] is None for case in cases) else [(WRONG, "wrong")]
-        return [patch(color / 255, name, alpha=1) for color, name in colors]
+        wrong = [] if any(case["label"] is None for case in cases) else [patch(WRONG / 255, "wrong", alpha=1)]
+        return [patch(_colour(number, first), name, alpha=1) for number, name in names.items()] + wrong
     several = len(classes) > 1
     lines = {"label": "#555555", "prediction": "#555555"} if several else {"label": SKY, "prediction": ORANGE}
     fills = dict.fromkeys(HATCHES, "#DDDDDD") if several else {"missed": BLUE, "too much": YELLOW}
@@ -131,12 +133,6 @@ def legend_below(figure, cases):
     beside = max(1, min(5, 93 // (7 + max(len(handle.get_label()) for handle in handles))))  # of 93 letters' width
     columns = math.ceil(len(handles) / math.ceil(len(handles) / beside))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2)
-
-
-def _palette(case):
-    """The colours in which a flat case is drawn: without background nothing of the image shows through them."""
-    palette = case.get("palette", PALETTE)
-    return palette if case.get("background", 0) is None else visible(palette)
 
 
 def tiles_of(case, index=None):
