@@ -112,7 +112,7 @@ def test_every_mistake_is_said_at_once_and_nothing_is_written(tmp_path, capsys):
         ("masks/e.png", "a mask without an image; add one or remove it"),
         ("masks/a.png", "10 pixels have the value 7, which is no class's, the nearest is 'crack'"),
         ("masks/b.png", "192 pixels have the color (250, 3, 2), which is no class's, the nearest is 'pore'"),
-        ("masks/c.png", "is 10 x 16, its image 12 x 16; cut them alike"),
+        ("masks/c.png", "is 10 x 16 pixels, its image 12 x 16 pixels; cut them alike"),
         ("images/d.png", ""),
     ]:
         assert any(line.startswith(f"{root / name}: ") and words in line for line in lines[:-1])
@@ -258,7 +258,10 @@ def test_a_file_a_channel(tmp_path, capsys):
         image = np.random.default_rng(size).integers(0, 256, (size, 8), np.uint8)
         save(tmp_path / "cells" / "imagesTr" / f"{name}.png", image)
     (line,) = stopped(capsys, tmp_path / "cells", "--out", tmp_path / "index.json")
-    assert "b_0001.png: is 9 x 8, and b_0000.png of the same case 8 x 8; resize it; nothing was written" in line
+    assert (
+        "b_0001.png: is 9 x 8 pixels, and b_0000.png of the same case 8 x 8 pixels; resize it; nothing was written"
+        in line
+    )
     save(tmp_path / "cells" / "imagesTr" / "b_0001.png", np.zeros((8, 8), np.uint8))
     run(tmp_path / "cells", "--out", tmp_path / "index.json")
     assert "8 bit, 2 channels (2)" in capsys.readouterr().out

@@ -193,4 +193,4 @@ def read_label(path, shape, table, snap=False):
 
 
 def words(shape):
-    return " x ".join(map(str, shape))
+    return " x ".join(map(str, shape)) + " pixels"
