@@ -75,9 +75,8 @@ class ClassTable:
         if self.other is not None and not colors:
             raise ClassError('a class has the color "other", and no class another; give the others theirs')
         size = self.pixel_size
-        if size is not None and not (isinstance(size, tuple) and len(size) == 3 and _is_text(size[2])):
-            raise ClassError(f'pixel_size is {size!r}; give [height, width, "unit"]')
-        if size is not None and not all(type(side) in (int, float) and 0 < side < math.inf for side in size[:2]):
+        sides = size[:2] if isinstance(size, tuple) and len(size) == 3 and _is_text(size[2]) else [None]
+        if size is not None and not all(type(side) in (int, float) and 0 < side < math.inf for side in sides):
             raise ClassError(f'pixel_size is {size!r}; give [height, width, "unit"], both above 0')
 
     @classmethod
@@ -224,11 +223,9 @@ def to_index(mask, table, snap=False):
         return _look_up(red, values, table, snap)
     if not colors:
         raise ClassError("is in colours, but no class has one; give each class its color, or save the mask by values")
-    packed = np.zeros((*red.shape, 4), dtype=np.uint8)
-    for part, channel in enumerate((red, green, blue)):
-        packed[..., part] = channel
+    packed = red + np.left_shift(green, 8, dtype=np.uint32) + np.left_shift(blue, 16, dtype=np.uint32)
     numbers = {r + (g << 8) + (b << 16): number for number, (r, g, b) in colors.items()}
-    return _look_up(packed.view("<u4")[..., 0], numbers, table, snap, colors=True)
+    return _look_up(packed, numbers, table, snap, colors=True)
 
 
 def _found(mask):

@@ -10,10 +10,8 @@ import logging
 import math
 import struct
 import zlib
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,17 +28,6 @@ class ImageError(ValueError):
     """A file that is no usable image, or a package that is missing; one sentence with the file and the remedy."""
 
 
-class _Picture(NamedTuple):
-    """What a file holds: `shape`, of its image; where its pixels are asked for, `array` (S, H, W, C) without alpha.
-
-    `palette` (N, 3): the colours of values, or (N, 4) with alpha, where a file holds indices or has 0 for white.
-    """
-
-    shape: tuple
-    array: np.ndarray | None = None
-    palette: np.ndarray | None = None
-
-
 def read_image(path):
     """The image in a file, (C, H, W), of several pages (C, S, H, W), in the file's own type; 1 bit gives uint8.
 
@@ -48,7 +35,7 @@ def read_image(path):
     missing, damaged or neither PNG nor TIFF, that claims more pixels than it can hold (before memory is taken for
     them), whose pages differ, or that has transparent pixels.
     """
-    shape, array, palette = _read(path)
+    shape, palette, array = _read(path)
     array = array.astype(np.uint8) if array.dtype == bool else array
     if palette is not None:
         array = palette[array[..., 0]]
@@ -62,7 +49,7 @@ def read_mask(path):
     Of a palette the indices, also of transparent colours. Raises ImageError as `read_image`, and for other numbers of
     channels and colours of 16 bits.
     """
-    array = _read(path).array
+    _, _, array = _read(path)
     channels = array.shape[-1]
     if channels != 1 and (channels != 3 or array.dtype != np.uint8):
         raise ImageError(f"{path}: has {channels} channels of {array.dtype}; save one, or 8-bit colours (RGB)")
@@ -72,35 +59,36 @@ def read_mask(path):
 
 def image_size(path):
     """The shape of what `read_image` gives, without unpacking pixels; ImageError."""
-    return _read(path, header_only=True).shape
-
-
-def need(module, what):
-    """Import an optional package's module, or say which `pip install` brings it. `what` begins the sentence."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        name = module.partition(".")[0].replace("PIL", "Pillow")
-        raise ImageError(f'{what} needs {name}: pip install "mtseg[images]"') from error
+    return _read(path, header_only=True)[0]
 
 
 def _read(path, header_only=False):
+    """(shape of the image, palette, array (S, H, W, C) without alpha; None with `header_only`) of a file.
+
+    The palette (N, 3) has the colours of values, or (N, 4) with alpha, where a file holds indices or has 0 for white;
+    else it is None.
+    """
     path = Path(path)
     try:
         with path.open("rb") as file:
             start = file.read(len(PNG))
-        if start == PNG:
-            return _read_png(path, header_only)
-        if start[:4] in TIFF:
-            return _read_tiff(path, header_only)
+        if start != PNG and start[:4] not in TIFF:
+            raise ImageError(f"{path}: neither PNG nor TIFF; save it as one of them, from an original that is no JPEG")
+        size, palette, array = (_read_png if start == PNG else _read_tiff)(path, header_only)
     except ImageError:
         raise
     except OSError as error:
         raise ImageError(f"{path}: {error.strerror or error}; give a whole file that can be read") from error
+    except ImportError as error:
+        name = str(error.name).partition(".")[0].replace("PIL", "Pillow")
+        raise ImageError(f'{path}: reading it needs {name}: pip install "mtseg[images]"') from error
     except Exception as error:  # There is no end to what the packages raise on damaged files.
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: not a whole image ({reason}); make or copy it again") from error
-    raise ImageError(f"{path}: neither PNG nor TIFF; save it as one of them, from an original that is no JPEG")
+    pages, height, width, channels = size
+    if palette is not None:
+        channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
+    return (channels, *([pages] if pages > 1 else []), height, width), palette, array
 
 
 def _check_size(path, shape, bits, stored, ratio):
@@ -112,12 +100,6 @@ def _check_size(path, shape, bits, stored, ratio):
         raise ImageError(f"{path}: claims {claimed} pixels, but the file cannot hold so many; make or copy it again")
     if math.prod(shape) * max(bits, 8) // 8 > max(LARGEST, stored):
         raise ImageError(f"{path}: has {claimed} pixels, more than {LARGEST >> 30} GiB; cut it into tiles")
-
-
-def _image_shape(pages, height, width, channels, palette):
-    if palette is not None:
-        channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
-    return (channels, *([pages] if pages > 1 else []), height, width)
 
 
 def _opaque(path, array):
@@ -156,7 +138,8 @@ def _png_file(width, height, bits, kind, interlaced, pixels, palette=b""):
 
 
 def _read_png(path, header_only):
-    decoder = need("PIL.PngImagePlugin", f"{path}: reading PNG").PngImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
     chunks = _png_chunks(path, header_only)
     width, height, bits, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
     channels, alpha, palette, clear = PNG_CHANNELS[kind], kind in (4, 6), None, chunks.get(b"tRNS")
@@ -165,9 +148,9 @@ def _read_png(path, header_only):
         palette, kind = np.frombuffer(chunks[b"PLTE"], dtype=np.uint8).reshape(-1, 3), 0
         opacity = np.frombuffer((clear or b"").ljust(len(palette), b"\xff"), dtype=np.uint8)
         palette, clear = np.column_stack([palette, opacity]), None
-    shape = _image_shape(1, height, width, channels - alpha, palette)
+    size = (1, height, width, channels - alpha)
     if header_only:
-        return _Picture(shape)
+        return size, palette, None
     parts = [chunks[b"IDAT"]]
     if bits == 16 and channels > 1:
         # Pillow cuts colours to 8 bits, but not grey. PNG's filters work on each channel by itself.
@@ -180,7 +163,7 @@ def _read_png(path, header_only):
         kind = 0
     # A file that holds nothing but the pixels: what else Pillow would read in it cannot harm.
     files = [io.BytesIO(_png_file(width, height, bits, kind, interlaced, part)) for part in parts]
-    array = np.concatenate([np.array(decoder(file)).reshape(1, height, width, -1) for file in files], -1)
+    array = np.concatenate([np.array(PngImageFile(file)).reshape(1, height, width, -1) for file in files], -1)
     if bits in (2, 4):
         array //= 255 // (2**bits - 1)  # Pillow spreads them over 0 to 255
     array = array.astype(np.uint16) if bits == 16 else array
@@ -188,11 +171,12 @@ def _read_png(path, header_only):
         raise ImageError(f"{path}: the index {array.max()} lies outside its palette; save it with a whole palette")
     if clear is not None:  # the one colour that is transparent
         _opaque(path, (array != np.frombuffer(clear, dtype=">u2")).any(-1, keepdims=True))
-    return _Picture(shape, _opaque(path, array) if alpha else array, palette)
+    return size, palette, _opaque(path, array) if alpha else array
 
 
 def _read_tiff(path, header_only):
-    tifffile = need("tifffile", f"{path}: reading TIFF")
+    import tifffile
+
     logger, arrays, seen, kinds, first, stored = logging.getLogger("tifffile"), [], set(), set(), None, 0
     logger.addFilter(_silence)
     try:
@@ -225,11 +209,10 @@ def _read_tiff(path, header_only):
     finally:
         logger.removeFilter(_silence)
     alpha = bool(first.extrasamples) and first.extrasamples[-1] in (1, 2)
-    shape = _image_shape(len(arrays), height, width, planes * samples - alpha, palette)
+    size = (len(arrays), height, width, planes * samples - alpha)
     if header_only:
-        return _Picture(shape)
-    array = np.stack(arrays)
-    return _Picture(shape, _opaque(path, array) if alpha else array, palette)
+        return size, palette, None
+    return size, palette, _opaque(path, np.stack(arrays)) if alpha else np.stack(arrays)
 
 
 def _silence(record):
@@ -289,6 +272,8 @@ def png_bytes(array, palette=None):
 
 def tiff_bytes(array):
     """The bytes of a TIFF file with numbers (H, W), or a page for each (H, W) of (S, H, W); always the same."""
+    import tifffile
+
     file, options = io.BytesIO(), {"photometric": "minisblack", "compression": "zlib", "metadata": None}
-    need("tifffile", "writing TIFF").imwrite(file, array, software=False, **options)
+    tifffile.imwrite(file, array, software=False, **options)
     return file.getvalue()

@@ -90,11 +90,6 @@ def _is_empty(row):
     return any(math.isnan(_value(row, key)) for key in METRICS if is_distance(key) and key in row)
 
 
-def _mean_std(values):
-    values = np.array([value for value in values if not math.isnan(value)] or [math.nan])
-    return {"mean": float(values.mean()), "std": float(values.std())}
-
-
 def summarize(rows):
     """Per class: mean and standard deviation over cases of each metric, and over how many cases.
 
@@ -122,7 +117,9 @@ def _entries(rows):
     for label, cases in groups.items():
         entry = {"class": label, "cases": len(cases), "empty": sum(any(map(_is_empty, case)) for case in cases)}
         for metric in metrics:
-            entry[metric] = _mean_std(_mean_over_classes(case, metric) for case in cases)
+            values = [_mean_over_classes(case, metric) for case in cases]
+            defined = np.array([value for value in values if not math.isnan(value)] or [math.nan])
+            entry[metric] = {"mean": float(defined.mean()), "std": float(defined.std())}
         pooled = {metric: _pooled([row for case in cases for row in case], metric) for metric in POOLED}
         if pooled := {metric: value for metric, value in pooled.items() if value is not None}:
             entry["pooled"] = pooled

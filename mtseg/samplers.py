@@ -28,21 +28,17 @@ class TwoStreamBatchSampler:
         self.primary_batch_size = batch_size - secondary_batch_size
         self.seed = seed
         self.epoch = 0
-        for name, wanted, indices in (
-            ("primary", self.primary_batch_size, self.primary_indices),
-            ("secondary", self.secondary_batch_size, self.secondary_indices),
-        ):
-            if not 0 < wanted <= len(indices):
+        self.strata = []
+        streams = {"primary": self.primary_indices, "secondary": self.secondary_indices}
+        sizes = (self.primary_batch_size, secondary_batch_size)
+        for stream, ((name, indices), size) in enumerate(zip(streams.items(), sizes, strict=True), start=1):
+            if not 0 < size <= len(indices):
                 raise ValueError(
-                    f"{wanted} {name} indices a batch, drawn from {len(indices)}: give at least one, and no more than "
+                    f"{size} {name} indices a batch, drawn from {len(indices)}: give at least one, and no more than "
                     f"there are"
                 )
-        self.strata = None
-        if strata is not None:
-            self.strata = (
-                Strata(self.primary_indices, self.primary_batch_size, strata, balance, seed, stream=1),
-                Strata(self.secondary_indices, self.secondary_batch_size, strata, balance, seed, stream=2),
-            )
+            if strata is not None:
+                self.strata.append(Strata(indices, size, strata, balance, seed, stream))
 
     def set_epoch(self, epoch):
         self.epoch = epoch
