@@ -88,6 +88,8 @@ def _read(path, header_only=False):
     pages, height, width, channels = size
     if palette is not None:
         channels = 1 if (palette[:, :3] == palette[:, :1]).all() else 3
+        if array is not None and array.max() >= len(palette):
+            raise ImageError(f"{path}: the index {array.max()} lies outside its palette; save it with a whole palette")
     return (channels, *([pages] if pages > 1 else []), height, width), palette, array
 
 
@@ -167,8 +169,6 @@ def _read_png(path, header_only):
     if bits in (2, 4):
         array //= 255 // (2**bits - 1)  # Pillow spreads them over 0 to 255
     array = array.astype(np.uint16) if bits == 16 else array
-    if palette is not None and array.max() >= len(palette):
-        raise ImageError(f"{path}: the index {array.max()} lies outside its palette; save it with a whole palette")
     if clear is not None:  # the one colour that is transparent
         _opaque(path, (array != np.frombuffer(clear, dtype=">u2")).any(-1, keepdims=True))
     return size, palette, _opaque(path, array) if alpha else array
@@ -228,10 +228,10 @@ def _check_page(path, page, shape, stored):
     `shape`: of all pages so far. `stored`: the bytes of their pixels in the file.
     """
     dtype, bits, ratio = page.dtype, page.bitspersample, UNPACKED.get(page.compression)
-    known = dtype is not None and dtype.kind in "biuf" and bits in (1, 8, 16, 32, 64) and ratio is not None
-    white_is_0 = page.photometric == 0 and bits <= 16
+    kinds = {0: "bu", 1: "biuf", 2: "biuf", 3: "bu"}.get(page.photometric, "")
+    known = dtype is not None and dtype.kind in kinds and bits in (1, 8, 16, 32, 64) and ratio is not None
     packed = page.compression == 5 or page.predictor == 3
-    if not known or not (white_is_0 or page.photometric in (1, 2, 3)) or (packed and not find_spec("imagecodecs")):
+    if not known or (len(kinds) == 2 and bits > 16) or (packed and not find_spec("imagecodecs")):
         raise ImageError(
             f"{path}: is TIFF of a kind that is not read ({page.photometric!r}, {bits} bits, {dtype}, "
             f"{page.compression!r}); save it grey or RGB with deflate (zip) or uncompressed, or for LZW: pip install "

@@ -366,6 +366,13 @@ def test_kinds_of_tiff_that_are_not_read(tmp_path, photometric, compression):
         read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16", "uint32"])
+def test_0_for_white_is_read_of_what_a_palette_can_hold(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", pixels().astype(dtype), photometric="miniswhite")
+    with pytest.raises(ImageError, match=r"a\.tif: is TIFF of a kind that is not read \(.*WHITE"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_lzw_is_read_where_its_package_is(tmp_path):
     Image.fromarray(pixels()).save(tmp_path / "a.tif", compression="tiff_lzw")
     if importlib.util.find_spec("imagecodecs"):

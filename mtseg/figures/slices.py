@@ -14,21 +14,12 @@ from scipy import ndimage
 from mtseg.figures.canvas import WIDTH, subplots
 from mtseg.figures.cases import best_median_worst, caption, classes_of, set_spacing
 from mtseg.script.progress import BLUE, ORANGE, SKY, YELLOW, literal
-from mtseg.script.snapshot import PALETTE, grey, in_colors, visible
+from mtseg.script.snapshot import PALETTE, grey, in_colors, largest_section, visible
 
 DASHES = {"label": "-", "prediction": (0, (3, 1.5))}
 HATCHES = {"missed": "....", "too much": "////", "wrong class": "xxxx"}
 WRONG = np.array([230, 0, 126], dtype=np.uint8)  # the colour of errors in flat cases
 AXES = ("x", "y", "z")  # of the array: what they are in the body, the files do not say
-
-
-def largest_section(label):
-    """(x, y, z): along each axis the slice in which the mask `label` has most voxels; the middle of an empty mask."""
-    label = np.asarray(label) > 0
-    if not label.any():
-        return tuple(side // 2 for side in label.shape)
-    others = ((1, 2), (0, 2), (0, 1))
-    return tuple(int(label.sum(axis=axes).argmax()) for axes in others)
 
 
 def worst_error(label, prediction, spacing=(1, 1, 1)):

@@ -20,8 +20,7 @@ def case_picture(image, label, prediction, palette=None, axis=2, background=0):
     """
     image, label, prediction = map(np.asarray, (image, label, prediction))
     if label.ndim == 3:
-        labelled = (label != IGNORED) & (label != (IGNORED if background is None else background))
-        index = int(labelled.sum(axis=tuple(i for i in range(3) if i != axis)).argmax())
+        index = largest_section(label, background)[axis]
         image, label, prediction = (upright(array, axis, index) for array in (image, label, prediction))
     step = -(-max(label.shape) // LARGEST)
     image, label, prediction = (array[..., ::step, ::step] for array in (image, label, prediction))
@@ -29,6 +28,19 @@ def case_picture(image, label, prediction, palette=None, axis=2, background=0):
     panels = [picture, *(in_colors(picture, mask, palette, background) for mask in (label, prediction))]
     gap = np.full((len(picture), 4, 3), 255, dtype=np.uint8)
     return np.concatenate([panels[0], gap, panels[1], gap, panels[2]], axis=1)
+
+
+def largest_section(label, background=0):
+    """Along each axis of a mask the slice in which most voxels are of a class, but `background`; else the middle."""
+    labelled = is_drawn(label, background)
+    if not labelled.any():
+        return tuple(side // 2 for side in label.shape)
+    others = ((1, 2), (0, 2), (0, 1))
+    return tuple(int(labelled.sum(axis=axes).argmax()) for axes in others)
+
+
+def is_drawn(mask, background):
+    return (mask != IGNORED) & (mask != (IGNORED if background is None else background))
 
 
 def upright(array, axis, index):
@@ -63,7 +75,7 @@ def visible(palette):
 
 def in_colors(picture, mask, palette, background=0, opacity=OPACITY):
     """A picture (H, W, 3) with the colours of the classes in `mask` (H, W) over it, where they are not `background`."""
-    drawn = mask != IGNORED if background is None else (mask != IGNORED) & (mask != background)
+    drawn = is_drawn(mask, background)
     colors = palette[np.where(drawn, mask, 0)]
     mixed = np.rint((1 - opacity) * picture + opacity * colors).astype(np.uint8)
     return np.where(drawn[..., None], mixed, picture)
