@@ -32,7 +32,7 @@ from mtseg.image_index import DataSet, ImageIndexError, Index, Sample, name_of
 from mtseg.images import ImageError, read_image
 from mtseg.layouts import BESIDE, find_cases, masks_without_image
 from mtseg.script.flags import Parser, one_sentence
-from mtseg.script.sources import read_label, stacked_size
+from mtseg.script.sources import read_label, stacked_size, table_of
 from mtseg.splits import add_split_flags, describe, missing_classes, patients_of, split_by_patient, write_split
 
 LISTS = ("train", "val", "test", "unlabeled")
@@ -51,8 +51,7 @@ def find_samples(roots, args):
         cases, _ = find_cases(root, broken=broken)
         masks = masks_without_image(root, cases)
         problems += [*broken.values(), *(f"{mask}: a mask without an image; add one or remove it" for mask in masks)]
-        own = [root / name for name in ("classes.json", "dataset.json") if (root / name).is_file()]
-        table = tables[root.name] = read_classes(args.classes or own[0]) if args.classes or own else None
+        table = tables[root.name] = read_classes(args.classes) if args.classes else table_of(root)
         datasets[root.name] = DataSet(root, table and table.to_dict(), args.snap)
         for case in cases:
             if case.label and not table:

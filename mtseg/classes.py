@@ -264,11 +264,9 @@ def _look_up(codes, numbers, table, snap, colors=False):
         what = f"color {tuple(points[most].tolist())}" if colors else f"value {unknown[most]}"
         others = f" (and others {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         number = numbers[int(known[nearest[most]])]
-        raise ClassError(
-            f"{counts[unknown[most]]} pixels have the {what}{others}, which is no class's, the nearest is "
-            f"{'ignore' if number == IGNORED else repr(table.names[number])}; correct the mask or the classes, or take "
-            f"the nearest with --snap"
-        )
+        near = "ignore" if number == IGNORED else repr(table.names[number])
+        wrong = f"{counts[unknown[most]]} pixels have the {what}{others}, which is no class's, the nearest is {near}"
+        raise ClassError(f"{wrong}; correct the mask or the classes, or take the nearest with --snap")
     near = distance <= (np.inf if rest is None else SNAP)
     lookup[unknown[near]] = lookup[known[nearest[near]]]
     return lookup[codes], int(counts[unknown[near]].sum())

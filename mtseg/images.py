@@ -232,11 +232,9 @@ def _check_page(path, page, shape, stored):
     known = dtype is not None and dtype.kind in kinds and bits in (1, 8, 16, 32, 64) and ratio is not None
     packed = page.compression == 5 or page.predictor == 3
     if not known or (len(kinds) == 2 and bits > 16) or (packed and not find_spec("imagecodecs")):
-        raise ImageError(
-            f"{path}: is TIFF of a kind that is not read ({page.photometric!r}, {bits} bits, {dtype}, "
-            f"{page.compression!r}); save it grey or RGB with deflate (zip) or uncompressed, or for LZW: pip install "
-            f"imagecodecs"
-        )
+        what = f"{page.photometric!r}, {bits} bits, {dtype}, {page.compression!r}"
+        remedy = "save it grey or RGB with deflate (zip) or uncompressed, or for LZW: pip install imagecodecs"
+        raise ImageError(f"{path}: is TIFF of a kind that is not read ({what}); {remedy}")
     for claimed in shape, page.chunks:
         _check_size(path, claimed, bits, stored, ratio)
     chunk, unpacked, file = math.prod(page.chunks) * max(bits, 8) // 8, 0, page.parent.filehandle
@@ -261,9 +259,7 @@ def png_bytes(array, palette=None):
     array = array.astype(np.uint8) if array.dtype == bool else array
     size, kind = array.dtype.itemsize, 2 if array.ndim == 3 else 0 if palette is None else 3
     if array.shape[2:] not in ((), (3,)) or array.dtype not in (np.uint8, np.uint16) or (kind == 3 and size > 1):
-        raise ImageError(
-            f"PNG{' with a palette' if kind == 3 else ''} does not hold {array.dtype} of shape {array.shape}"
-        )
+        raise ImageError(f"PNG{' with a palette' * (kind == 3)} does not hold {array.dtype} of shape {array.shape}")
     rows = np.ascontiguousarray(array, dtype=f">u{size}").view(np.uint8).reshape(len(array), -1)
     pixels = zlib.compress(np.pad(rows, ((0, 0), (1, 0))))  # a row begins with its filter, none
     colors = np.asarray(palette, dtype=np.uint8).tobytes() if kind == 3 else b""

@@ -78,10 +78,8 @@ def find_cases(source, channels=None, labels=None, broken=None):
         files = files_of[name]
         if isinstance(files, dict) and sorted(files) != parts:
             these, usual = (", ".join(filter(None, names)) or "one file" for names in (sorted(files), parts))
-            files = LayoutError(
-                f"{next(iter(files.values()))}: case {name} has {these} where the data set has {usual} a case; add or "
-                f"remove files"
-            )
+            differ = f"case {name} has {these} where the data set has {usual} a case"
+            files = LayoutError(f"{next(iter(files.values()))}: {differ}; add or remove files")
         if isinstance(files, LayoutError):
             if broken is None:
                 raise files
@@ -115,10 +113,8 @@ def _groups(source, channels):
         beside = any((source / name).is_dir() for name in (*BESIDE["images"], UNLABELED))
         groups = (both or flat if beside else flat or both) or _case_folders(source.rglob("*"))
     if not groups:
-        raise LayoutError(
-            f"{source}: no volumes in it and no images; it must hold imagesTr/ or images/, or files ending in "
-            f"{', '.join(ENDINGS)}, or a folder a case with them"
-        )
+        needed = f"imagesTr/ or images/, or files ending in {', '.join(ENDINGS)}, or a folder a case with them"
+        raise LayoutError(f"{source}: no volumes in it and no images; it must hold {needed}")
     groups = sorted(groups, key=lambda group: group[0])
     for before, after in itertools.pairwise(groups):
         if before[0] == after[0]:
@@ -189,9 +185,8 @@ def _flat(folder, channels=None):
         case, channel = numbered.groups() if is_channel else (name, "")
         files = groups.setdefault(case, {})
         if len(paths) > 1:
-            groups[case] = LayoutError(
-                f"{paths[1]}: case {case} has this file with another ending too; remove one of them"
-            )
+            twice = f"case {case} has this file with another ending too; remove one of them"
+            groups[case] = LayoutError(f"{paths[1]}: {twice}")
         elif not isinstance(files, LayoutError):
             files[channel] = paths[0]
     labels = {}
@@ -251,10 +246,8 @@ def _case_folders(folders):
             if name in ("mri_norm2", folder.name):
                 files[""] = path
             elif part is None:
-                raise LayoutError(
-                    f"{path}: in a case's folder every file is called {folder.name}_<channel>, the label "
-                    f"{folder.name}_seg; rename or remove it"
-                )
+                called = f"every file is called {folder.name}_<channel>, the label {folder.name}_seg"
+                raise LayoutError(f"{path}: in a case's folder {called}; rename or remove it")
             elif part[1] == "seg":
                 label = path
             elif part[1] in files:

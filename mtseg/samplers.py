@@ -33,10 +33,7 @@ class TwoStreamBatchSampler:
         sizes = (self.primary_batch_size, secondary_batch_size)
         for stream, ((name, indices), size) in enumerate(zip(streams.items(), sizes, strict=True), start=1):
             if not 0 < size <= len(indices):
-                raise ValueError(
-                    f"{size} {name} indices a batch, drawn from {len(indices)}: give at least one, and no more than "
-                    f"there are"
-                )
+                raise ValueError(f"{size} {name} indices a batch, drawn from {len(indices)}: give one or more of them")
             if strata is not None:
                 self.strata.append(Strata(indices, size, strata, balance, seed, stream))
 

@@ -57,10 +57,8 @@ def patients_of(cases, pattern=None, needed=True):
     pattern = pattern or recognise_patients(cases)
     if pattern is None and needed:
         one, other = next(members[:2] for members in _series(cases).values() if len(members) > 1)
-        raise SplitError(
-            f"the names of the cases do not tell whether {one} and {other} are of one patient; say it by --patient_id "
-            f"'{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
-        )
+        how = f"--patient_id '{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
+        raise SplitError(f"the names do not tell whether {one} and {other} are of one patient; say it by {how}")
     return {case: patient_of(case, pattern or EACH) for case in cases}, pattern or EACH
 
 
@@ -116,9 +114,9 @@ def split_by_patient(
     shared = sorted(fixed & {patients[case] for case in labeled})
     if shared:
         both = [case for case in everything if patients[case] == shared[0]]
+        cases = ", ".join(both[:4])
         raise SplitError(
-            f"patient {shared[0]} is to be trained on and tested on (cases {', '.join(both[:4])}); move these cases to "
-            f"one side"
+            f"patient {shared[0]} is to be trained on and tested on (cases {cases}); move them to one side"
         )
     if test and fixed_test:
         raise SplitError(f"--test {test}: the data set has test cases of its own; leave it out")
@@ -131,11 +129,9 @@ def split_by_patient(
     order = [order[index] for index in rng.permutation(len(order))]
     asked = test + val + (labelnum or 0) + (unlabeled or 0)
     if asked > len(order) or (order and labelnum is None and test + val == len(order)):
-        raise SplitError(
-            f"--test {test}, --val {val}, --labelnum {labelnum or 0} and --unlabeled {unlabeled or 0} are {asked} "
-            f"patients, but {len(order)} have a label (by --patient_id {patient_id!r}), and some must be trained on; "
-            f"ask for fewer"
-        )
+        sums = f"--test {test}, --val {val}, --labelnum {labelnum or 0} and --unlabeled {unlabeled or 0} are {asked}"
+        held = f"{len(order)} have a label (by --patient_id {patient_id!r})"
+        raise SplitError(f"{sums} patients, but {held}, and some must be trained on; ask for fewer")
     if classes_of is not None:
         held = {patient: set().union(*map(classes_of.get, cases)) for patient, cases in cases_of.items()}
         order = _spread(order, (test, val, labelnum or len(order) - test - val), held, rng)

@@ -132,7 +132,7 @@ def _with_seeds(name, runs):
 def boxes_of(rows):
     """The figure `boxes` of rows of a report, which have one unit: their marks stand behind their names, and beneath
     it what is wrong with their own figures."""
-    sets = len({row.dataset for row in rows if row.results[0].of_set}) > 1
+    sets = len({row.dataset for row in rows if "set" in row.results[0].cases[0]}) > 1
     names = [f"{row.dataset}: {row.title}{row.mark}" if sets else row.title + row.mark for row in rows]
     values = [{metric: list(row.per_case(metric).values()) for metric in ("dice", "hd95")} for row in rows]
     notes = {f"{row.mark} {'; '.join(row.faults)}": None for row in rows if row.faults}

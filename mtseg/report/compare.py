@@ -54,7 +54,7 @@ def mark_rows(rows, reference):
     footnotes = {}
     for row in rows:
         other = reference
-        if row.results and row.results[0].of_set:
+        if row.results and "set" in row.results[0].cases[0]:
             own = [r for r in rows if r.dataset == row.dataset]
             other = next((r for r in own if (r.name, r.labelnum) == (reference.name, reference.labelnum)), own[0])
         row.faults, row.differences = _faults(row), _differences(row, other)

@@ -25,8 +25,7 @@ class Result:
     segmented, None for the cases of a list. `preprocessing`: how the scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
-    `images`: whether the cases are images, which have a pixel accuracy. `of_set`: whether they are those of one of the
-    data sets that the file names, `dataset`.
+    `images`: whether the cases are images, which have a pixel accuracy.
     """
 
     path: Path
@@ -51,7 +50,6 @@ class Result:
     preprocessing: dict | None = None
     trained_on: tuple = ()
     images: bool = False
-    of_set: bool = False
 
     def case_names(self):
         return tuple(sorted({row["case"] for row in self.cases}))
@@ -164,7 +162,7 @@ def each_set(result):
     for name in names:
         cases = [row for row in result.cases if row.get("set") == name]
         trained_on = tuple(case for case in result.trained_on if case in {row["case"] for row in cases})
-        yield replace(result, dataset=name, cases=cases, trained_on=trained_on, of_set=True)
+        yield replace(result, dataset=name, cases=cases, trained_on=trained_on)
     if not names:
         yield result
 
@@ -194,10 +192,8 @@ def find_results(paths):
     if old and not results:
         raise ReportError(f"{old[0].path}: {old[0].replaced} holds other weights than those it tested; test them")
     if not results:
-        raise ReportError(
-            f"{', '.join(map(str, paths))}: no metrics.json there; test a checkpoint first: python inference.py "
-            f"--model_path <run>/iter_<N>.pth"
-        )
+        remedy = "test a checkpoint first: python inference.py --model_path <run>/iter_<N>.pth"
+        raise ReportError(f"{', '.join(map(str, paths))}: no metrics.json there; {remedy}")
     tested = {parent for file in files for parent in file.parents}
     notes += [f"{shown} has not been tested." for run, shown in runs.items() if run not in tested]
     return results, notes

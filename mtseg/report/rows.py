@@ -94,21 +94,10 @@ def read_published(path):
             for entry in csv.DictReader(file):
                 protocol = {name: int(entry[name]) for name in ("stride_xy", "stride_z")}
                 protocol["patch_size"] = [int(side) for side in entry["patch_size"].split("x")]
-                rows.append(
-                    Row(
-                        method=entry["method"],
-                        weights="",
-                        dataset=entry["dataset"],
-                        labelnum=int(entry["labelled"]),
-                        results=[],
-                        published={m: float(entry[m]) / scale(m) for m in ("dice", "jaccard", "hd95", "asd")},
-                        source=entry["source"],
-                        test_cases=int(entry["test_cases"]),
-                        unit=entry["unit"],
-                        protocol=protocol,
-                        selection=entry["selection"],
-                    )
-                )
+                said = {name: entry[name] for name in ("method", "dataset", "source", "unit", "selection")}
+                said |= {"labelnum": int(entry["labelled"]), "test_cases": int(entry["test_cases"])}
+                published = {m: float(entry[m]) / scale(m) for m in ("dice", "jaccard", "hd95", "asd")}
+                rows.append(Row(weights="", results=[], published=published, protocol=protocol, **said))
     except OSError as error:
         raise ReportError(f"{path}: cannot be read ({error.strerror}); give the file behind --published") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -152,10 +141,8 @@ def group_results(results):
         twin = next((other for other in members if result.seed is not None and other.seed == result.seed), None)
         if twin:
             labels = "" if result.labelnum is None else f" with {result.labelnum} labels"
-            raise ReportError(
-                f"{result.path} and {twin.path}: two results of {result.method}{labels} and seed {result.seed}, of "
-                f"different weights; give one of them"
-            )
+            same = f"{result.method}{labels} and seed {result.seed}, of different weights"
+            raise ReportError(f"{result.path} and {twin.path}: two results of {same}; give one of them")
         members.append(result)
 
     rows = []
