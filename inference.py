@@ -47,7 +47,10 @@ def infer(args):
     if args.input:
         asked = {"checkpoint_sha256": trained.sha256, "protocol": outcome.protocol_of(args), "unit": cases.unit}
         asked |= {"preprocessing": cases.settings, "input": str(args.input.resolve())}
-        asked |= {flag: vars(args)[flag] for flag in ("uncertainty", "mc_samples", "save_probabilities", "tolerance")}
+        asked |= {
+            flag: vars(args)[flag]
+            for flag in ("uncertainty", "mc_samples", "save_probabilities", "tolerance", "save_colors", "snap")
+        }
         asked["labels"] = args.labels and str(args.labels.resolve())
         log = CaseLog(folder / "cases.jsonl", asked, go_on=args.go_on, owner="input")
         for case, entry in log.done.items():

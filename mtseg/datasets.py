@@ -297,6 +297,7 @@ class LAHeart(CaseDataset):
         with self._opened(case) as (image, label):
             shape = spatial_shape(image, label)
             image, label = image[...].astype(np.float32), None if label is None else label[...]
+            image = image[0] if len(shape) == 2 and len(image.shape) == 3 and len(image) == 1 else image
         if not np.isfinite(image).all():
             raise DataError(
                 f"{path}: the image of case {case} holds NaN or infinity; repair it or remove the case from its list"

@@ -137,8 +137,10 @@ def _label_of(name, folder, names):
     """The label of a case: the file with its name, else with a suffix, which none of the cases' `names` has."""
     suffixes = (f"{dash}{word}" for word in ("seg", "mask", "label") for dash in "_-")
     for stems in [name], [name + suffix for suffix in suffixes if name + suffix not in names]:
-        paths = [folder / (stem + ending) for stem in stems for ending in ENDINGS]
-        found = [path for path in paths if path.is_file()]
+        found = []
+        for case_of in (str.lower, str.upper):  # "a.PNG", where letters have two sizes
+            paths = [folder / (stem + case_of(ending)) for stem in stems for ending in ENDINGS]
+            found = found or [path for path in paths if path.is_file()]
         if len(found) > 1 and _is_image(found[0]):
             raise _two_labels(name, *found[:2])
         if found:

@@ -506,6 +506,7 @@ def test_near_values_are_snapped_where_that_is_asked_for(images, tmp_path):
         ({"context": 1}, ("--context 1", "no neighbours")),
         ({"ignore_index": 1}, ("--ignore_index 1", "foreground class")),
         ({"root_path": "missing.json"}, ("missing.json",)),
+        ({"root_path": "/nowhere/at_all"}, ("/nowhere/at_all: no such folder",)),
     ],
 )
 def test_flags_that_do_not_fit_images(images, tmp_path, capsys, changes, words):
@@ -516,6 +517,39 @@ def test_flags_that_do_not_fit_images(images, tmp_path, capsys, changes, words):
 def test_a_patch_larger_than_every_image_is_padded_and_said(images, tmp_path):
     folder = run("supervised", images, tmp_path / "runs", patch_size="32 32")
     assert "--patch_size 32 x 32: no image is so large (the largest is 26 x 23)" in (folder / "log.txt").read_text()
+
+
+def test_data_of_other_classes_is_not_measured(images, tmp_path, capsys):
+    """Rows would stand under other names; a set of an index, that has a value to be ignored, decides for all."""
+    folder = run("supervised", images, tmp_path / "runs")
+    other = copy.deepcopy(PHASES)
+    other["classes"][1]["name"], other["classes"][2]["name"] = "grain", "pore"
+    other = make_images(tmp_path / "other", classes=other)
+    line = said(capsys, inference.main, ["--model_path", folder / "iter_4.pth", "--root_path", other])
+    assert "matrix, pore, grain" in line and "matrix, grain, pore" in line
+    make_images(tmp_path / "a")
+    make_images(tmp_path / "b", classes={**PHASES, "ignore": 77})
+    index_images.main([str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(tmp_path / "index.json")])
+    joint = run("supervised", tmp_path / "index.json", tmp_path / "joint")
+    assert config(joint)["ignore_index"] == 255
+
+
+def test_the_uncertainty_of_images_is_written(images, tmp_path):
+    folder = run("supervised", images, tmp_path / "runs")
+    out = tmp_path / "out"
+    infer(folder, "--input", images / "images", "--uncertainty", "mc_dropout", "--mc_samples", 2, "--output_dir", out)
+    with h5py.File(out / "uncertainty/image_6.h5") as file:
+        assert file["uncertainty"].shape == (26, 23)
+
+
+def test_stacks_of_input_are_cut_as_those_of_a_list(tmp_path):
+    data = make_stacks(tmp_path / "a")
+    folder = run("supervised", data, tmp_path / "runs")
+    infer(folder, "--save_result", tmp_path / "saved")
+    infer(folder, "--input", data / "data", "--output_dir", tmp_path / "out")
+    with h5py.File(tmp_path / "saved/patient006_frame01.h5") as a:
+        with h5py.File(tmp_path / "out/predictions/patient006_frame01.h5") as b:
+            np.testing.assert_array_equal(a["prediction"][:], b["prediction"][:])
 
 
 def test_cleaning_up_needs_a_background(tmp_path, capsys):

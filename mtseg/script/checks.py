@@ -78,6 +78,11 @@ def check_dims(args):
     for name, value in (("resize", args.resize), ("context", args.context)):
         if args.dims == 3 and value:
             raise FlagError(f"--{name} with --dims 3: it is about the slices of stacks, which --dims 2 trains on")
+    if args.classes and args.classes.get("ignore") is not None and args.ignore_index != 255:
+        raise FlagError(
+            f"--ignore_index {args.ignore_index}, but classes.json names the value {args.classes['ignore']} that is to "
+            f"be ignored, which becomes 255: leave the flag out"
+        )
     names = [entry["name"] for entry in args.classes["classes"]] if args.classes else None
     if names and len(names) != args.num_classes:
         raise FlagError(

@@ -254,7 +254,7 @@ def data_settings(root_path):
     settings, table = {"dims": source.dims, "classes": None, "background": 0}, source.table
     if table is not None:
         settings |= {"classes": table.to_dict(), "background": table.background, "num_classes": len(table.names)}
-        settings["ignore_index"] = None if table.ignore is None else UNKNOWN
+        settings["ignore_index"] = UNKNOWN if source.ignores else None
     return settings
 
 

@@ -147,6 +147,10 @@ def take_over(parser, args, config, defaults):
     windows lie. `args.classes`, `background` and `table`: the run's classes, else those of the data.
     """
     path = args.model_path[0].parent / "config.json"
+    known = config
+    if "classes" not in config:
+        known = data_settings(args.root_path or config.get("root_path") or defaults["root_path"])
+        defaults = defaults | {name: known[name] for name in ("num_classes", "ignore_index") if name in known}
     for name, default in defaults.items():
         value = config.get(name)
         if getattr(args, name, None) is not None:
@@ -161,7 +165,6 @@ def take_over(parser, args, config, defaults):
         elif value is not None and not isinstance(value, type(default)):
             raise FlagError(wrong)
         setattr(args, name, default if value is None else value)
-    known = config if "classes" in config else data_settings(args.root_path)
     args.classes, args.background = known["classes"], known.get("background", 0)
     args.table = table_of(args.classes)
     check_dims(args)

@@ -23,7 +23,7 @@ PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
 VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
 # What inference.py writes into the folder with a checkpoint's results.
 RESULT_FILES = ("metrics.csv", "metrics.json", "cases.jsonl")
-RESULT_FOLDERS = ("predictions", "probabilities", "uncertainty")
+RESULT_FOLDERS = ("predictions", "probabilities", "uncertainty", "colors")
 
 
 class RunError(ValueError):

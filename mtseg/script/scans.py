@@ -84,11 +84,15 @@ def listed_scans(args):
         raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {channels}")
     if args.dims == 3 and source.dims == 2:
         raise FlagError(f"the network is one of volumes, the cases in {root} are images; name other data")
+    check_classes(args, source)
+    if args.save_colors and source.dims == 3:
+        raise FlagError("--save_colors is for images: of stacks and volumes there is no one colour picture")
     for case in dataset.image_list:
         dataset.read(case)  # a broken file is better found now than after an hour of segmenting
     if source.dims == 2:
-        unit = image_unit(args)
-        spacings = {case: pixel_spacing(args, unit, len(dataset.shapes[case])) for case in dataset.image_list}
+        tables = {case: source.table_of(case) for case in dataset.image_list}
+        unit = next((image_unit(args, table) for table in tables.values()), "pixel")
+        spacings = {c: pixel_spacing(args, table, len(dataset.shapes[c])) for c, table in tables.items()}
     else:
         unit = choose_unit(args, map(dataset.path, dataset.image_list))
         spacings = {case: dataset.path(case) if unit == "mm" else None for case in dataset.image_list}
@@ -132,7 +136,10 @@ def input_images(args, cases, broken):
     """The Cases of --input that are images or stacks of them, normalised as --intensity says."""
     if args.dims == 3:
         raise FlagError(f"{cases[0].images[0]}: an image, but the network is one of volumes; name scans")
-    unit, files = image_unit(args), {case.name: [*case.images, *filter(None, [case.label])] for case in cases}
+    unit, files = (
+        image_unit(args, args.table),
+        {case.name: [*case.images, *filter(None, [case.label])] for case in cases},
+    )
     readers = {case.name: partial(read_input_image, case, unit, args) for case in cases}
     return Cases(readers, unit, files, broken, {"intensity": args.intensity})
 
@@ -142,7 +149,11 @@ def read_input_image(case, unit, args):
     image, table = read_channels_of(case.images, args.intensity), args.table or plain_table(args.num_classes)
     if len(image) * (2 * args.context + 1) != args.n_channels:
         raise VolumeError(f"{case.images[0]}: has {len(image)} channels, the network takes {args.n_channels}")
-    spacing = pixel_spacing(args, unit, image.ndim - 1)
+    if args.save_colors and image.ndim == 4:
+        raise VolumeError(
+            f"{case.images[0]}: a stack, of which there is no one colour picture; leave out --save_colors"
+        )
+    spacing = pixel_spacing(args, args.table, image.ndim - 1)
     kind = ".tif" if image.ndim == 4 else ".png"
     scan = Scan(image if len(image) > 1 else image[0], None, spacing, kind=kind, axis=0)
     if case.label is None:
@@ -153,26 +164,34 @@ def read_input_image(case, unit, args):
         return scan._replace(label_error=str(error))
 
 
-def pixel_spacing(args, unit, dims):
-    """The size of a pixel, None in pixels; FlagError for a stack (`dims` 3): its slices may lie apart."""
+def pixel_spacing(args, table, dims):
+    """The size of a pixel by `table`, None in pixels; FlagError for a stack (`dims` 3): its slices may lie apart."""
+    unit = image_unit(args, table)
     if unit == "pixel":
         return None
     if dims == 3:
         raise FlagError(f"--unit {unit}: how far apart the slices of a stack lie is not known; take --unit pixel")
-    return args.table.pixel_size[:2]
+    return table.pixel_size[:2]
 
 
-def image_unit(args):
-    """'pixel', or the unit of the pixel size in classes.json where --unit asks for it."""
+def image_unit(args, table):
+    """'pixel', or the unit of the pixel size in `table` where --unit asks for it."""
     if args.unit in (None, "pixel", "voxel"):
         return "pixel"
-    size = args.table and args.table.pixel_size
+    size = table and table.pixel_size
     if not size or size[2] != args.unit:
         says = f"says {size[2]}" if size else "does not say how large a pixel is"
         raise FlagError(
             f"--unit {args.unit}: the data's classes.json {says}; write its pixel_size, or take --unit pixel"
         )
     return args.unit
+
+
+def check_classes(args, source):
+    """FlagError where the data's classes are not those of the run: its rows would stand under other names."""
+    if args.table and source.table and args.table.names != source.table.names:
+        run, data = (", ".join(table.names) for table in (args.table, source.table))
+        raise FlagError(f"the network was trained on the classes {run}, the data has {data}; name data with the same")
 
 
 def state_of(paths):
@@ -191,6 +210,7 @@ def read_input(case, settings, args):
     try:
         if kind in HDF5:
             scan, volume = read_prepared(volume, kind, values, args)
+            scan = scan._replace(axis=2 if case.images[0].name == "mri_norm2.h5" else 0)
         else:
             done = prepare(volume.array, volume.affine, volume.spacing, settings)
             scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values)

@@ -164,15 +164,19 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         measured["spacing"] = None if scan.spacing is None else [float(side) for side in scan.spacing]
         scans.save_case(args.save_result, name, args.save_format, volumes, measured, table)
     if args.save_colors:
-        folder = args.save_result or output_dir / "colors"
-        write_whole(folder / f"{name}_colors.png", png_bytes(table.palette()[prediction]))
+        colors = png_bytes(table.palette()[prediction])
+        if args.save_result:
+            write_whole(args.save_result / f"{name}_colors.png", colors)
+        else:
+            write(f"colors/{name}_colors.png", colors)
     if args.save_probabilities:
         probabilities = np.stack([score.astype(np.float16) for score in restore_scores(scores, scan.grid)])
         write(f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
     if mixture is not None:
         unsure = entropy(restore_scores(mixture, scan.grid))
         entry["uncertainty"] = case_uncertainty(unsure, prediction, args.background)
-        write(f"uncertainty/{name}{scan.kind}", volume_bytes(unsure, scan.kind, scan.header, "uncertainty"))
+        kind = ".h5" if scan.kind in IMAGES else scan.kind
+        write(f"uncertainty/{name}{kind}", volume_bytes(unsure, kind, scan.header, "uncertainty"))
     if scan.label is not None:
         if scan.grid is not None and scan.label_prepared:
             prediction = clean(label_map(scores), args)

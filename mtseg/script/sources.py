@@ -38,24 +38,30 @@ class Source:
 
     `table`: its classes.ClassTable, None where it has none. `files`: {case: Files} of images, None for HDF5 files.
     `dims`: the axes of its cases, 2 or 3. `axis`: along which of a case's three axes its slices follow each other.
-    `several`: whether its images are from several sets.
+    `several`: whether its images are from several sets. `ignores`: whether some masks have a value to be ignored.
     """
 
     def __init__(self, root_path):
         self.root = root = find_root(root_path)
         self.root_path, self.files, self.dims, self.axis, self.several = root_path, None, 3, 0, False
+        if not root.exists() and root not in {flags.HOME / "data" / name for name in BUILT_IN}:
+            raise DataError(
+                f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/"
+            )
         named = Path(root_path).suffix == ".json"
         index = Path(root_path) if named else root / "index.json"
         if named or index.is_file():
             index = read_index(index)
             tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
             self.several, self.table = len(tables) > 1, one_table(index.path, tables)
+            self.ignores = any(table and table.ignore is not None for table in tables.values())
             self.files = {
                 s.id: Files(s.images, s.mask, s.dataset, tables[s.dataset], index.datasets[s.dataset].snap)
                 for s in index.samples
             }
         else:
             self.table = table_of(root)
+            self.ignores = self.table is not None and self.table.ignore is not None
             if any((root / name).is_dir() for name in LAYOUTS):
                 cases, _ = find_cases(root)
                 if all(case.images[0].suffix.lower() in ENDINGS for case in cases):
@@ -75,6 +81,10 @@ class Source:
     def without_lists(self):
         """The cases that are unlabelled where no list says which are: images without a mask, None for HDF5 files."""
         return self.files and [case for case, files in self.files.items() if files.mask is None]
+
+    def table_of(self, case):
+        """The ClassTable of the set that the case is from, or None."""
+        return self.files[case].table if self.files and case in self.files else self.table
 
     def set_of(self, case):
         """The name of the set that the case is from, None where there are not several or the case is not among them."""
@@ -110,6 +120,8 @@ def plain_table(num_classes):
 def one_table(path, tables):
     """The ClassTable that the sets of an index share; DataError where they have other classes."""
     words = {name: ", ".join(table.names) if table else "none" for name, table in tables.items()}
+    if not tables:
+        raise DataError(f"{path}: has no data set; make the index again")
     (first, table), *others = tables.items()
     for name, other in others:
         if words[name] != words[first] or (table and other.background != table.background):
@@ -130,7 +142,7 @@ class ImageCases(CaseDataset):
 
     def __init__(self, source, args, cases, labelnum=None, transform=None):
         self.source, self.intensity, self.snap = source, args.intensity, args.snap
-        self.num_classes, self.snapped = args.num_classes, {}
+        self.num_classes, self.snapped, self.unlabeled = args.num_classes, {}, labelnum == 0
         missing = [case for case in cases if case not in source.files]
         if missing:
             raise DataError(f"{source.root}: has no image of {some(missing)}, which a list names; add it, or its index")
@@ -152,7 +164,7 @@ class ImageCases(CaseDataset):
         files = self.source.files[case]
         image = read_channels_of(files.images, self.intensity)
         shape, image = image.shape[1:], image[0] if len(image) == 1 else image
-        if files.mask is None:
+        if files.mask is None or self.unlabeled:
             return {"image": image, "label": np.full(shape, UNKNOWN, np.uint8)}
         table, snap = files.table or plain_table(self.num_classes), self.snap or files.snap
         label, self.snapped[case] = read_label(files.mask, shape, table, snap)

@@ -7,7 +7,7 @@ import numpy as np
 
 from mtseg.averaging import label_map
 from mtseg.classes import ClassTable
-from mtseg.datasets import slice_of
+from mtseg.datasets import DataError, slice_of
 from mtseg.sliding_window import test_single_case
 from mtseg.transforms import resize_nearest
 
@@ -70,5 +70,7 @@ def score_cases(net, samples, score, axis, args):
     scores = []
     for sample in samples:
         label, prediction = label_and_prediction(net, sample, axis, args)
+        if (label == args.ignore_index).all():
+            raise DataError("nobody labelled any pixel of a case of --val_list, so it has no Dice; leave it out")
         scores.append([float(score(prediction == c, label == c)) for c in counted_classes(args)])
     return scores
