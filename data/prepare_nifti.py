@@ -23,9 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
-from mtseg.layouts import LayoutError, find_cases, read_dataset_json
+from mtseg.classes import read_classes
+from mtseg.layouts import LayoutError, find_cases
 from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
-from mtseg.script.flags import Parser, natural, one_sentence
+from mtseg.script.flags import Parser, natural, one_sentence, read_config
 from mtseg.script.newdata import new_folder, write_case
 from mtseg.splits import add_split_flags, describe, split_by_patient, write_split
 from mtseg.volumes import read_channels, read_on_grid, read_volume
@@ -42,13 +43,15 @@ def settings_of(args, cases, channels):
             raise PreprocessError(f"{args.like}: has channels {settings['channels']}, {args.source} has {channels}")
         return settings
     described = args.source / "dataset.json"
-    content = read_dataset_json(described) if described.is_file() else {}
-    if channels and content.get("channels") not in (None, len(channels)):
-        raise LayoutError(
-            f"{described}: speaks of {content['channels']} channels, but a case has {len(channels)} files"
-        )
-    values, ignore = content.get("labels"), content.get("ignore") if args.ignore is None else args.ignore
-    if values is None:
+    content = read_config(described)
+    told = content.get("channel_names", content.get("modality"))  # nnU-Net's and the Decathlon's word for it
+    if channels and isinstance(told, (dict, list)) and len(told) != len(channels):
+        raise LayoutError(f"{described}: speaks of {len(told)} channels, but a case has {len(channels)} files")
+    values, ignore = None, args.ignore
+    if content.get("labels") is not None:
+        table = read_classes(described)
+        values, ignore = sorted(table.values), table.ignore if ignore is None else ignore
+    else:
         values = {0}
         for label in (case.label for case in cases if case.label):
             held = np.unique(read_volume(label).array)

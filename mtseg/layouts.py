@@ -13,7 +13,6 @@ hold some) are passed over, and so are images that lie beside volumes.
 """
 
 import itertools
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -261,32 +260,3 @@ def _case_folders(folders):
         elif label:
             raise LayoutError(f"{label}: a label without an image; add the image or remove the folder")
     return groups
-
-
-def read_dataset_json(path):
-    """{'labels': ascending values, or None; 'channels': their number, or None; 'ignore': a value, or None} of a
-    dataset.json of either version.
-
-    The Decathlon's has {"0": "background", ...} and "modality", nnU-Net v2's {"background": 0, ...} and
-    "channel_names". A region of v2 (a list of values) stands for the values in it; its label "ignore" is that of voxels
-    that nobody labelled, and none of the labels. Raises LayoutError.
-    """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        labels, channels = content.get("labels"), content.get("channel_names", content.get("modality"))
-        ignore = None
-        if labels is not None:
-            values = set()
-            for name, value in labels.items():
-                whole = name if isinstance(value, str) else value
-                numbers = {int(v) for v in (whole if isinstance(whole, list) else [whole])}
-                if str(name).lower() == "ignore":
-                    (ignore,) = numbers
-                else:
-                    values |= numbers
-            labels = sorted(values | {0})
-            if ignore in labels:
-                raise ValueError(f"'ignore' has the value {ignore} of another label")
-        return {"labels": labels, "channels": None if channels is None else len(channels), "ignore": ignore}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise LayoutError(f"{path}: not a dataset.json ({' '.join(str(error).split())}); repair it") from error
