@@ -29,13 +29,15 @@ class TwoStreamBatchSampler:
         self.seed = seed
         self.epoch = 0
         self.strata = []
-        streams = {"primary": self.primary_indices, "secondary": self.secondary_indices}
-        sizes = (self.primary_batch_size, secondary_batch_size)
-        for stream, ((name, indices), size) in enumerate(zip(streams.items(), sizes, strict=True), start=1):
+        for stream, (name, size, indices) in enumerate(self._streams(), start=1):
             if not 0 < size <= len(indices):
-                raise ValueError(f"{size} {name} indices a batch, drawn from {len(indices)}: give one or more of them")
+                raise ValueError(f"{size} {name} indices a batch cannot be drawn from {len(indices)}; give one or more")
             if strata is not None:
                 self.strata.append(Strata(indices, size, strata, balance, seed, stream))
+
+    def _streams(self):
+        yield "primary", self.primary_batch_size, self.primary_indices
+        yield "secondary", self.secondary_batch_size, self.secondary_indices
 
     def set_epoch(self, epoch):
         self.epoch = epoch
@@ -45,9 +47,9 @@ class TwoStreamBatchSampler:
 
     def __iter__(self):
         if self.strata:
-            primary, secondary = (strata.batches(self.epoch * len(self)) for strata in self.strata)
-            for _ in range(len(self)):
-                yield [*next(primary), *next(secondary)]
+            streams = (strata.batches(self.epoch * len(self)) for strata in self.strata)
+            for parts in itertools.islice(zip(*streams, strict=True), len(self)):
+                yield [*itertools.chain.from_iterable(parts)]
             return
         rng = np.random if self.seed is None else np.random.default_rng([self.seed, self.epoch])
         primary = iter(rng.permutation(self.primary_indices).tolist())
@@ -57,35 +59,14 @@ class TwoStreamBatchSampler:
             yield [*_take(primary, self.primary_batch_size), *_take(secondary, self.secondary_batch_size)]
 
 
-class ShuffledBatchSampler:
-    """Full batches of `indices` in random order; one epoch is one pass, and indices that fill no batch are left out.
-
-    `seed`, `set_epoch` and `strata` as in TwoStreamBatchSampler.
-    """
+class ShuffledBatchSampler(TwoStreamBatchSampler):
+    """Full batches of `indices` in random order: TwoStreamBatchSampler with primary indices alone."""
 
     def __init__(self, indices, batch_size, seed=None, strata=None, balance=0.0):
-        self.indices = list(indices)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.epoch = 0
-        if not 0 < batch_size <= len(self.indices):
-            raise ValueError(f"a batch of {batch_size} cannot be drawn from {len(self.indices)} indices")
-        self.strata = None if strata is None else Strata(self.indices, batch_size, strata, balance, seed, stream=1)
+        super().__init__(indices, (), batch_size, 0, seed, strata, balance)
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
-
-    def __len__(self):
-        return len(self.indices) // self.batch_size
-
-    def __iter__(self):
-        if self.strata:
-            yield from itertools.islice(self.strata.batches(self.epoch * len(self)), len(self))
-            return
-        rng = np.random if self.seed is None else np.random.default_rng([self.seed, self.epoch])
-        order = iter(rng.permutation(self.indices).tolist())
-        for _ in range(len(self)):
-            yield _take(order, self.batch_size)
+    def _streams(self):
+        yield "shuffled", self.primary_batch_size, self.primary_indices
 
 
 class Strata:
