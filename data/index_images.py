@@ -92,8 +92,9 @@ def look_into_all(samples, tables, snap, problems):
     return looked
 
 
-def print_set(name, table, samples, kinds):
+def print_set(name, table, looked):
     """What is in a data set, as a table a person reads."""
+    samples, kinds, _ = zip(*looked, strict=True)
     masks = [sample for sample in samples if sample.mask]
     print(f"{name}: {len(samples)} images, {len(masks)} of them with a mask")
     for counts in Counter(f"{sample.height} x {sample.width}" for sample in samples), Counter(kinds):
@@ -164,13 +165,13 @@ def index_images(args, asked):
     roots = [root.parent if root.name in BESIDE else root for root in roots]
     datasets, tables, found, fixed, problems = find_samples(roots, args)
     looked = look_into_all(found, tables, args.snap, problems)
-    for name in datasets:
-        of_set = [(sample, kind) for sample, kind, _ in looked if sample.dataset == name]
-        print_set(name, tables[name], [sample for sample, _ in of_set], [kind for _, kind in of_set])
+    for name, table in tables.items():
+        print_set(name, table, [entry for entry in looked if entry[0].dataset == name])
+    samples, _, snapped = zip(*looked, strict=True)
 
     needed = bool(args.test or args.val or args.labelnum is not None or args.unlabeled is not None)
-    groups, pattern = groups_of([sample for sample, *_ in looked], args.patient_id, needed or bool(fixed))
-    samples = [replace(sample, group=groups[sample.id]) for sample, *_ in looked]
+    groups, pattern = groups_of(samples, args.patient_id, needed or bool(fixed))
+    samples = [replace(sample, group=groups[sample.id]) for sample in samples]
     labeled = [sample for sample in samples if sample.mask]
     classes_of = {
         sample.id: {f"set {sample.dataset}", *(tables[sample.dataset].names[number] for number in sample.pixels)}
@@ -185,7 +186,7 @@ def index_images(args, asked):
         **{**asked, "patient_id": pattern},
     )
     index = Index(args.out, datasets, samples)
-    for note in notes_on(samples, tables, [number for *_, number in looked], split, classes_of):
+    for note in notes_on(samples, tables, snapped, split, classes_of):
         print(f"note: {note}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write_split(args.out.parent, split, asked, args.overwrite)

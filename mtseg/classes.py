@@ -101,15 +101,10 @@ class ClassTable:
         names, values, colors = zip(*classes, strict=True) if classes else ((), (), ())
         if colors.count("other") > 1:
             raise ClassError('two classes have the color "other"; let one take the rest')
-        return cls(
-            names,
-            values,
-            colors=tuple(None if color == "other" else color for color in colors),
-            background=None if background is None else 0,
-            ignore=content.get("ignore"),
-            other=colors.index("other") if "other" in colors else None,
-            pixel_size=_as_tuple(content.get("pixel_size")),
-        )
+        other = colors.index("other") if "other" in colors else None
+        colors = tuple(None if color == "other" else color for color in colors)
+        rest = {"ignore": content.get("ignore"), "pixel_size": _as_tuple(content.get("pixel_size"))}
+        return cls(names, values, colors, None if background is None else 0, other=other, **rest)
 
     def to_dict(self):
         """What `from_dict` takes, ready for JSON."""

@@ -17,25 +17,12 @@ import math
 import numpy as np
 
 COUNTS = ("tp", "fp", "fn", "tn")
+SHARES = ("dice", "jaccard", "precision", "recall", "specificity", "accuracy", "pixel_accuracy", "f1")
 # Heading, and kind: a share of 1, shown in %; a distance, whose heading carries the unit; a count of pixels, which is
 # recorded, and no column of a table.
-METRICS = {
-    "dice": ("Dice", "share"),
-    "jaccard": ("Jaccard", "share"),
-    "precision": ("Precision", "share"),
-    "recall": ("Recall", "share"),
-    "specificity": ("Specificity", "share"),
-    "accuracy": ("Accuracy", "share"),
-    "pixel_accuracy": ("Pixel accuracy", "share"),
-    "f1": ("F1", "share"),
-    "volume_similarity": ("Volume similarity", "share"),
-    "hd": ("HD", "distance"),
-    "hd95": ("HD95", "distance"),
-    "asd": ("ASD", "distance"),
-    "assd": ("ASSD", "distance"),
-    "nsd": ("NSD", "share"),
-    **{name: (name.upper(), "count") for name in COUNTS},
-}
+METRICS = {name: (name.replace("_", " ").capitalize(), "share") for name in (*SHARES, "volume_similarity")}
+METRICS |= {name: (name.upper(), "distance") for name in ("hd", "hd95", "asd", "assd")}
+METRICS |= {"nsd": ("NSD", "share"), **{name: (name.upper(), "count") for name in COUNTS}}
 POOLED = ("dice", "jaccard", "precision", "recall", "pixel_accuracy")
 METRICS |= {f"{metric}_pooled": (f"{METRICS[metric][0]} pooled", "share") for metric in POOLED}
 
@@ -205,10 +192,8 @@ def table(rows, unit="voxel", pooled=False):
                 lines.append([head[0], "pooled", head[2], *cells])
             if entry["empty"] and entry["class"] != "mean" and name is None:
                 where = f" of class {entry['class']}" if several else ""
-                notes.append(
-                    f"{entry['empty']} of {entry['cases']} cases have an empty mask{where}: they count in Dice and "
-                    f"the like, but have no distances"
-                )
+                masks = f"{entry['empty']} of {entry['cases']} cases have an empty mask{where}"
+                notes.append(f"{masks}: they count in Dice and the like, but have no distances")
     if any(line[1] == "pooled" for line in lines):
         notes.append("mean (std): over the images, each counts alike; pooled: of the pixels of all images together")
     lines = [[*line[not sets : 2], *line[2 if several else 3 :]] for line in lines]
@@ -224,14 +209,19 @@ def table(rows, unit="voxel", pooled=False):
 
 def to_csv(rows):
     """Rows as CSV text: unscaled (Dice in 0 .. 1), nan where a value is not defined, no formulas (csv_cell)."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     metrics = metrics_of(rows)
     heads = [*(["set"] if any("set" in row for row in rows) else []), "case", "class"]
-    writer.writerow(map(csv_cell, (*heads, *metrics)))
+    lines = [[*heads, *metrics]]
     for row in rows:
         numbers = (row[m] if kind_of(m) == "count" and m in row else _value(row, m) for m in metrics)
-        writer.writerow([*(csv_cell(row.get(head, "")) for head in heads), *numbers])
+        lines.append([*(row.get(head, "") for head in heads), *numbers])
+    return csv_text(lines)
+
+
+def csv_text(lines):
+    """Lines, a list of cells each, as CSV without formulas."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(csv_cell, line) for line in lines)
     return text.getvalue()
 
 

@@ -124,9 +124,8 @@ def _network(column):
 def _with_seeds(name, runs):
     """`name`, and how many seeds its runs have; runs of one seed are no seeds more."""
     seeds = [seed for other, seed, _ in runs if other == name]
-    if len(set(seeds)) == len(seeds) > 1:
-        return f"{name} ({len(seeds)} seeds)"
-    return f"{name} ({len(seeds)} runs)" if len(seeds) > 1 else name
+    kind = "seeds" if len(set(seeds)) == len(seeds) else "runs"
+    return f"{name} ({len(seeds)} {kind})" if len(seeds) > 1 else name
 
 
 def boxes_of(rows):

@@ -139,14 +139,20 @@ def tiles_of(case, index=None):
     return tiles + [("errors", np.where((mask != prediction)[..., None], WRONG, pale)) for mask in label]
 
 
-def slices_of(case):
-    """{what: index} of what is drawn of a flat case: of a stack its slices, of an image None."""
+def section_of(case):
+    """(x, y, z) of the label's largest section, without a label of the prediction's."""
+    return largest_section(case["prediction"] if case["label"] is None else case["label"])
+
+
+def slices_of(case, axis=0):
+    """{what: index} of the slices of a stack or volume that are drawn; of an image None."""
     label, prediction = case["label"], case["prediction"]
     if prediction.ndim == 2:
         return {"": None}
-    places = {"largest section": largest_section(prediction if label is None else label)[0]}
+    places = {"largest section": section_of(case)[axis]}
     if label is not None and (label != prediction).any():
-        places["most errors"] = int((label != prediction).sum(axis=(1, 2)).argmax())
+        wrong = np.moveaxis(label != prediction, axis, 0)
+        places["most errors"] = int(wrong.sum(axis=(1, 2)).argmax())
     return places
 
 
@@ -184,7 +190,7 @@ def overlay(case, title=""):
             rows = [("", rows[0][1][:2]), (rows[0][0], rows[0][1][2:])][: len(rows[0][1]) // 2]
         return tiled(rows, [case], title)
     label, prediction, spacing = case["label"], case["prediction"], _spacing(case)
-    places = {"largest section": largest_section(prediction if label is None else label)}
+    places = {"largest section": section_of(case)}
     worst = None if label is None else worst_error(label, prediction, spacing)
     if worst is not None:
         places["worst error"] = worst
@@ -216,11 +222,9 @@ def compare(cases, captions):
         top = [tile for tile in tiles_of(first, index) if tile[0] in ("image", "label")]
         below = [("", None) for _ in top] + [("errors", tiles.get("errors")) for tiles in drawn.values()]
         top += [(f"{method}\n{captions[method]}", tiles["prediction"]) for method, tiles in drawn.items()]
-        return tiled(
-            [("" if index is None else f"slice {index}", top), ("", below)][: 1 if first["label"] is None else 2],
-            cases.values(),
-        )
-    place = largest_section(first["prediction"] if first["label"] is None else first["label"])
+        rows = [("" if index is None else f"slice {index}", top), ("", below)]
+        return tiled(rows[: 1 if first["label"] is None else 2], cases.values())
+    place = section_of(first)
     shape = np.array(first["prediction"].shape) * _spacing(first)
     heights = (shape[2], shape[2], shape[1])
     widest = max(shape[0], shape[1])
@@ -252,27 +256,19 @@ def gallery(cases):
             tiles = [("" if rows else title, pixels) for title, pixels in tiles_of(case, index)]
             rows.append((f"{text}: {name}{place}".replace("\n", ", "), tiles))
         return tiled(rows, [case for *_, case in cases])
-    columns = 4
-    legend_has_a_place = len(cases) % columns > 0
-    rows = math.ceil(len(cases) / columns)
+    columns, rows = 4, math.ceil(len(cases) / 4)
     shapes = [np.array(case["label"].shape) * _spacing(case) for _, _, case in cases]
     tallest = max(shape[1] / shape[0] for shape in shapes)
-    height = rows * (0.95 + 0.96 * tallest * WIDTH / columns) + (0 if legend_has_a_place else 0.5)
-    figure, grid = subplots(rows, columns, height)
+    figure, grid = subplots(rows, columns, 0.5 + rows * (0.95 + 0.96 * tallest * WIDTH / columns))
     for axes, (text, name, case) in zip(grid.flat, cases, strict=False):
-        wrong = (case["label"] != case["prediction"]).sum(axis=(0, 1))
-        place = int(wrong.argmax()) if wrong.any() else largest_section(case["label"])[2]
+        place = [*slices_of(case, axis=2).values()][-1]
         draw_slice(axes, case, 2, place)
         axes.set_anchor("N")
         axes.set_title(f"{text}\nz = {place}", fontsize=8.5)
         axes.set_xlabel(name, fontsize=6.5)
     for axes in grid.flat[len(cases) :]:
         axes.axis("off")
-    drawn = [case for _, _, case in cases]
-    if legend_has_a_place:
-        grid.flat[len(cases)].legend(handles=slice_legend(drawn), loc="center", frameon=False, handlelength=2.2)
-    else:
-        legend_below(figure, drawn)
+    legend_below(figure, [case for *_, case in cases])
     return figure
 
 

@@ -11,11 +11,5 @@ def add_flags(parser):
     flag("--baseline", metavar="WORDS", help="row to test against, by words of it: supervised, 'MT teacher', 'MT 8'")
     flag("--metrics", nargs="+", metavar="NAME", help="columns of metrics.json, or dice_pooled and the like")
     flag("--per_class", action="store_true", help="a line for each class, and one for their mean")
-    flag(
-        "--published",
-        nargs="?",
-        type=Path,
-        const=PUBLISHED,
-        metavar="FILE",
-        help="published figures for the same data and number of labels beside (without FILE: data/published/la.csv)",
-    )
+    what = "published figures for the same data and number of labels beside (without FILE: data/published/la.csv)"
+    flag("--published", nargs="?", type=Path, const=PUBLISHED, metavar="FILE", help=what)

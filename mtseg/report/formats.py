@@ -4,14 +4,12 @@ A table is a table.Table; a cell of "-" is unknown. Names come from files of oth
 become a command, a link, a tag or a formula.
 """
 
-import csv
-import io
 import itertools
 import math
 import re
 import textwrap
 
-from mtseg.results import csv_cell
+from mtseg.results import csv_text
 
 # The columns of words; all others are set flush right.
 WORDS = ("dataset", "method", "statistic", "selection", "source")
@@ -86,13 +84,11 @@ def to_latex(table):
 
 def to_csv(table):
     """A line per row and class with every number, shares in 0 .. 1; what is unknown or not defined is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(csv_cell, table.records[0]))
-    for record in table.records:
-        unknown = {name for name, v in record.items() if v is None or (isinstance(v, float) and math.isnan(v))}
-        writer.writerow("" if name in unknown else csv_cell(value) for name, value in record.items())
-    return text.getvalue()
+
+    def cell(value):
+        return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
+
+    return csv_text([[*table.records[0]], *(map(cell, record.values()) for record in table.records)])
 
 
 FORMATS = {"text": to_text, "markdown": to_markdown, "latex": to_latex, "csv": to_csv}

@@ -149,9 +149,9 @@ def group_results(results):
     for members in groups.values():
         members.sort(key=lambda result: (result.seed is None, result.seed))
         one = members[0]
-        shared = {name: getattr(one, name) for name in ("method", "weights", "dataset", "labelnum", "unit")}
-        shared |= {"protocol": one.protocol, "selection": one.selection, "test_cases": len(one.case_names())}
-        rows.append(Row(results=members, **shared))
+        alike = ("method", "weights", "dataset", "labelnum", "unit", "protocol", "selection")
+        shared = {name: getattr(one, name) for name in alike}
+        rows.append(Row(results=members, test_cases=len(one.case_names()), **shared))
     rows.sort(key=lambda row: (row.dataset, row.labelnum is None, row.labelnum, row.method != "supervised", row.name))
     for row in rows:
         same = [r for r in rows if (r.dataset, r.labelnum, r.name) == (row.dataset, row.labelnum, row.name)]
