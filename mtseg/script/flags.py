@@ -233,7 +233,10 @@ def parse(parser, argv):
         if name is None and (images or not (la / "train.list").is_file()):
             name = "Electrode" if images else "Phantom"
         settings = {**BUILT_IN.get(name, {}), "root_path": str(HOME / "data" / name if name in BUILT_IN else la)}
-    data = data_settings(chosen.get("root_path") or settings["root_path"])
+    root = chosen.get("root_path") or settings["root_path"]
+    if chosen.get("root_path") and not Path(root).exists():
+        raise FlagError(f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/")
+    data = data_settings(root)
     settings = (IMAGE_SETTINGS if images or data["dims"] == 2 else {}) | data | settings
     known = {action.dest for action in parser._actions}
     chosen = {name: value for name, value in {**settings, **config}.items() if name in known}

@@ -44,10 +44,6 @@ class Source:
     def __init__(self, root_path):
         self.root = root = find_root(root_path)
         self.root_path, self.files, self.dims, self.axis, self.several = root_path, None, 3, 0, False
-        if not root.exists() and root not in {flags.HOME / "data" / name for name in BUILT_IN}:
-            raise DataError(
-                f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/"
-            )
         named = Path(root_path).suffix == ".json"
         index = Path(root_path) if named else root / "index.json"
         if named or index.is_file():
