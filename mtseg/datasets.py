@@ -118,10 +118,10 @@ def unlabeled_cases(root, train_cases=(), val_cases=(), test_cases=(), present=N
     """(case names of a folder of unlabelled data, list of sentences on what is remarkable about them).
 
     The names are those of `<root>/unlabeled.list`, else those `present`, else of train.list, else of all folders in
-    data/. A case is known by
-    its name, wherever its file lies. Those of `train_cases` are left out, since each is trained on already, with its
-    label or without. Those of `test_cases` are not, but a sentence names them: a network that has learned from the
-    images of test cases knows more of them than of others. DataError where one is in `val_cases`.
+    data/. A case is known by its name, wherever its file lies. Those of `train_cases` are left out, since each is
+    trained on already, with its label or without. Those of `test_cases` are not, but a sentence names them: a network
+    that has learned from the images of test cases knows more of them than of others. DataError where one is in
+    `val_cases`.
     """
     root = Path(root)
     lists = ("unlabeled.list",) if present else ("unlabeled.list", "train.list")

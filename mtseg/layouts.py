@@ -43,6 +43,11 @@ class Case(NamedTuple):
     label: Path | None
     part: str = ""
 
+    @property
+    def files(self):
+        """All its files."""
+        return [*self.images, *filter(None, [self.label])]
+
 
 def stem(path):
     """The name of a file without its ending; None where it does not have one of ENDINGS, or is hidden."""

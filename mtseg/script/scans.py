@@ -5,7 +5,6 @@
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,16 +94,16 @@ def listed_scans(args):
         spacings = {c: pixel_spacing(args, table, len(dataset.shapes[c])) for c, table in tables.items()}
     else:
         unit = choose_unit(args, map(dataset.path, dataset.image_list))
-        spacings = {case: dataset.path(case) if unit == "mm" else None for case in dataset.image_list}
+        spacings = dict.fromkeys(dataset.image_list)
+        for case in dataset.image_list if unit == "mm" else ():
+            spacings[case] = read_volume(dataset.path(case), header_only=True).spacing
     readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
     return Cases(readers, unit, {}, {})
 
 
 def read_listed(dataset, source, case, spacing):
-    """The Scan of a case of a list; `spacing`: that of its pixels, the file that knows it, or None."""
+    """The Scan of a case of a list; `spacing`: that of its voxels or pixels, or None."""
     sample = dataset.read(case)
-    if isinstance(spacing, Path):
-        spacing = read_volume(spacing, header_only=True).spacing
     return Scan(sample["image"], sample["label"], spacing, axis=source.axis, set=source.set_of(case))
 
 
@@ -128,7 +127,7 @@ def input_scans(args):
     cases = cases[: args.num]
     unit = choose_unit(args, (case.images[0] for case in cases if case.label or ending(case.images[0]) in HDF5))
     readers = {case.name: partial(read_input, case, settings, args) for case in cases}
-    files = {case.name: [*case.images, *filter(None, [case.label])] for case in cases}
+    files = {case.name: case.files for case in cases}
     return Cases(readers, unit, files, broken, settings)
 
 
@@ -136,15 +135,12 @@ def input_images(args, cases, broken):
     """The Cases of --input that are images or stacks of them, normalised as --intensity says."""
     if args.dims == 3:
         raise FlagError(f"{cases[0].images[0]}: an image, but the network is one of volumes; name scans")
-    unit, files = (
-        image_unit(args, args.table),
-        {case.name: [*case.images, *filter(None, [case.label])] for case in cases},
-    )
-    readers = {case.name: partial(read_input_image, case, unit, args) for case in cases}
-    return Cases(readers, unit, files, broken, {"intensity": args.intensity})
+    readers = {case.name: partial(read_input_image, case, args) for case in cases}
+    files = {case.name: case.files for case in cases}
+    return Cases(readers, image_unit(args, args.table), files, broken, {"intensity": args.intensity})
 
 
-def read_input_image(case, unit, args):
+def read_input_image(case, args):
     """The Scan of an image of --input."""
     image, table = read_channels_of(case.images, args.intensity), args.table or plain_table(args.num_classes)
     if len(image) * (2 * args.context + 1) != args.n_channels:
