@@ -472,6 +472,7 @@ def test_more_processes_than_labelled_cases_are_refused(data, tmp_path, monkeypa
         yield Ranks(0, 4, 0)
 
     monkeypatch.setattr(run_module, "joined_ranks", four)
+    monkeypatch.setattr(Ranks, "wait", lambda self: None)  # there are no others
     with pytest.raises(SystemExit) as stopped:
         run("supervised", data, tmp_path / "runs", labelnum=3, batch_size=3)
     assert stopped.value.code == 2
