@@ -4,6 +4,7 @@ Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmenta
 Cicek et al., "3D U-Net", MICCAI 2016 (arXiv:1606.06650). Convolutions keep the size (padding 1).
 """
 
+import itertools
 import math
 
 import torch
@@ -70,7 +71,54 @@ class DoubleConv(nn.Module):
         return self.activation(y)
 
 
-class UNet(nn.Module):
+class Decoder(nn.Module):
+    """A U-Net from the features of its encoder on: `forward(features)` gives logits. Settings as in UNet; `upsampling`
+    is the one by which MC-Net's decoders differ."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.add_decoder(**settings)
+
+    def add_decoder(self, n_classes, channels, has_dropout, dims, how, deep_supervision, upsampling, out_kernel, drop):
+        self.dims, self.has_dropout, self.deep_supervision = dims, has_dropout, deep_supervision
+        self.interpolation = {"linear": ("bilinear", "trilinear")[dims - 2]}.get(upsampling, upsampling)
+        conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
+        up, kernel = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2], 2
+        if upsampling != "deconv":
+            up, kernel = conv, 1
+        pairs = list(itertools.pairwise(channels))
+        self.up = nn.ModuleList(up(below, here, kernel, stride=kernel) for here, below in pairs)
+        self.decoder = nn.ModuleList(DoubleConv(2 * here, here, *how, dropout=0.0) for here, _ in pairs)
+        heads = channels[:-1] if deep_supervision else channels[:1]
+        self.out_conv = nn.ModuleList(conv(here, n_classes, out_kernel, padding=out_kernel // 2) for here in heads)
+        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5) if drop else nn.Identity()
+
+    def decode(self, features, turnoff_drop=False):
+        """The features of the decoder's levels, finest first (the finest after its dropout), from `encode`'s."""
+        *skips, x = features
+        decoded = []
+        for level in reversed(range(len(skips))):
+            x = self.up[level](x)
+            if self.interpolation != "deconv":
+                corners = None if self.interpolation == "nearest" else True
+                x = F.interpolate(x, scale_factor=2, mode=self.interpolation, align_corners=corners)
+            x = self.decoder[level](torch.cat([skips[level], x], dim=1))
+            if level == 0 and self.has_dropout and not turnoff_drop:
+                x = self.dropout(x)
+            decoded.insert(0, x)
+        return decoded
+
+    def classify(self, decoded):
+        """Logits from what `decode` gave; in training mode with `deep_supervision` a list, finest first."""
+        if self.deep_supervision and self.training:
+            return [head(level) for head, level in zip(self.out_conv, decoded, strict=True)]
+        return self.out_conv[0](decoded[0])
+
+    def forward(self, features):
+        return self.classify(self.decode(features))
+
+
+class UNet(Decoder):
     """U-Net with `depth` halvings, `n_filters` channels on the finest level and twice as many on each one below.
 
     Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of 2**depth (ValueError
@@ -80,9 +128,12 @@ class UNet(nn.Module):
     channels are dropped with p = 0.5 at the bottom and before the last convolution, as in VNet;
     `forward(x, turnoff_drop=True)` leaves them in for that one call. `residual`: each block adds its input.
     For `UNetSSL4MIS`: `slope` of the activation below zero, 0 for ReLU; `dropouts`, for each level, finest first, the
-    share of single values that is dropped between the encoder's convolutions, instead of those channels; `bilinear`
-    upsampling (trilinear in 3-D, corners aligned) after a 1x1 convolution, instead of a transposed one; `out_kernel`,
-    the side of the last convolution.
+    share of single values that is dropped between the encoder's convolutions, instead of those channels; `upsampling`:
+    'deconv', a transposed convolution, or after a 1x1 convolution 'linear' interpolation (corners aligned) or
+    'nearest'; `out_kernel`, the side of the last convolution.
+
+    `net(x)` is `net.classify(net.decode(net.encode(x)))`: methods with further heads and decoders begin in between.
+    `channels`: of the features that `encode` gives, finest first, and, but for the last, of those that `decode` gives.
     """
 
     def __init__(
@@ -98,42 +149,30 @@ class UNet(nn.Module):
         depth=4,
         slope=0.0,
         dropouts=None,
-        bilinear=False,
+        upsampling="deconv",
         out_kernel=1,
     ):
-        super().__init__()
+        nn.Module.__init__(self)
         if dims not in (2, 3):
             raise ValueError(f"dims is {dims!r}; a U-Net here has 2 or 3 spatial dimensions")
         if depth < 1:
             raise ValueError(f"depth is {depth!r}; a U-Net halves its input at least once")
-        self.dims = dims
         self.depth = depth
-        self.has_dropout = has_dropout
-        self.bilinear = bilinear
-        self.deep_supervision = deep_supervision
-
-        conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
-        deconv = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2]
-        channels = [n_filters * 2**level for level in range(depth + 1)]
+        self.channels = [n_filters * 2**level for level in range(depth + 1)]
         how = (dims, normalization, residual, slope)
         drops = [0.0] * (depth + 1) if dropouts is None else dropouts
         self.encoder = nn.ModuleList(
             DoubleConv(before, after, *how, drop)
-            for before, after, drop in zip([n_channels, *channels[:-1]], channels, drops, strict=True)
+            for before, after, drop in zip([n_channels, *self.channels[:-1]], self.channels, drops, strict=True)
         )
         self.pool = (nn.MaxPool2d, nn.MaxPool3d)[dims - 2](2)
-        up, kernel = (conv, 1) if bilinear else (deconv, 2)
-        self.up = nn.ModuleList(
-            up(channels[level + 1], channels[level], kernel, stride=kernel) for level in range(depth)
-        )
-        self.decoder = nn.ModuleList(
-            DoubleConv(2 * channels[level], channels[level], *how, dropout=0.0) for level in range(depth)
-        )
-        heads = depth if deep_supervision else 1
-        self.out_conv = nn.ModuleList(
-            conv(channels[level], n_classes, out_kernel, padding=out_kernel // 2) for level in range(heads)
-        )
-        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5) if dropouts is None else nn.Identity()
+        self.settings = {"n_classes": n_classes, "channels": self.channels, "has_dropout": has_dropout, "dims": dims}
+        self.settings |= {"how": how, "out_kernel": out_kernel, "drop": dropouts is None}
+        self.add_decoder(**self.settings, deep_supervision=deep_supervision, upsampling=upsampling)
+
+    def another_decoder(self, upsampling):
+        """A Decoder of the same sizes for the features of this encoder, with weights of its own."""
+        return Decoder(**self.settings, deep_supervision=False, upsampling=upsampling)
 
     @staticmethod
     def settings_of(state):
@@ -143,7 +182,8 @@ class UNet(nn.Module):
         first = state.get("encoder.0.conv1.weight")
         return settings | ({"dims": 2} if first is not None and first.dim() == 4 else {})
 
-    def forward(self, x, turnoff_drop=False):
+    def encode(self, x, turnoff_drop=False):
+        """The features of the depth + 1 levels, finest first (the bottom's after its dropout)."""
         if x.dim() != self.dims + 2:
             raise ValueError(f"a {self.dims}-D UNet takes {self.dims + 2} axes (N, C, ...), not {tuple(x.shape)}")
         if any(size % 2**self.depth for size in x.shape[2:]):
@@ -151,24 +191,16 @@ class UNet(nn.Module):
                 f"UNet of depth {self.depth}: {2**self.depth} must divide each side of {tuple(x.shape[2:])}"
             )
         drop = self.has_dropout and not turnoff_drop
-
-        skips = []
+        features = []
         for level, block in enumerate(self.encoder):
             x = block(x if level == 0 else self.pool(x), drop)
-            skips.append(x)
+            features.append(x)
         if drop:
-            x = self.dropout(x)
-        outputs = []
-        for level in reversed(range(self.depth)):
-            x = self.up[level](x)
-            if self.bilinear:
-                x = F.interpolate(x, scale_factor=2, mode=("bilinear", "trilinear")[self.dims - 2], align_corners=True)
-            x = self.decoder[level](torch.cat([skips[level], x], dim=1))
-            if level == 0 and drop:
-                x = self.dropout(x)
-            if level == 0 or (self.deep_supervision and self.training):
-                outputs.insert(0, self.out_conv[level](x))
-        return outputs if self.deep_supervision and self.training else outputs[0]
+            features[-1] = self.dropout(x)
+        return features
+
+    def forward(self, x, turnoff_drop=False):
+        return self.classify(self.decode(self.encode(x, turnoff_drop), turnoff_drop))
 
 
 class UNetSSL4MIS(UNet):
@@ -180,7 +212,7 @@ class UNetSSL4MIS(UNet):
     """
 
     def __init__(self, n_channels=1, n_classes=2, n_filters=16, normalization="batchnorm", has_dropout=True, dims=2):
-        own = {"slope": 0.01, "dropouts": (0.05, 0.1, 0.2, 0.3, 0.5), "bilinear": True, "out_kernel": 3}
+        own = {"slope": 0.01, "dropouts": (0.05, 0.1, 0.2, 0.3, 0.5), "upsampling": "linear", "out_kernel": 3}
         super().__init__(n_channels, n_classes, n_filters, normalization, has_dropout, dims, **own)
 
     @staticmethod

@@ -56,15 +56,63 @@ class DownsamplingConvBlock(Block):
         super().__init__(convolution, *normalization_layers(normalization, n_filters_out, dims), nn.ReLU(inplace=True))
 
 
-class UpsamplingDeconvBlock(Block):
-    """Transposed convolution, normalization, ReLU; multiplies the size by `stride`."""
+class UpsamplingBlock(Block):
+    """Multiplies the size by `stride`: 'deconv', a transposed convolution, or 'linear' or 'nearest' interpolation and a
+    convolution with a kernel of 3; then normalization, ReLU."""
 
-    def __init__(self, n_filters_in, n_filters_out, stride=2, normalization="none", dims=3):
-        deconv = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2](n_filters_in, n_filters_out, stride, stride=stride)
-        super().__init__(deconv, *normalization_layers(normalization, n_filters_out, dims), nn.ReLU(inplace=True))
+    def __init__(self, n_filters_in, n_filters_out, stride, normalization, dims, upsampling):
+        conv, deconv = ((nn.Conv2d, nn.ConvTranspose2d), (nn.Conv3d, nn.ConvTranspose3d))[dims - 2]
+        if upsampling == "deconv":
+            layers = [deconv(n_filters_in, n_filters_out, stride, stride=stride)]
+        else:
+            how = {"mode": ("bilinear", "trilinear")[dims - 2], "align_corners": True} if upsampling == "linear" else {}
+            layers = [nn.Upsample(scale_factor=stride, **how), conv(n_filters_in, n_filters_out, 3, padding=1)]
+        super().__init__(*layers, *normalization_layers(normalization, n_filters_out, dims), nn.ReLU(inplace=True))
 
 
-class VNet(nn.Module):
+class Decoder(nn.Module):
+    """V-Net from the features of its encoder on: `forward(features)` gives logits. Settings as in VNet; `upsampling`:
+    'deconv', as V-Net has it, 'linear' or 'nearest', as MC-Net's further decoders have it."""
+
+    def __init__(self, **settings):
+        super().__init__()
+        self.add_decoder(**settings)
+
+    def add_decoder(self, n_classes, n_filters, strides, normalization, has_dropout, dims, upsampling="deconv"):
+        self.has_dropout = has_dropout
+        f, how = n_filters, (normalization, dims)
+        one, two, three, four = strides
+        self.block_five_up = UpsamplingBlock(16 * f, 8 * f, four, *how, upsampling)
+        self.block_six = ConvBlock(3, 8 * f, 8 * f, *how)
+        self.block_six_up = UpsamplingBlock(8 * f, 4 * f, three, *how, upsampling)
+        self.block_seven = ConvBlock(3, 4 * f, 4 * f, *how)
+        self.block_seven_up = UpsamplingBlock(4 * f, 2 * f, two, *how, upsampling)
+        self.block_eight = ConvBlock(2, 2 * f, 2 * f, *how)
+        self.block_eight_up = UpsamplingBlock(2 * f, f, one, *how, upsampling)
+        self.block_nine = ConvBlock(1, f, f, *how)
+        self.out_conv = (nn.Conv2d, nn.Conv3d)[dims - 2](f, n_classes, 1)
+        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5)
+
+    def decode(self, features, turnoff_drop=False):
+        """The features of the decoder's four levels, finest first (the finest after its dropout), from `encode`'s."""
+        x1, x2, x3, x4, x5 = features
+        x6 = self.block_six(self.block_five_up(x5) + x4)
+        x7 = self.block_seven(self.block_six_up(x6) + x3)
+        x8 = self.block_eight(self.block_seven_up(x7) + x2)
+        x9 = self.block_nine(self.block_eight_up(x8) + x1)
+        if self.has_dropout and not turnoff_drop:
+            x9 = self.dropout(x9)
+        return [x9, x8, x7, x6]
+
+    def classify(self, decoded):
+        """Logits from what `decode` gave."""
+        return self.out_conv(decoded[0])
+
+    def forward(self, features):
+        return self.classify(self.decode(features))
+
+
+class VNet(Decoder):
     """V-Net: five levels, by default 16 times smaller at the bottom.
 
     Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of 16; output: logits
@@ -74,6 +122,9 @@ class VNet(nn.Module):
     `has_dropout`: in training mode whole channels are dropped with p = 0.5 at the bottom and before the last
     convolution. `forward(x, turnoff_drop=True)` leaves them in for that one call.
     Other `dims` and another size raise ValueError.
+
+    `net(x)` is `net.classify(net.decode(net.encode(x)))`: methods with further heads and decoders begin in between.
+    `channels`: of the features that `encode` gives, finest first, and, but for the last, of those that `decode` gives.
     """
 
     def __init__(
@@ -86,14 +137,14 @@ class VNet(nn.Module):
         strides=(2, 2, 2, 2),
         dims=3,
     ):
-        super().__init__()
+        nn.Module.__init__(self)
         if dims not in (2, 3):
             raise ValueError(f"dims is {dims!r}; a V-Net here has 2 or 3 spatial dimensions")
-        self.has_dropout = has_dropout
         f, how = n_filters, (normalization, dims)
         strides = [(stride,) * dims if isinstance(stride, int) else tuple(stride) for stride in strides]
         one, two, three, four = strides
         self.divisors = tuple(math.prod(along) for along in zip(*strides, strict=True))
+        self.channels = [f, 2 * f, 4 * f, 8 * f, 16 * f]
         self.block_one = ConvBlock(1, n_channels, f, *how)
         self.block_one_dw = DownsamplingConvBlock(f, 2 * f, one, *how)
         self.block_two = ConvBlock(2, 2 * f, 2 * f, *how)
@@ -103,16 +154,13 @@ class VNet(nn.Module):
         self.block_four = ConvBlock(3, 8 * f, 8 * f, *how)
         self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, four, *how)
         self.block_five = ConvBlock(3, 16 * f, 16 * f, *how)
-        self.block_five_up = UpsamplingDeconvBlock(16 * f, 8 * f, four, *how)
-        self.block_six = ConvBlock(3, 8 * f, 8 * f, *how)
-        self.block_six_up = UpsamplingDeconvBlock(8 * f, 4 * f, three, *how)
-        self.block_seven = ConvBlock(3, 4 * f, 4 * f, *how)
-        self.block_seven_up = UpsamplingDeconvBlock(4 * f, 2 * f, two, *how)
-        self.block_eight = ConvBlock(2, 2 * f, 2 * f, *how)
-        self.block_eight_up = UpsamplingDeconvBlock(2 * f, f, one, *how)
-        self.block_nine = ConvBlock(1, f, f, *how)
-        self.out_conv = (nn.Conv2d, nn.Conv3d)[dims - 2](f, n_classes, 1)
-        self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5)
+        self.settings = {"n_classes": n_classes, "n_filters": f, "strides": strides, "normalization": normalization}
+        self.settings |= {"has_dropout": has_dropout, "dims": dims}
+        self.add_decoder(**self.settings)
+
+    def another_decoder(self, upsampling):
+        """A Decoder of the same sizes for the features of this encoder, with weights of its own."""
+        return Decoder(**self.settings, upsampling=upsampling)
 
     @staticmethod
     def settings_of(state):
@@ -136,26 +184,21 @@ class VNet(nn.Module):
         decoder = "decoder1" if any(part == "decoder1" for part, *_ in parts.values()) else "decoder"
         return {rest: state[name] for name, (part, _, rest) in parts.items() if part in ("encoder", decoder)}
 
-    def forward(self, x, turnoff_drop=False):
+    def encode(self, x, turnoff_drop=False):
+        """The features of the five levels, finest first (the bottom's after its dropout)."""
         dims = len(self.divisors)
         if x.dim() != dims + 2:
             raise ValueError(f"a {dims}-D VNet takes {dims + 2} axes (N, C, ...), not {tuple(x.shape)}")
         if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisors, strict=True)):
             raise ValueError(f"VNet: {self.divisors} must divide the sides {tuple(x.shape[2:])}")
-        drop = self.has_dropout and not turnoff_drop
-
         x1 = self.block_one(x)
         x2 = self.block_two(self.block_one_dw(x1))
         x3 = self.block_three(self.block_two_dw(x2))
         x4 = self.block_four(self.block_three_dw(x3))
         x5 = self.block_five(self.block_four_dw(x4))
-        if drop:
+        if self.has_dropout and not turnoff_drop:
             x5 = self.dropout(x5)
+        return [x1, x2, x3, x4, x5]
 
-        x6 = self.block_six(self.block_five_up(x5) + x4)
-        x7 = self.block_seven(self.block_six_up(x6) + x3)
-        x8 = self.block_eight(self.block_seven_up(x7) + x2)
-        x9 = self.block_nine(self.block_eight_up(x8) + x1)
-        if drop:
-            x9 = self.dropout(x9)
-        return self.out_conv(x9)
+    def forward(self, x, turnoff_drop=False):
+        return self.classify(self.decode(self.encode(x, turnoff_drop), turnoff_drop))

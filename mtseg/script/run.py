@@ -101,13 +101,14 @@ class Run:
         return self.ranks.gather(batch)
 
     @contextlib.contextmanager
-    def started(self, data, networks, updater, fixed_length=False):
+    def started(self, data, networks, updater, fixed_length=False, **others):
         """The context of the training loop. It locks the run's folder, resumes the run and opens its logs; at the end
         it writes the weights or, after Ctrl-C, what resuming needs.
 
         `data`: of build.read_data. `networks`: {name: network}; all are saved and validated, and the Dice of the first
         one decides on patience and plateau. `updater`: an optim.Updater. `fixed_length`: the method depends on
-        --max_iterations, so that a run cannot be resumed under another one.
+        --max_iterations, so that a run cannot be resumed under another one. `others`: what else belongs to the state
+        that resuming needs, and is no result: further heads, a discriminator and its optimizer.
         """
         args, ranks = self.args, self.ranks
         self.data, self.networks, self.updater = data, networks, updater
@@ -118,7 +119,8 @@ class Run:
             words = [class_name(args.classes, number) for number in classes]
             self.class_columns = {n: [f"{c}/{w}" for w in words] for n, c in self.val_columns.items()}
         weights = {self.prefixes[name]: net for name, net in networks.items()}
-        self.state = RunState(self.folder, weights, updater.parts(), self._config(), ranks.is_main)
+        self.others = [part for part in others.values() if isinstance(part, torch.nn.Module)]
+        self.state = RunState(self.folder, weights, updater.parts() | others, self._config(), ranks.is_main)
         lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
         self.notes += [*data.notes, *without_locks]
         with lock:
@@ -221,7 +223,7 @@ class Run:
             worker_init_fn=leave_signals_to_main,
             pin_memory=self.device.type == "cuda",
         )
-        for net in self.networks.values():
+        for net in (*self.networks.values(), *self.others):
             net.train()
         running = self.clock.batches(ranks.in_step(until_stopped(loader, self.stop), self.stop))
         for iteration, batch in enumerate(running, start=self.start + 1):
@@ -252,7 +254,7 @@ class Run:
         self._check_row(row)
         self.clock.stepped()
         self.bar.update()
-        self.ranks.average_buffers(*self.networks.values())
+        self.ranks.average_buffers(*self.networks.values(), *self.others)
         if row.get("phase", self.phase) != self.phase:
             self.phase = row["phase"]
             weight = f", consistency weight {row['consistency_weight']:.3g}" if "consistency_weight" in row else ""

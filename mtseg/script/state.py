@@ -15,9 +15,9 @@ class RunState:
 
     It is written whole, or stays as it was.
     `networks`: {prefix: network}, such as {"": student, "ema_": teacher}; their state_dicts alone are the results, in
-    files that begin with the prefix. `others`: {name: optimizer, schedule or scaler}. `parts`: both together, a network
-    as <prefix>model. `config`: the run's settings, kept beside. With `writes=False`, for all but one of several
-    processes, nothing is written.
+    files that begin with the prefix. `others`: {name: optimizer, schedule, scaler, or a module that is no result}.
+    `parts`: both together, a network as <prefix>model. `config`: the run's settings, kept beside. With `writes=False`,
+    for all but one of several processes, nothing is written.
     """
 
     def __init__(self, folder, networks, others, config, writes):
