@@ -108,7 +108,16 @@ def dice_ce_loss(input_logits, target):
     return 0.5 * (cross_entropy_loss(input_logits, target) + multiclass_dice_loss(input_logits, target))
 
 
+def linear_dice_loss(input_logits, target, include_background=False, ignore_index=None):
+    """1 - 2 sum(p t) / (sum(p) + sum(t)), nothing squared below the bar, the mean over classes; in [0, 1].
+
+    The Dice of MC-Net's and SS-Net's code: `tversky_loss` with alpha = beta = 0.5, whose 1e-5 is 1e-8 there.
+    """
+    return tversky_loss(input_logits, target, 0.5, 0.5, include_background, ignore_index)
+
+
 TERMS = {"ce": cross_entropy_loss, "dice": multiclass_dice_loss, "focal": focal_loss, "tversky": tversky_loss}
+TERMS["linear_dice"] = linear_dice_loss
 
 
 def parse_loss(text):
@@ -139,9 +148,9 @@ def parse_loss(text):
 class SupervisedLoss(nn.Module):
     """A weighted sum of the losses above; calling it gives `loss, parts`.
 
-    `spec` as in `parse_loss`; 'ce:0.5,dice:0.5' is `dice_ce_loss`. `class_weights` apply to ce and focal (in dice and
-    tversky all foreground classes weigh the same), `ignore_index` to all terms. `include_background`: class 0 counts in
-    dice and tversky too, as where no class is a background.
+    `spec` as in `parse_loss`; 'ce:0.5,dice:0.5' is `dice_ce_loss`. `class_weights` apply to ce and focal (in the others
+    all foreground classes weigh the same), `ignore_index` to all terms. `include_background`: class 0 counts in the
+    others too, as where no class is a background.
 
         supervised = SupervisedLoss("dice:1.0,focal:0.5").to(device)
         loss, parts = supervised(outputs, target)

@@ -1,8 +1,8 @@
-"""Pseudo-labels: the teacher's most probable class, where it is sure, as a label for the student.
+"""Pseudo-labels: the teacher's most probable class, where it is sure, as a label for the student; or a sharpened one.
 
 Logits are (N, C, *spatial), labels int64 (N, *spatial) with any number of spatial dimensions. A voxel that is not used
-has the label `ignore_index`, which the loss has to leave out. Nothing here has a gradient. Every result is a tensor on
-the device of its input, and nothing waits for the GPU.
+has the label `ignore_index`, which the loss has to leave out. Only `sharpen` has a gradient. Every result is a tensor
+on the device of its input, and nothing waits for the GPU.
 """
 
 import math
@@ -74,3 +74,18 @@ def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
         judged = used & (hidden_labels != ignore_index)
         statistics["pseudo_accuracy_monitoring_only"] = (judged & (labels == hidden_labels)).sum() / judged.sum()
     return statistics
+
+
+def sharpen(probabilities, temperature):
+    """p^(1/T) / (p^(1/T) + (1 - p)^(1/T)) for each value p from 0 to 1, in any shape: nearer to 0 or 1 for T < 1.
+
+    MC-Net (Wu et al., MICCAI 2021, arXiv:2103.02911), section 2.2. Each class stands against all others together, so
+    that three or more no longer sum to 1. The gradient flows through, and is finite at 0 and 1 too. ValueError for a
+    `temperature` T that is not above 0 and at most 1.
+    """
+    if not 0 < temperature <= 1:
+        raise ValueError(f"the temperature of sharpening is {temperature}: take one above 0, up to 1")
+    # Divided by the larger of the two, which cancels, since 0.5^(1/T) is 0 in float32 for a T below 0.007.
+    larger = torch.maximum(probabilities, 1 - probabilities).detach()
+    one, rest = (probabilities / larger) ** (1 / temperature), ((1 - probabilities) / larger) ** (1 / temperature)
+    return one / (one + rest)

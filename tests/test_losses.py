@@ -150,6 +150,8 @@ def test_focal_and_tversky_are_monais():
     assert losses.tversky_loss(A, LABELS).item() == pytest.approx(tversky.item(), rel=1e-4)
     dice = monai.DiceLoss(squared_pred=True, **settings)(A, one_hot)
     assert losses.multiclass_dice_loss(A, LABELS).item() == pytest.approx(dice.item(), rel=1e-4)
+    linear = monai.DiceLoss(**settings)(A, one_hot)
+    assert losses.linear_dice_loss(A, LABELS).item() == pytest.approx(linear.item(), rel=1e-4)
 
 
 def test_focal_keeps_the_gradient_through_its_weight():
@@ -227,7 +229,7 @@ def test_parse_loss():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("dise:1", "unknown term 'dise' .* ce, dice, focal, tversky"),
+        ("dise:1", "unknown term 'dise' .* ce, dice, focal, tversky, linear_dice"),
         ("", "unknown term ''"),
         ("ce:1,ce:2", "ce twice"),
         ("ce:-1", "'-1' of ce"),

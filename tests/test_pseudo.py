@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from reference import wave_input
 from scipy import special, stats
 
-from mtseg.pseudo import pseudo_label_statistics, pseudo_labels
+from mtseg.pseudo import pseudo_label_statistics, pseudo_labels, sharpen
 
 LOGITS = 2 * wave_input((3, 4, 5, 6, 7), 0.59)
 SOFT = special.softmax(LOGITS.numpy().astype(np.float64), axis=1)
@@ -88,3 +88,19 @@ def test_limits_out_of_range_are_named(given, says):
         pseudo_labels(LOGITS, **given)
     with pytest.raises(ValueError, match="two or more"):
         pseudo_labels(LOGITS[:, :1])
+
+
+def test_sharpening_is_the_sigmoid_of_the_logit_by_the_temperature():
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    for temperature in (1, 0.5, 0.1, 0.01):
+        expected = torch.sigmoid(torch.logit(p) / temperature)
+        torch.testing.assert_close(sharpen(p, temperature), expected, rtol=1e-9, atol=0)
+    ends = torch.tensor([0, 1e-30, 0.5, 1], requires_grad=True)
+    for temperature in (0.1, 0.001):
+        sharp = sharpen(ends, temperature)
+        assert sharp.tolist() == [0, 0, 0.5, 1]
+        (gradient,) = torch.autograd.grad(sharp.sum(), ends)
+        assert gradient.tolist() == pytest.approx([0, 0, 1 / temperature, 0], rel=1e-5)
+    assert torch.autograd.gradcheck(lambda q: sharpen(q, 0.1), p[::7].clone().requires_grad_())
+    with pytest.raises(ValueError, match="temperature of sharpening is 0"):
+        sharpen(p, 0)

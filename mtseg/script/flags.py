@@ -127,7 +127,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--warmup_iterations", type=natural, default=0, help="iterations over which the rate rises to --base_lr")
 
     flag, rare = parser.group("supervised loss")
-    flag("--loss", default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, focal and tversky")
+    flag("--loss", default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, linear_dice, focal and tversky")
     rare("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
     rare("--deep_supervision_weights", type=rate, nargs=4, metavar="WEIGHT", help=DEEP_SUPERVISION)
     flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
