@@ -5,6 +5,7 @@ import json
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import make_data, write_case
 
 import inference
@@ -135,3 +136,33 @@ def test_flips_mirror_without_rotation_and_show_the_volume_as_it_is(data):
     assert directions("none") == {(1, 0)}
     assert directions("flips") == {(1, 0), (-1, 0)}
     assert directions("mirror") == directions("all") == {(1, 0), (-1, 0), (0, 1), (0, -1)}
+
+
+# ------------------------------------------------------------------------------------------------------- intensities
+def test_volumes_normalised_anew_train_and_are_tested_as_files_normalised_by_hand(data, tmp_path):
+    """Zero mean and unit variance over the whole of each case; the same weights, the same metrics, scans of --input
+    too."""
+    by_hand = tmp_path / "by_hand"
+    (by_hand / "data").mkdir(parents=True)
+    for name in ("train.list", "test.list"):
+        (by_hand / name).write_text((data / name).read_text())
+    for path in sorted((data / "data").glob("*/mri_norm2.h5")):
+        with h5py.File(path) as file:
+            image, label = file["image"][:].astype(float), file["label"][:]
+        write_case(by_hand, path.parent.name, ((image - image.mean()) / image.std()).astype(np.float32), label)
+    one, _ = train(train_mean_teacher, data, tmp_path / "one", "--intensity", "zscore", "--dataset_name", "LA")
+    two, _ = train(train_mean_teacher, by_hand, tmp_path / "two", "--dataset_name", "LA")
+    first, second = (torch.load(folder / "iter_2.pth", weights_only=True) for folder in (one, two))
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], rtol=1e-4, atol=1e-5)
+    strides = ["--stride_xy", "8", "--stride_z", "8"]
+    results = [
+        inference.main(["--model_path", str(one / "iter_2.pth"), *more, *strides])
+        for more in ([], ["--root_path", str(by_hand), "--intensity", "none"])
+    ]
+    assert results[0]["protocol"]["intensity"] == "zscore" and "intensity" not in results[1]["protocol"]
+    dices = [[row["dice"] for row in result["cases"]] for result in results]
+    assert dices[0] == pytest.approx(dices[1], abs=0.02)
+    scans = ["--input", str(data / "data/case_6/mri_norm2.h5"), "--output_dir", str(tmp_path / "scan"), *strides]
+    scanned = inference.main(["--model_path", str(one / "iter_2.pth"), *scans])
+    assert [row["dice"] for row in scanned["cases"]] == pytest.approx(dices[0][:1], abs=1e-6)

@@ -50,7 +50,7 @@ BUILT_IN = {
 
 
 NETWORKS = ("vnet", "unet", "unet_ssl4mis")
-INTENSITIES = ("zscore", "percentile", "minmax")
+INTENSITIES = ("none", "zscore", "percentile", "minmax")
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
@@ -62,6 +62,10 @@ ROTFLIP = (
     "turns in the W-H plane: mirror (the family's: one of four mirror images, never the volume as it is), all (one of "
     "the eight symmetries), flips (along W and along H, each with probability one half), ssl4mis (one half mirror, a "
     "quarter a rotation by up to 20 degrees), none"
+)
+INTENSITY = (
+    "how each case is normalised anew, over the whole of it and each channel by itself; none: as its file holds it "
+    "(default: zscore of images, none of HDF5 files)"
 )
 DIMS = "2: images, or the slices of stacks; 3: volumes (default: 2 where root_path holds images, else 3)"
 
@@ -204,8 +208,7 @@ def image_flags(rare, training=True):
     def default(value):
         return value if training else None
 
-    how = "of images: how each is normalised, over the whole of it and each channel by itself"
-    rare("--intensity", choices=INTENSITIES, default=default("zscore"), help=how)
+    rare("--intensity", choices=INTENSITIES, default=default("none"), help=INTENSITY)
     size = "of slices and images: resize each to so many pixels, and predictions back"
     rare("--resize", type=positive, nargs=2, metavar=("H", "W"), help=size)
     channels = "of slices: so many on either side are further channels (2.5-D)"
@@ -249,12 +252,14 @@ def parse(parser, argv):
 
 
 def data_settings(root_path):
-    """What the data in `root_path` decide: {'dims': 2 or 3, 'classes': their table as JSON holds it, or None,
-    'background': 0 or None}, and, where there is a table, the defaults of --num_classes and --ignore_index."""
+    """What the data in `root_path` decide: {'dims': 2 or 3, 'intensity': --intensity's default, 'classes': their table
+    as JSON holds it, or None, 'background': 0 or None}, and, where there is a table, the defaults of --num_classes and
+    --ignore_index."""
     from mtseg.script.sources import UNKNOWN, Source  # not above: it loads PyTorch, and --help is answered before
 
     source = Source(root_path)
     settings, table = {"dims": source.dims, "classes": None, "background": 0}, source.table
+    settings["intensity"] = "zscore" if source.dims == 2 else "none"
     if table is not None:
         settings |= {"classes": table.to_dict(), "background": table.background, "num_classes": len(table.names)}
         settings["ignore_index"] = UNKNOWN if source.ignores else None

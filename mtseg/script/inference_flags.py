@@ -33,7 +33,7 @@ INFERENCE_SETTINGS = {
     "patch_size": [112, 112, 80],
     "stride_xy": 18,
     "stride_z": 4,
-    "intensity": "zscore",
+    "intensity": "none",
     "resize": None,
     "context": 0,
     "snap": False,
@@ -150,7 +150,8 @@ def take_over(parser, args, config, defaults):
     known = config
     if "classes" not in config:
         known = data_settings(args.root_path or config.get("root_path") or defaults["root_path"])
-        defaults = defaults | {name: known[name] for name in ("num_classes", "ignore_index") if name in known}
+        told = ("num_classes", "ignore_index", "intensity")
+        defaults = defaults | {name: known[name] for name in told if name in known}
     for name, default in defaults.items():
         value = config.get(name)
         if getattr(args, name, None) is not None:

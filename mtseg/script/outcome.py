@@ -48,6 +48,8 @@ def protocol_of(args):
     if args.dims == 2:
         protocol |= {name: getattr(args, name) for name in ("resize", "context") if getattr(args, name)}
         del protocol["stride_z"]
+    if args.dims == 3 and args.intensity != "none":
+        protocol["intensity"] = args.intensity
     if args.weighting != "uniform":
         protocol["weighting"] = args.weighting
     if args.tta:

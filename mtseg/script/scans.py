@@ -16,7 +16,7 @@ from mtseg.images import png_bytes, tiff_bytes
 from mtseg.layouts import find_cases
 from mtseg.preprocess import IGNORED, Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
 from mtseg.script.flags import FlagError, read_config
-from mtseg.script.sources import Source, data_root, plain_table, read_channels_of, read_label
+from mtseg.script.sources import Source, data_root, normalised, plain_table, read_channels_of, read_label
 from mtseg.volumes import (
     VolumeError,
     ending,
@@ -210,6 +210,8 @@ def read_input(case, settings, args):
         else:
             done = prepare(volume.array, volume.affine, volume.spacing, settings)
             scan = Scan(done.image, None, volume.spacing, done.grid, kind, volume.header, values)
+        axes = scan.image.ndim - (args.n_channels > 2 * args.context + 1)
+        scan = scan._replace(image=normalised(scan.image, args.intensity, axes))
         if case.label is not None:
             scan = scan._replace(label=None, spacing=volume.spacing, label_prepared=False)
             try:

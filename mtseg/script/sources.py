@@ -71,7 +71,8 @@ class Source:
         """The `cases` as a CaseDataset, of which the first `labelnum` (default: all) must have labels."""
         checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
         if self.files is None:
-            return LAHeart(self.root_path, cases=cases, labelnum=labelnum, transform=transform, **checked)
+            how = {"cases": cases, "labelnum": labelnum, "transform": transform}
+            return VolumeCases(self.root_path, args.intensity, **how, **checked)
         return ImageCases(self, args, cases, labelnum, transform)
 
     def without_lists(self):
@@ -128,6 +129,18 @@ def one_table(path, tables):
     return table
 
 
+class VolumeCases(LAHeart):
+    """LAHeart's cases, each normalised anew as `intensity` says."""
+
+    def __init__(self, base_dir, intensity, **settings):
+        self.intensity = intensity
+        super().__init__(base_dir, **settings)
+
+    def read(self, case):
+        sample = super().read(case)
+        return sample | {"image": normalised(sample["image"], self.intensity, sample["label"].ndim)}
+
+
 class ImageCases(CaseDataset):
     """Samples {'image', 'label'} of images with masks; see CaseDataset.
 
@@ -172,8 +185,16 @@ def read_channels_of(paths, intensity):
     channels = np.concatenate([read_image(path) for path in paths]).astype(np.float32)
     if not np.isfinite(channels).all():
         raise DataError(f"{paths[0]}: holds NaN or infinity; repair it")
+    return normalised(channels, intensity, channels.ndim - 1)
+
+
+def normalised(image, intensity, axes):
+    """`image`, float32 with `axes` spatial axes and channels in front or not, each channel over the whole of it."""
+    if intensity == "none":
+        return image
     how = {"normalization": intensity, "crop": "none"}
-    return np.stack([normalize(c, *normalization(c, how)) for c in channels])
+    channels = image.reshape(-1, *image.shape[-axes:])
+    return np.stack([normalize(c, *normalization(c, how)) for c in channels]).reshape(image.shape)
 
 
 def stacked_size(paths):
