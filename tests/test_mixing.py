@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage, stats
+
+from mtseg.mixing import cutmix_boxes, inner_box, mixup
+
+SIZES = [(40, 30), (30, 40, 20)]
+
+
+def edges_and_corner(mask):
+    """Of the one full box in a mask (1, *size); None for an empty mask."""
+    found = ndimage.find_objects(mask[0].numpy().astype(int))
+    if not found:
+        return None
+    assert mask[0][found[0]].all()
+    return [part.stop - part.start for part in found[0]], [part.start for part in found[0]]
+
+
+def test_mixup_weighs_each_sample():
+    a, b = torch.randn(3, 2, 4, 5), torch.randn(3, 2, 4, 5)
+    mixed = mixup(a, b, torch.tensor([0, 0.25, 1]))
+    assert torch.equal(mixed[0], b[0]) and torch.equal(mixed[2], a[2])
+    torch.testing.assert_close(mixed[1], 0.25 * a[1] + 0.75 * b[1])
+    torch.testing.assert_close(mixup(a, b, 0.25)[1], mixed[1])
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_inner_boxes_have_one_size_and_lie_anywhere(size, device):
+    torch.manual_seed(0)
+    seen = []
+    for _ in range(400):
+        box = inner_box(size, 2 / 3, device)
+        assert box.dtype == torch.bool and box.shape == (1, 1, *size) and box.device.type == device.type
+        edges, corner = edges_and_corner(box[0].cpu())
+        assert edges == [side * 2 // 3 for side in size]
+        seen.append(corner)
+    for axis, side in enumerate(size):
+        places = side - side * 2 // 3 + 1
+        counts = np.bincount(np.array(seen)[:, axis], minlength=places)
+        assert len(counts) == places and stats.chisquare(counts).pvalue > 1e-3
+    assert [int(inner_box((side,), 2 / 3).sum()) for side in range(1, 300)] == [2 * side // 3 for side in range(1, 300)]
+    assert not inner_box(size, 0).any() and inner_box(size, 1).all()
+    with pytest.raises(ValueError, match="a share from 0 to 1"):
+        inner_box(size, 1.5)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_cutmix_boxes_have_the_volume_and_the_aspect_that_were_asked_for(size, device):
+    torch.manual_seed(0)
+    masks = cutmix_boxes(1000, size, device).cpu()
+    assert masks.dtype == torch.bool and masks.shape == (1000, 1, *size)
+    boxes = [box for mask in masks if (box := edges_and_corner(mask))]
+    assert stats.binomtest(len(boxes), 1000, 0.5).pvalue > 1e-3
+    edges = np.array([edges for edges, _ in boxes])
+    assert ((edges + 1) / size).prod(1).min() > 0.02 and (edges / size).prod(1).max() < 0.4
+    least, most = edges[:, 1] / (edges[:, 0] + 1) * size[0] / size[1], (edges[:, 1] + 1) / edges[:, 0]
+    aspects = least ** (len(size) / 2), (most * size[0] / size[1]) ** (len(size) / 2)  # relative to the sides
+    assert aspects[0].max() < 1 / 0.3 and aspects[1].min() > 0.3
+    assert aspects[1].max() > 2 and aspects[0].min() < 0.5 and (edges / size).prod(1).max() > 0.35
+    # At a given size, all places are equally likely.
+    one = cutmix_boxes(400, size, p=1, shares=(0.1, 0.1), aspects=(1, 1))
+    corners = np.array([edges_and_corner(mask)[1] for mask in one])
+    for axis, side in enumerate(size):
+        places = side - int(0.1 ** (1 / len(size)) * side) + 1
+        counts = np.bincount(corners[:, axis], minlength=places)
+        assert len(counts) == places and stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_cutmix_boxes_are_drawn_each_for_itself():
+    torch.manual_seed(0)
+    assert not cutmix_boxes(50, (8, 8), p=0).any()
+    masks = cutmix_boxes(50, (32, 32), p=1)
+    assert masks.flatten(1).any(1).all() and len({tuple(mask.flatten().tolist()) for mask in masks}) > 45
