@@ -118,10 +118,10 @@ def find_state_dict(checkpoint):
     """The state_dict in what `load_checkpoint` gave, without the prefixes 'module.' of (Distributed)DataParallel and
     '_orig_mod.' of torch.compile.
 
-    Understood are a plain state_dict, and one under 'state_dict', 'model_state_dict' or 'model'. Returns None where
-    there is none.
+    Understood are a plain state_dict, and one under 'state_dict', 'model_state_dict', 'model' or 'net'. Returns None
+    where there is none.
     """
-    for key in ("state_dict", "model_state_dict", "model"):
+    for key in ("state_dict", "model_state_dict", "model", "net"):
         if isinstance(checkpoint, dict) and isinstance(checkpoint.get(key), dict):
             checkpoint = checkpoint[key]
             break

@@ -51,12 +51,13 @@ def checkpoint_blocks(net):
 
 
 class InParts(nn.Module):
-    """`net` on a batch in `parts` equal parts, one after the other, the activations of one part in memory at a time.
+    """`net` on a batch in `parts` parts, one after the other, the activations of one part in memory at a time.
 
     The outputs of all parts come joined in the batch's order, so that any loss over the batch, also one that is no mean
     over samples like the Dice of a batch, has the gradient it has with `parts=1`, if the normalization does not depend
     on the batch. (Batch norm normalises every part by itself.) Part k holds the samples k, k + parts, ...: labelled
-    and unlabelled ones alike. The price is a second forward pass of every part, in the backward pass.
+    and unlabelled ones alike; where `parts` does not divide the batch, the first parts have a sample more. The price is
+    a second forward pass of every part, in the backward pass.
     """
 
     def __init__(self, net, parts):
@@ -66,9 +67,7 @@ class InParts(nn.Module):
         self.part = recomputed(net, net) if parts > 1 else net
 
     def forward(self, batch):
-        if len(batch) % self.parts:
-            raise ValueError(f"{self.parts} parts do not divide a batch of {len(batch)}")
-        outputs = [self.part(batch[k :: self.parts]) for k in range(self.parts)]
+        outputs = [self.part(batch[k :: self.parts]) for k in range(min(self.parts, len(batch)))]
         if isinstance(outputs[0], (list, tuple)):
             return [join(level) for level in zip(*outputs, strict=True)]
         return join(outputs)
@@ -76,4 +75,9 @@ class InParts(nn.Module):
 
 def join(parts):
     """One batch of what went apart as batch[0::n], batch[1::n], ..."""
-    return parts[0] if len(parts) == 1 else torch.stack(parts, dim=1).flatten(0, 1)
+    if len(parts) == 1:
+        return parts[0]
+    shortest = len(parts[-1])
+    rows = torch.stack([part[:shortest] for part in parts], dim=1).flatten(0, 1)
+    longer = [part[shortest:] for part in parts if len(part) > shortest]
+    return torch.cat([rows, *longer]) if longer else rows

@@ -24,13 +24,23 @@ class Schedule:
     iterations, evenly; `poly`, (1 - i / max_iterations)^power; `cosine`, half a cosine down to 0; `cosine_restarts`,
     the same every `lr_step` iterations (Loshchilov and Hutter, arXiv:1608.03983, equation 5); `plateau`, times `gamma`
     after more than `patience` calls of `validated` without a better score.
-    `warmup_iterations`: the rate rises linearly over so many iterations first; the schedule covers those that are left.
+    `warmup_iterations`: the rate rises linearly over so many iterations first. `hold`: the schedule begins after so
+    many iterations only, and the rate stays until then. The schedule covers those that are left.
     """
 
     def __init__(
-        self, optimizer, name, max_iterations, lr_step=2500, gamma=0.1, power=0.9, patience=5, warmup_iterations=0
+        self,
+        optimizer,
+        name,
+        max_iterations,
+        lr_step=2500,
+        gamma=0.1,
+        power=0.9,
+        patience=5,
+        warmup_iterations=0,
+        hold=0,
     ):
-        length = max(max_iterations - warmup_iterations, 1)
+        length = max(max_iterations - max(warmup_iterations, hold), 1)
         main = {
             "constant": lambda: lr_scheduler.ConstantLR(optimizer, factor=1.0),
             "step": lambda: lr_scheduler.StepLR(optimizer, lr_step, gamma),
@@ -42,11 +52,14 @@ class Schedule:
         }[name]
         self.optimizer = optimizer
         self.plateau = None
+        before = {}  # what comes before the schedule, by the iteration at which it ends
         if warmup_iterations:
             warmup = lr_scheduler.LinearLR(optimizer, 1 / (warmup_iterations + 1), total_iters=warmup_iterations)
-            self.scheduler = lr_scheduler.SequentialLR(optimizer, [warmup, main()], [warmup_iterations])
-        else:
-            self.scheduler = main()
+            before[warmup_iterations] = warmup
+        if hold > warmup_iterations:
+            before[hold] = lr_scheduler.ConstantLR(optimizer, factor=1.0)
+        schedules = [*before.values(), main()]
+        self.scheduler = lr_scheduler.SequentialLR(optimizer, schedules, [*before]) if before else schedules[0]
         if name == "plateau":
             self.plateau = lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=gamma, patience=patience)
 

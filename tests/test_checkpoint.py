@@ -23,7 +23,7 @@ def net():
     return nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2))
 
 
-@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model_state_dict", "module."])
+@pytest.mark.parametrize("wrap", ["plain", "state_dict", "model_state_dict", "net", "module."])
 def test_reads_what_others_write(tmp_path, net, wrap):
     state = net.state_dict()
     if wrap == "module.":

@@ -65,8 +65,9 @@ def test_parts_mix_labelled_and_unlabelled_samples_and_keep_the_order():
     with torch.no_grad():
         assert torch.equal(InParts(Recorder(), 3)(batch), batch * 10)
     assert seen == [[0, 3], [1, 4], [2, 5]]
-    with pytest.raises(ValueError, match="4 parts do not divide a batch of 6"):
-        InParts(Recorder(), 4)(batch)
+    with torch.no_grad():
+        assert all(torch.equal(InParts(Recorder(), parts)(batch), batch * 10) for parts in (4, 5, 7))
+    assert seen[3:7] == [[0, 4], [1, 5], [2], [3]]
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])

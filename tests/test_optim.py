@@ -46,11 +46,13 @@ CLOSED = {
 }
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize(("warmup", "hold"), [(0, 0), (5, 0), (0, 4), (3, 7), (5, 2)])
 @pytest.mark.parametrize("name", CLOSED)
-def test_rates_follow_their_closed_forms(name, warmup):
-    expected = [0.1 * (i + 1) / (warmup + 1) for i in range(warmup)] + [CLOSED[name](i, 12) for i in range(12)]
-    seen = rates(name, 12 + warmup, lr_step=4, gamma=0.5, warmup_iterations=warmup)
+def test_rates_follow_their_closed_forms(name, warmup, hold):
+    expected = [0.1 * (i + 1) / (warmup + 1) for i in range(warmup)] + [0.1] * (hold - warmup)
+    first = len(expected)
+    expected += [CLOSED[name](i, 12) for i in range(12)]
+    seen = rates(name, 12 + first, lr_step=4, gamma=0.5, warmup_iterations=warmup, hold=hold)
     assert seen == pytest.approx(expected, rel=1e-6)
 
 
@@ -59,10 +61,11 @@ def test_plateau_lowers_the_rate_after_enough_validations_without_a_better_score
     assert seen == pytest.approx([0.1] * 5 + [0.05] * 3)
 
 
-@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize(("warmup", "hold"), [(0, 0), (5, 0), (2, 5)])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_resumed_schedule_repeats_an_uninterrupted_one(name, warmup):
+def test_a_resumed_schedule_repeats_an_uninterrupted_one(name, warmup, hold):
     settings = {"lr_step": 3, "gamma": 0.5, "patience": 1, "warmup_iterations": warmup, "scores": [0.5, 0.4, 0.4, 0.4]}
+    settings["hold"] = hold
     whole = rates(name, 14, **settings)
     for resume_at in (2, 5, 9):
         assert rates(name, 14, resume_at=resume_at, **settings) == whole

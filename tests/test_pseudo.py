@@ -3,9 +3,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from reference import wave_input
-from scipy import special, stats
+from scipy import ndimage, special, stats
 
-from mtseg.pseudo import pseudo_label_statistics, pseudo_labels, sharpen
+from mtseg.postprocess import largest_component
+from mtseg.pseudo import largest_components, pseudo_label_statistics, pseudo_labels, sharpen
 
 LOGITS = 2 * wave_input((3, 4, 5, 6, 7), 0.59)
 SOFT = special.softmax(LOGITS.numpy().astype(np.float64), axis=1)
@@ -104,3 +105,21 @@ def test_sharpening_is_the_sigmoid_of_the_logit_by_the_temperature():
     assert torch.autograd.gradcheck(lambda q: sharpen(q, 0.1), p[::7].clone().requires_grad_())
     with pytest.raises(ValueError, match="temperature of sharpening is 0"):
         sharpen(p, 0)
+
+
+@pytest.mark.parametrize("size", [(40, 36), (20, 24, 16)], ids=str)
+def test_largest_components_are_those_of_each_sample_and_class(size, device):
+    rng = np.random.default_rng(0)
+    labels = np.stack([np.round(ndimage.zoom(rng.uniform(0, 3, [n // 4 for n in size]), 4)) for _ in range(3)])
+    labels[2] = 0
+    given = torch.from_numpy(labels).clamp(0, 3).long().to(device)
+    before = given.clone()
+    found = largest_components(given)
+    assert torch.equal(given, before) and found.device == given.device and found.dtype == torch.int64
+    np.testing.assert_array_equal(found.cpu(), [largest_component(sample) for sample in given.cpu().numpy()])
+    assert 0 < (found > 0).sum() < (given > 0).sum()
+
+
+def test_of_components_of_one_size_the_first_stays_and_corners_connect():
+    labels = torch.tensor([[[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0], [2, 0, 1, 1]]])
+    assert largest_components(labels).tolist() == [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]]]

@@ -282,12 +282,13 @@ def make_supervised(args, run, unknown=False):
     return SupervisedLoss(args.loss, args.class_weights, ignore_index, weights, no_background).to(run.device)
 
 
-def make_updater(args, run, parameters):
-    """Optimizer, schedule, scaler and clipping of the flags, for `parameters` of one or several networks."""
+def make_updater(args, run, parameters, hold=0):
+    """Optimizer, schedule, scaler and clipping of the flags, for `parameters` of one or several networks. The schedule
+    begins after `hold` iterations."""
     optimizer = make_optimizer(
         args.optimizer, parameters, args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
-    settings = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations)
+    settings = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations, hold)
     schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *settings)
     return Updater(optimizer, schedule, gradient_scaler(run.device, args.amp), args.gradient_clipping)
 
