@@ -43,7 +43,8 @@ def checkpoint_blocks(net):
     shapes of the state_dict stay. Copy a network before, not after: a copy would run the layers of the original.
     """
     for child in net.children():
-        if isinstance(child, nn.ModuleList) or hasattr(child, "decode"):  # a list of blocks, or a network of blocks
+        # A list of blocks, or a network or decoder of blocks.
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or hasattr(child, "decode"):
             checkpoint_blocks(child)
         elif len(list(child.modules())) > 1:
             child.forward = recomputed(child.forward, child)

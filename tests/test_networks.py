@@ -89,6 +89,78 @@ def test_mc_nets_names_are_understood(decoder):
         assert torch.equal(net.eval()(x), whole.eval()(x))
 
 
+@pytest.mark.parametrize("upsampling", ["linear", "nearest"])
+def test_mc_nets_further_decoders_have_its_names_and_shapes(upsampling):
+    """For the transposed convolution of kernel 2 stand the interpolation, number 0, and a convolution of kernel 3."""
+    expected, encoder = {}, ("block_one", "block_two", "block_three", "block_four", "block_five.")
+    for name, shape in FAMILY["vnet_state_dict"]["entries"]:
+        if "_up.conv.0." in name and len(shape) == 5:
+            into, out = shape[:2]
+            shape = [out, into, 3, 3, 3]
+        if not name.startswith(encoder):
+            name = name.replace("_up.conv.1.", "_up.conv.2.").replace("_up.conv.0.", "_up.conv.1.")
+            expected[name] = torch.full(shape, 0.5)
+    decoder = VNet(1, 2, 16, "batchnorm", True).another_decoder(upsampling)
+    decoder.load_state_dict(expected)
+    assert {name: value.shape for name, value in decoder.state_dict().items()} == {
+        n: v.shape for n, v in expected.items()
+    }
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("kind", NETWORKS.values())
+def test_a_network_is_its_encoder_decoder_and_head(kind, dims):
+    net = fill(kind(1, 3, n_filters=2, normalization="batchnorm", has_dropout=True, dims=dims))
+    x = wave_input((2, 1, *[32, 16, 48][:dims]))
+    features = net.encode(x)
+    sizes = [[c, *[side // 2**level for side in x.shape[2:]]] for level, c in enumerate(net.channels)]
+    assert [[*level.shape[1:]] for level in features] == sizes
+    assert [[*level.shape[1:]] for level in net.decode(features)] == sizes[:-1]
+    torch.manual_seed(0)
+    whole = net(x)
+    torch.manual_seed(0)
+    assert torch.equal(net.classify(net.decode(net.encode(x))), whole)
+    assert whole.shape == (2, 3, *x.shape[2:])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("upsampling", ["deconv", "linear", "nearest"])
+@pytest.mark.parametrize("kind", NETWORKS.values())
+def test_another_decoder_upsamples_as_it_says(kind, upsampling, dims):
+    """VNet interpolates before its convolution of kernel 3, UNet after one of kernel 1."""
+    net = kind(1, 3, n_filters=2, normalization="none", has_dropout=True, dims=dims)
+    other = fill(net.another_decoder(upsampling)).eval()
+    features = fill(net).eval().encode(wave_input((2, 1, *[32, 16, 16][:dims])))
+    conv, deconv = (F.conv2d, F.conv3d)[dims - 2], (F.conv_transpose2d, F.conv_transpose3d)[dims - 2]
+    linear = {"mode": ("bilinear", "trilinear")[dims - 2], "align_corners": True}
+    how = linear if upsampling == "linear" else {"mode": "nearest"}
+    x, decoded = features[4], []
+    for level, skip in zip((3, 2, 1, 0), features[3::-1], strict=True):
+        if kind is VNet:
+            up = getattr(other, f"block_{('eight', 'seven', 'six', 'five')[level]}_up").conv
+            block = getattr(other, f"block_{('nine', 'eight', 'seven', 'six')[level]}")
+            if upsampling == "deconv":
+                x = deconv(x, up[0].weight, up[0].bias, stride=2)
+            else:
+                x = conv(F.interpolate(x, scale_factor=2, **how), up[1].weight, up[1].bias, padding=1)
+            x = block(x.relu() + skip)
+        else:
+            up = other.up[level]
+            if upsampling == "deconv":
+                x = deconv(x, up.weight, up.bias, stride=2)
+            else:
+                x = F.interpolate(conv(x, up.weight, up.bias), scale_factor=2, **how)
+            x = other.decoder[level](torch.cat([skip, x], 1))
+        decoded.insert(0, x)
+    found = other.decode(features)
+    assert all(torch.equal(a, b) for a, b in zip(found, decoded, strict=True))
+    assert torch.equal(other(features), other.classify(found)) and len(found) == 4
+    if upsampling == ("linear" if kind is UNetSSL4MIS else "deconv"):
+        state = net.state_dict()
+        other.load_state_dict({name: state[name] for name in other.state_dict()})
+        assert torch.equal(other(features), net.classify(net.decode(features)))
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("deep_supervision", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])

@@ -229,18 +229,23 @@ def padding_notes(args, dataset):
 
 def make_network(args, run, n_channels):
     """The network of the flags, on the run's device; a script may make several, each with its own initial weights."""
-    net = NETWORKS[args.network](**flags.network_settings(args, n_channels))
-    if args.init == "kaiming":
-        initialize_kaiming(net)
+    net = prepare(args, run, NETWORKS[args.network](**flags.network_settings(args, n_channels)))
     if args.pretrained and run.resume_from is None:
         run.notes += load_fitting(net, load_checkpoint(args.pretrained), args.pretrained)
-    net = net.to(run.device, memory_format=MEMORY[args.dims] if args.channels_last else torch.preserve_format)
     if args.winograd:
         left = "; ".join(f"{name} ({why})" for name, why in left_to_pytorch(net).items())
         note = f"--winograd leaves to PyTorch: {left}"
         run.notes += [] if note in run.notes else [note]
-        winograd_convolutions(net)
     return net
+
+
+def prepare(args, run, net):
+    """`net`, a network or a further decoder of one, with the initial weights, on the device, in the memory format and
+    with the convolutions of the flags."""
+    if args.init == "kaiming":
+        initialize_kaiming(net)
+    net = net.to(run.device, memory_format=MEMORY[args.dims] if args.channels_last else torch.preserve_format)
+    return winograd_convolutions(net) if args.winograd else net
 
 
 def load_teacher_checkpoint(args, run, model, ema_model):

@@ -22,6 +22,7 @@ from mtseg.script.values import (  # noqa: F401
     natural,
     patch_side,
     positive,
+    positive_fraction,
     rate,
     within,
 )

@@ -33,4 +33,5 @@ classes = checked(int, lambda number: 2 <= number <= 256, "is not between 2 and 
 patch_side = checked(int, lambda number: number >= 1 and number % 16 == 0, NOT_HALVED)
 rate = checked(float, lambda number: 0 <= number < math.inf, "is not a finite number of at least 0")
 fraction = within(1)
+positive_fraction = checked(float, lambda number: 0 < number <= 1, "is not above 0 and at most 1")
 below_one = checked(float, lambda number: 0 <= number < 1, "is not below 1 and at least 0")
