@@ -165,9 +165,8 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
         view = gaussian_blur(view, strengths.blur * blur)
     if strengths.gamma:
         exponent = torch.exp(math.log1p(strengths.gamma) * (2 * gamma - 1))
-        low, high = view.amin(axes, keepdim=True), view.amax(axes, keepdim=True)
-        unit = (view - low) / (high - low).clamp(min=torch.finfo(view.dtype).tiny)
-        view = low + (high - low) * unit ** _per_sample(exponent, view)
+        unit, low, extent = _unit(view)
+        view = low + extent * unit ** _per_sample(exponent, view)
     if strengths.noise:
         view = view + _per_sample(strengths.noise * noise, view) * torch.randn(view.shape, device=device)
     if strengths.cutout:
@@ -177,6 +176,47 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
         if labels is not None:
             labels = labels.masked_fill(boxes[:, 0], ignore_index)
     return StrongView(view.to(images.dtype), labels, compared, grid)
+
+
+@torch.no_grad()
+def intensity_view(
+    images, brightness=0.0, contrast=0.0, gamma=0.0, bias=0.0, blur=0.0, noise=0.0, shares=(0.8, 0.5, 0.2)
+):
+    """A view of each image (N, C, *spatial) with other intensities and the same geometry; 0 switches a component off.
+
+    With probability shares[0] an image x, from 0 to 1 between each channel's minimum and maximum, becomes in turn
+    x b, clipped to 0..1, b from 1 - brightness to 1 + brightness; mean + c (x - mean), clipped, c likewise by
+    `contrast`; x exp(f), f a cubic in each coordinate with values between -bias and bias (an MR scanner's bias field);
+    x^g, log g from -gamma to gamma. With shares[1] it is blurred with a deviation from 0.1 to `blur` voxels. With
+    shares[2] it gets Gaussian noise, with a deviation from 0.1 to `noise` of the image's unit, clipped at twice that.
+    """
+    if images.ndim not in (4, 5) or not images.is_floating_point():
+        raise ValueError(f"images are floating point (N, C, *spatial), not {images.dtype} {tuple(images.shape)}")
+    number, size, cpu = len(images), images.shape[2:], {"device": "cpu", "dtype": torch.float64}
+    jittered, blurred, noisy = torch.rand(3, number, **cpu) < torch.tensor(shares, **cpu)[:, None]
+    *signed, width, deviation = torch.rand(5, number, **cpu)
+    b, c, g = (_per_sample(2 * draw - 1, images.float()) for draw in signed)
+    field = torch.rand(number, 1, *[4] * len(size), **cpu)
+
+    view = images.float()
+    unit, low, extent = _unit(view)
+    if brightness:
+        unit = (unit * (1 + brightness * b)).clamp(0, 1)
+    if contrast:
+        mean = unit.mean(tuple(range(2, images.ndim)), keepdim=True)
+        unit = (mean + (1 + contrast * c) * (unit - mean)).clamp(0, 1)
+    if bias:
+        unit = unit * torch.exp(_spline(bias * (2 * field - 1), size, size, images.device))
+    if gamma:
+        unit = unit ** torch.exp(gamma * g)
+    if brightness or contrast or bias or gamma:
+        view = torch.where(_per_sample(jittered, view).bool(), low + extent * unit, view)
+    if blur:
+        view = gaussian_blur(view, (0.1 + (blur - 0.1) * width) * blurred)
+    if noise:
+        deviation = _per_sample((0.1 + (noise - 0.1) * deviation) * noisy, view)
+        view = view + deviation * torch.randn(view.shape, device=view.device).clamp(-2, 2)
+    return view.to(images.dtype)
 
 
 def rotation_matrix(plane, angle):
@@ -211,10 +251,7 @@ def sampling_grid(size, matrix, control=None, device="cpu"):
         for axis, side in enumerate(size)
     ]
     if control is not None:
-        move = control.float().to(device)
-        for side in size:
-            # Each product turns the first of the spatial axes into the last: after the last one they are in order.
-            move = _multiply("ncp...,sp->nc...s", move, _bspline(side).to(device))
+        move = _spline(control, size, [CONTROL_SPACING] * len(size), device)
         from_middle = [f + m for f, m in zip(from_middle, move.unbind(1), strict=True)]
     in_view, grid = True, []
     for side, row in zip(size, matrix.unbind(1), strict=True):
@@ -239,12 +276,28 @@ def gaussian_blur(images, sigma):
     return images
 
 
-def _bspline(side):
+def _spline(control, size, spacing, device):
+    """The cubic B-spline with control points (N, C, *points), so many voxels apart along each axis, at each voxel."""
+    values = control.float().to(device)
+    for side, step in zip(size, spacing, strict=True):
+        # Each product turns the first of the spatial axes into the last: after the last one they are in order.
+        values = _multiply("ncp...,sp->nc...s", values, _bspline(side, step).to(device))
+    return values
+
+
+def _bspline(side, spacing):
     """The weight of each control point at each voxel, (side, points)."""
-    points = (side - 1) // CONTROL_SPACING + 4
-    distance = (torch.arange(side)[:, None] / CONTROL_SPACING + 1 - torch.arange(points)).abs()
+    points = (side - 1) // spacing + 4
+    distance = (torch.arange(side)[:, None] / spacing + 1 - torch.arange(points)).abs()
     inner = 2 / 3 - distance**2 + distance**3 / 2
     return torch.where(distance < 1, inner, (2 - distance).clamp(min=0) ** 3 / 6)
+
+
+def _unit(images):
+    """`images` from 0 to 1 between each channel's minimum and maximum; the minimum; the maximum less the minimum."""
+    axes = tuple(range(2, images.ndim))
+    low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
+    return (images - low) / (high - low).clamp(min=torch.finfo(images.dtype).tiny), low, high - low
 
 
 def _boxes(draw, size, share, device):

@@ -15,6 +15,7 @@ from mtseg.augment import (
     Strengths,
     StrongView,
     gaussian_blur,
+    intensity_view,
     rotation_matrix,
     sampling_grid,
     strong_view,
@@ -28,7 +29,7 @@ GEOMETRY = dataclasses.replace(OFF, rotation=15.0, scaling=0.15, elastic=4.0)
 
 @pytest.fixture(autouse=True)
 def on_every_device(device, monkeypatch):
-    for function in (strong_view, gaussian_blur):
+    for function in (strong_view, intensity_view, gaussian_blur):
         monkeypatch.setattr(sys.modules[__name__], function.__name__, on(device, function))
     monkeypatch.setattr(StrongView, "align", on(device, StrongView.align))
 
@@ -339,6 +340,85 @@ def test_noise_is_drawn_on_the_device_of_the_images():
         view = strong_view(torch.empty(2, 1, *SIZE, device="meta"), only(noise=0.2))
     assert view.image.device.type == "meta"
     assert drawn.devices == ["meta"]
+
+
+# ----------------------------------------------------------------------------------------------------- intensity views
+
+
+def in_units(image, of=None):
+    """Each channel of `image` from 0 to 1 between the minimum and the maximum of `of`, in double precision."""
+    axes, of = tuple(range(2, image.ndim)), image if of is None else of
+    low, high = of.amin(axes, keepdim=True).double(), of.amax(axes, keepdim=True).double()
+    return (image.double() - low) / (high - low)
+
+
+def intensities(number=40, size=SIZE, **components):
+    """(an image, its view), both between the image's own minimum and maximum."""
+    torch.manual_seed(0)
+    image = torch.rand(number, 2, *size)
+    view = intensity_view(image, shares=(1, 1, 1), **components)
+    return in_units(image), in_units(view, of=image)
+
+
+@pytest.mark.parametrize("size", [SIZE, (30, 26)])
+def test_brightness_and_contrast_are_factors_of_what_is_clipped(size):
+    before, after = intensities(size=size, brightness=0.5)
+    inside = (before > 0.1) & (after < 1 - 1e-6)
+    factors = [(after[n] / before[n])[inside[n]] for n in range(40)]
+    assert max(factor.std() for factor in factors) < 1e-5 and after.max() < 1 + 1e-6
+    means = [factor.mean().item() for factor in factors]
+    assert 0.5 <= min(means) < 0.6 and 1.4 < max(means) <= 1.5 + 1e-6
+    before, after = intensities(size=size, contrast=0.5)
+    mean = before.mean(tuple(range(2, before.ndim)), keepdim=True)
+    inside = ((before - mean).abs() > 0.1) & (after > 1e-6) & (after < 1 - 1e-6)
+    factors = [((after - mean) / (before - mean))[n][inside[n]] for n in range(40)]
+    assert max(factor.std() for factor in factors) < 1e-5 and after.min() > -1e-6 and after.max() < 1 + 1e-6
+    means = [factor.mean().item() for factor in factors]
+    assert 0.5 <= min(means) < 0.6 and 1.4 < max(means) <= 1.5 + 1e-6
+
+
+def test_gamma_and_bias_are_powers_and_fields_of_cubics():
+    before, after = intensities(gamma=0.5)
+    exponents = [(a.log() / b.log())[(b > 0.05) & (b < 0.9)] for a, b in zip(after, before, strict=True)]
+    assert max(exponent.std() for exponent in exponents) < 1e-4
+    logarithms = [exponent.mean().log().item() for exponent in exponents]
+    assert -0.5 <= min(logarithms) < -0.4 and 0.4 < max(logarithms) <= 0.5
+    torch.manual_seed(0)
+    image = torch.rand(40, 2, *SIZE) + 0.5
+    image[:, :, 0, 0, 0], image[:, :, 1, 0, 0] = 0, 2  # so that the minimum is 0, and the field is a ratio
+    field = (intensity_view(image, bias=0.7, shares=(1, 0, 0)) / image).log().double()[:, :, 2:]
+    assert 0.1 < field.std() < field.abs().max() <= 0.7 and torch.allclose(field[:, 0], field[:, 1], atol=1e-5)
+    for axis in (2, 3, 4):
+        assert field.diff(dim=axis).abs().max() > 0.01 and field.diff(n=4, dim=axis).abs().max() < 1e-4
+
+
+def test_blur_and_noise_have_deviations_from_a_tenth_on():
+    image = torch.zeros(40, 1, 41, 33)
+    image[:, :, 20, 16] = 1
+    torch.manual_seed(0)
+    point = intensity_view(image, blur=2.0, shares=(0, 1, 0))[:, 0].double()
+    torch.testing.assert_close(point.sum((1, 2)), torch.ones(40, dtype=torch.double), rtol=1e-5, atol=0)
+    deviations = ((torch.arange(41) - 20) ** 2 * point.sum(2)).sum(1).sqrt()
+    assert deviations.min() < 0.4 and 1.8 < deviations.max() <= 2 and deviations.mean() == pytest.approx(1, abs=0.25)
+    noise = intensity_view(image, noise=1.0, shares=(0, 0, 1)) - image
+    deviations = noise.flatten(1).std(1) / 0.9594  # of a normal variable clipped at two deviations
+    assert 0.09 < deviations.min() < 0.2 and 0.9 < deviations.max() < 1.02
+    assert (noise.flatten(1).abs().amax(1) / deviations).max() < 2.1
+
+
+def test_what_is_drawn_for_an_image_is_left_out_as_often_as_asked_and_else_it_is_itself():
+    torch.manual_seed(0)
+    image = torch.rand(600, 1, 6, 5)
+    for share, component in ((0.8, "brightness"), (0.8, "bias"), (0.5, "blur"), (0.2, "noise")):
+        changed = (intensity_view(image, **{component: 1.0}) != image).flatten(1).any(1).double().mean()
+        assert changed == pytest.approx(share, abs=0.06)
+    assert torch.equal(intensity_view(image), image)
+    everything = dict.fromkeys(("brightness", "contrast", "gamma", "bias", "blur"), 0.5)
+    flat = torch.full((8, 1, 5, 5), 3.0)
+    torch.testing.assert_close(intensity_view(flat, **everything), flat)
+    assert intensity_view(image.bfloat16(), **everything, noise=1.0).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="floating point"):
+        intensity_view(image.long())
 
 
 # ------------------------------------------------------------------------------------------------------------ contract
