@@ -9,6 +9,7 @@ from mtseg.script.checks import (  # noqa: F401
     check_flags,
     check_normalization,
     check_one_stream,
+    check_pairs,
     check_two_streams,
 )
 from mtseg.script.config import config_settings, read_config  # noqa: F401
