@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, killed_after_saving, make_data, needs_compiler, only_on_the_cpu, write_case
+from conftest import TINY, TINY_OF, killed_after_saving, make_data, needs_compiler, only_on_the_cpu, write_case
 
 import train_mean_teacher
 from mtseg.distributed import Ranks
@@ -39,7 +39,8 @@ def on_every_device(device):
 
 def run(model, data, out, *more, labelnum=3, **changes):
     """Train for a few iterations; returns the run's folder."""
-    given = {**TINY, "root_path": data, "output_dir": out, "labelnum": labelnum, "max_iterations": 4, **changes}
+    given = {**TINY, "root_path": data, "output_dir": out, "labelnum": labelnum, "max_iterations": 4}
+    given |= TINY_OF.get(model, {}) | changes
     if labelnum == 3 and SCRIPTS[model].PARSER.get_default("batch_size") > 4:  # three cases are left unlabelled
         given.setdefault("batch_size", 4)
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]

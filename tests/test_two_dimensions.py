@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import PHASES, TINY_2D, killed_after_saving, make_data, make_images, make_stacks
+from conftest import PHASES, TINY_2D, TINY_OF, killed_after_saving, make_data, make_images, make_stacks
 from medpy.metric import binary
 from PIL import Image
 
@@ -43,7 +43,8 @@ def images(tmp_path):
 
 def run(model, data, out, *more, **changes):
     """Train for a few iterations; returns the run's folder."""
-    given = {**TINY_2D, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 4, **changes}
+    given = {**TINY_2D, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 4}
+    given |= TINY_OF.get(model, {}) | changes
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
     return SCRIPTS[model].main([*words, *more])
 
@@ -79,7 +80,8 @@ def said(capsys, main, words):
 
 
 def refused(capsys, model, data, out, **changes):
-    given = {**TINY_2D, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 4, **changes}
+    given = {**TINY_2D, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 4}
+    given |= TINY_OF.get(model, {}) | changes
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
     line = said(capsys, SCRIPTS[model].main, words)
     assert not (out / "model").exists()
