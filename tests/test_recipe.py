@@ -358,8 +358,8 @@ def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(dat
     small = {"n_filters": 16, "max_iterations": 2, "labelnum": 2, "save_freq": 1}
     plain = run(model, data, tmp_path / "plain", **small)
     whole = run(model, data, tmp_path / "whole", "--winograd", **small)
-    first, expected = column(whole, "loss")[0], column(plain, "loss")[0]
-    assert first != expected and first == pytest.approx(expected, rel=1e-4)
+    losses, expected = column(whole, "loss"), column(plain, "loss")  # a Dice may round to the same at first
+    assert losses != expected and losses[0] == pytest.approx(expected[0], rel=1e-4)
     step, steps = Updater.step, []
 
     def cut_off(updater, loss):
