@@ -33,7 +33,7 @@ def signed_distances(labels, num_classes):
     """
     classes = torch.arange(1, num_classes, device=labels.device).view(-1, *[1] * (labels.dim() - 1))
     inside = labels.unsqueeze(1) == classes
-    depth, distance = squared_distances(inside).sqrt(), squared_distances(~inside).sqrt()
+    depth, distance = squared_distances(torch.cat([inside, ~inside], 1)).sqrt().chunk(2, 1)
     spatial = tuple(range(2, inside.dim()))
     surface = depth == 1
     signed = distance / distance.amax(spatial, keepdim=True) - depth / depth.amax(spatial, keepdim=True)

@@ -9,9 +9,8 @@ second head gives signed distances d in (-1, 1), negative inside; T^-1(d) = sigm
     L = L_Dice + 0.3 mean (d - T(y))^2 + weight mean (T^-1(d) - p)^2
 
 the first two on labelled patches, the last on all, with gradients to both heads. T(y) is the label's signed distance
-map, p the foreground probability. The factor 0.3 is the authors' code's, the paper has none: --distance_weight 1.
-Without a teacher; with several classes each foreground class has a map of its own. The network without its second
-head is the result.
+map, p the foreground probability. The factor 0.3 is that of the authors' code. There is no teacher. With several
+classes each foreground class has a map of its own. The network without its second head is the result.
 """
 
 from mtseg.script import flags
