@@ -21,6 +21,8 @@ from mtseg.script.inference_flags import inference_parser, parse_inference
 PARSER = inference_parser(__doc__)
 flags.answer_help(PARSER, __name__)
 
+from pathlib import Path
+
 from tqdm import tqdm
 
 from mtseg.allocator import keep_freed_memory
@@ -44,13 +46,12 @@ def infer(args):
     folder = outcome.output_folder(args, cases.files)
 
     entries, log = {}, None
-    if args.input:
+    if args.input or args.go_on:
         asked = {"checkpoint_sha256": trained.sha256, "protocol": outcome.protocol_of(args), "unit": cases.unit}
-        asked |= {"preprocessing": cases.settings, "input": str(args.input.resolve())}
-        asked |= {
-            flag: vars(args)[flag]
-            for flag in ("uncertainty", "mc_samples", "save_probabilities", "tolerance", "save_colors", "snap")
-        }
+        place = args.input or Path(args.root_path, f"{args.split}.list")
+        asked |= {"preprocessing": cases.settings, "input": str(place.resolve())}
+        written = ("uncertainty", "mc_samples", "save_probabilities", "tolerance", "save_colors", "measure_largest")
+        asked |= {flag: vars(args)[flag] for flag in (*written, "snap")}
         asked["labels"] = args.labels and str(args.labels.resolve())
         log = CaseLog(folder / "cases.jsonl", asked, go_on=args.go_on, owner="input")
         for case, entry in log.done.items():
@@ -61,7 +62,7 @@ def infer(args):
     # ------------------------------------------------------------------------------------------------ segmentation
     for case in tqdm([case for case in cases.readers if case not in entries], unit="case", dynamic_ncols=True):
         try:
-            source = scans.state_of(cases.files[case]) if args.input else None
+            source = scans.state_of(cases.files[case]) if log else None
             entries[case] = infer_case(case, cases.readers[case](), trained, cases.unit, folder, args)
         except Exception as error:
             if not (args.input and costs_only_the_case(error)):

@@ -25,6 +25,8 @@ METRICS |= {name: (name.upper(), "distance") for name in ("hd", "hd95", "asd", "
 METRICS |= {"nsd": ("NSD", "share"), **{name: (name.upper(), "count") for name in COUNTS}}
 POOLED = ("dice", "jaccard", "precision", "recall", "pixel_accuracy")
 METRICS |= {f"{metric}_pooled": (f"{METRICS[metric][0]} pooled", "share") for metric in POOLED}
+OF_LARGEST = ("dice", "jaccard", "hd95", "asd")  # of the largest connected piece of a class alone
+METRICS |= {f"{metric}_largest": (f"{METRICS[metric][0]} largest piece", METRICS[metric][1]) for metric in OF_LARGEST}
 
 
 def kind_of(metric):

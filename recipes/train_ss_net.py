@@ -21,7 +21,12 @@ flag("--epsilon", type=flags.rate, default=10.0, help="length of the adversarial
 flag("--prototype_weight", type=flags.rate, default=0.1, help="weight of the class separation within both")
 rare("--prototypes", type=flags.positive, default=32, help="prototypes of a class, chosen anew in each iteration")
 flag("--best_prototypes", action="store_true", help="those of the highest scores, as in the paper")
-rare("--prototype_voxels", type=flags.positive, default=65536, help="voxels drawn for the class separation")
+rare(
+    "--prototype_voxels",
+    type=flags.positive,
+    default=32768,
+    help="voxels drawn of either kind for the class separation",
+)
 flags.answer_help(PARSER, __name__)
 
 from itertools import chain
@@ -69,10 +74,10 @@ def train(args, run):
             labeled_outputs = run.joint([level[:labeled_bs] for level in outputs])
             supervised_loss, parts = supervised(labeled_outputs, run.joint(label[:labeled_bs]))
             smooth_loss = dice_distance(run.joint(perturbed), run.joint(clean))
-            named = outputs[0].argmax(1)
-            drawn = draw_voxels(voxels, *(every[:labeled_bs] for every in (features, label, named)))
-            labeled, truth, guess = run.joint(drawn)
-            unlabeled = run.joint(draw_voxels(voxels, features[labeled_bs:], named[labeled_bs:]))
+            sizes = [labeled_bs, len(volume) - labeled_bs]
+            features, named = features.split(sizes), outputs[0].argmax(1).split(sizes)
+            labeled, truth, guess = run.joint(draw_voxels(voxels, features[0], label[:labeled_bs], named[0]))
+            unlabeled = run.joint(draw_voxels(voxels, features[1], named[1]))
             right = torch.where(truth == guess, truth, -1)  # -1 is no class
             prototypes = heads.choose(labeled, right, args.prototypes, args.best_prototypes)
             class_loss = heads(labeled, truth, prototypes) + heads(*unlabeled, prototypes)

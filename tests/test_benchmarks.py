@@ -14,16 +14,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import family  # noqa: E402
-import la_full  # noqa: E402
 import measure  # noqa: E402
 import run  # noqa: E402
-import seeds  # noqa: E402
+import table  # noqa: E402
 import tables  # noqa: E402
 from rows import steps, windows  # noqa: E402
 
 from mtseg import report  # noqa: E402
 from mtseg.datasets import LAHeart  # noqa: E402
-from mtseg.script import methods  # noqa: E402
+from mtseg.script import flags, methods  # noqa: E402
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor  # noqa: E402
 
 
@@ -143,83 +142,130 @@ def test_differences_are_those_that_are_not_allowed():
 FLAGS = "--max_iterations 3 --n_filters 2 --patch_size 16 16 16 --num_workers 0 --stride_xy 8 --stride_z 8".split()
 
 
-def test_the_protocol_goes_on_until_its_table_is_full(data, tmp_path, capsys):
+def test_the_table_goes_on_until_it_is_full(data, tmp_path, capsys):
     """Of a recipe as of the two scripts; --root_path may name the folder of the cases, as LASeg's does."""
-    words = ["--root_path", str(data / "data"), "--out", str(tmp_path / "out"), "--methods", "train_sup", "CPS"]
-    words += ["--labels", "3"]
-    assert la_full.main([*words, "--minutes", "0", "--flags", *FLAGS]) == la_full.MORE_TO_DO
+    words = ["--data", str(data / "data"), "--out", str(tmp_path / "out"), "--methods", "train_sup", "CPS"]
+    words += ["--labels", "3", "--seeds", "1337"]
+    assert table.main([*words, "--minutes", "0", "--flags", *FLAGS]) == table.MORE_TO_DO
     assert "2 of 2 runs are left" in capsys.readouterr().out
     assert not list(tmp_path.glob("out/**/*.pth"))
-    assert la_full.main([*words, "--flags", *FLAGS]) == 0
-    table = (tmp_path / "out/table.md").read_text()
-    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == ["| supervised", "| CPS"]
+    assert table.main([*words, "--flags", *FLAGS]) == 0
+    printed = (tmp_path / "out/table.md").read_text()
+    assert [line.split(" | ")[0] for line in printed.splitlines()[2:4]] == ["| supervised", "| CPS"]
     # It is the report's table of what lies there, of all test cases.
-    results = list(tmp_path.glob("out/*/seed*/model/*/*/iter_3_test/metrics.json"))
+    results = list(tmp_path.glob("out/data/*/seed1337/model/*/*/iter_3_test/metrics.json"))
     assert len(results) == 2
-    assert report.to_markdown(report.report([tmp_path / "out"], per_class=True)[0]) == table
-    cases = [{row["case"] for row in json.loads(path.read_text())["cases"]} for path in results]
-    assert cases == [{"case_6", "case_7"}] * 2
-    kept = "out/train_*/**/*.[!j]*"  # all but the JSON files, of which the whole result is put together anew
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob(kept)}
-    assert la_full.main([*words, "--minutes", "0", "--flags", *FLAGS]) == 0
-    assert (tmp_path / "out/table.md").read_text() == table
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob(kept)} == before
+    assert report.to_markdown(report.report([tmp_path / "out"], per_class=True)[0]) == printed
+    tested = [json.loads(path.read_text()) for path in results]
+    assert [{row["case"] for row in one["cases"]} for one in tested] == [{"case_6", "case_7"}] * 2
+    assert all(one["iteration_seconds"] > 0 and one["peak_memory_mb"] > 50 for one in tested)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/data/*/seed*/model/**/*.*")}
+    assert table.main([*words, "--minutes", "0", "--flags", *FLAGS]) == 0
+    assert (tmp_path / "out/table.md").read_text() == printed
+    assert {path: path.stat().st_mtime_ns for path in before} == before
     with pytest.raises(SystemExit) as stopped:
-        la_full.main([*words, "--flags", "--max_iterations", "4"])
+        table.main([*words, "--flags", "--max_iterations", "4"])
     assert stopped.value.code == 2
-    assert "give the same" in capsys.readouterr().err
+    assert "holds another run" in capsys.readouterr().err
+    # A test that was cut off between two cases goes on with the second.
+    (folder,) = tmp_path.glob("out/data/train_sup_3/seed1337/model/*/*/iter_3_test")
+    whole, log = json.loads((folder / "metrics.json").read_text()), folder / "cases.jsonl"
+    (folder / "metrics.json").unlink()
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:2]).replace('"seconds": ', '"seconds": 1000'))
+    assert table.main([*words, "--flags", *FLAGS]) == 0
+    again = json.loads((folder / "metrics.json").read_text())
+    assert again["cases"] == whole["cases"] and again["inference_seconds"] > 1000
 
 
-def test_seeds_trains_any_script_and_prints_the_reports_table(data, tmp_path, capsys):
-    """A file of one's own, which the repository does not hold; with --keep_last, of which files of iterations stay."""
+def test_a_script_of_ones_own_with_several_seeds_gives_the_reports_table(data, tmp_path, capsys):
+    """A file that the repository does not hold; with --keep_last, of which files of iterations stay."""
     script = tmp_path / "train_mine.py"
     script.write_text((ROOT / "train_sup.py").read_text().replace('model="supervised"', 'model="mine"'))
     out = tmp_path / "out"
-    words = ["--seeds", "1", "2", "--out", str(out), str(script), "--root_path", str(data), "--labelnum", "3", *FLAGS]
-    words += ["--keep_last", "3", "--save_freq", "1"]
-    seeds.main(words)
-    table = capsys.readouterr().out
-    assert table == report.to_text(report.report([out], per_class=True)[0])
-    assert "mine" in table and "(seeds 1, 2)" in table
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*")}
-    seeds.main(words)
-    assert capsys.readouterr().out == table
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.name != "command.json"}.items() <= (
-        before.items()
-    )
+    words = ["--seeds", "1", "2", "--out", str(out), "--methods", str(script), "--labels", "3"]
+    words += ["--flags", "--root_path", str(data), *FLAGS, "--keep_last", "3", "--save_freq", "1"]
+    assert table.main(words) == 0
+    printed = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    assert sorted(printed[:2]) == [f"done: {out}/train_mine_3/seed{seed}" for seed in (1, 2)]
+    assert "\n".join(printed[2:]) == report.to_text(report.report([out], per_class=True)[0]).partition("\n\n")[0]
     # What was cut off between two of the kept files goes on.
-    (weights,) = out.glob("seed1/model/*/*/iter_3.pth")
+    (weights,) = out.glob("train_mine_3/seed1/model/*/*/iter_3.pth")
     weights.unlink()
-    assert methods.trained_weights(out / "seed1") is None
+    assert methods.trained_weights(out / "train_mine_3/seed1") is None
     with pytest.raises(SystemExit) as stopped:
-        seeds.main(["--out", str(tmp_path / "other"), "train_nothing.py"])
+        table.main(["--out", str(tmp_path / "other"), "--methods", "train_nothing.py"])
     assert stopped.value.code == 2
     assert "train_nothing.py: no such training script; there are train_mean_teacher, " in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
-def test_a_training_that_fails_ends_a_benchmark_in_a_sentence(data, tmp_path, capsys):
-    wrong = ["--root_path", str(data), "--labelnum", "3", "--no_such_flag", "1"]
-    full = [
-        "--root_path",
-        str(data),
-        "--out",
-        str(tmp_path / "full"),
-        "--labels",
-        "3",
-        "--flags",
-        "--no_such_flag",
-        "1",
-    ]
-    for main, words in (
-        (seeds.main, ["--seeds", "1", "--out", str(tmp_path / "seeds"), "train_sup", *wrong]),
-        (la_full.main, full),
-    ):
+def test_a_grid_with_looks_at_the_test_cases(data, tmp_path, capsys):
+    """Student and teacher, with and without the largest piece, and what selecting on the test cases would gain."""
+    grid = {"data": {"LA_half": f"{data} --num_workers 0"}, "labels": [3], "seeds": [1]}
+    grid |= {"methods": {"steep": "MT --consistency 5"}, "weights": ["student", "teacher"]}
+    grid |= {"select_on_test": 2, "test_flags": "--measure_largest", "baseline": "MT student"}
+    grid |= {"flags": f"{' '.join(FLAGS)} --dataset_name LA_half"}
+    (tmp_path / "grid.json").write_text(json.dumps(grid))
+    assert table.main(["--grid", str(tmp_path / "grid.json"), "--out", str(tmp_path / "out")]) == 0
+    found, rows = report.report([tmp_path / "out"], baseline="MT student", per_class=True)
+    assert report.to_markdown(found) == (tmp_path / "out/table.md").read_text()
+    assert {"inflation Dice %", "Dice largest piece %", "HD95 largest piece voxel"} <= set(found.columns)
+    assert [row.name for row in rows] == ["MT, student", "MT, teacher"]
+    for row in rows:
+        prefix = "ema_" if row.weights == "teacher" else ""
+        folders = (row.results[0].run / f"{prefix}iter_{number}_test" for number in (2, 3))
+        tested = [json.loads((folder / "metrics.json").read_text())["cases"] for folder in folders]
+        first, last = (np.mean([case["dice"] for case in cases]) for cases in tested)
+        np.testing.assert_allclose(row.inflation(), [max(first - last, 0)])
+        assert row.mark and "tested at 2 iterations" in row.incomparable
+    for key, wrong in (("sedes", [1]), ("methods", {"train_nothing": ""})):
+        (tmp_path / "wrong.json").write_text(json.dumps(grid | {key: wrong}))
         with pytest.raises(SystemExit) as stopped:
-            main(words)
+            table.main(["--grid", str(tmp_path / "wrong.json"), "--out", str(tmp_path / "other")])
         error = capsys.readouterr().err
-        assert (stopped.value.code, error.count("\n")) == (2, 1), error
-        assert "ended with exit code 2" in error and "no_such_flag" in error and "train.log" in error
+        assert (stopped.value.code, error.count("\n")) == (2, 1) and ("sedes" in error or "train_nothing" in error)
+    assert not (tmp_path / "other").exists()
+
+
+def test_without_methods_a_table_has_a_row_for_every_training_script(tmp_path, monkeypatch):
+    """A recipe that a reader adds is one of them; a name of the grid that needs a script goes before it."""
+    scripts = [*methods.training_scripts(), tmp_path / "train_new.py"]
+    scripts[-1].write_text("")
+    monkeypatch.setattr(table, "training_scripts", lambda: scripts)
+    args, grid = table.parse(["--out", str(tmp_path), "--seeds", "1"])
+    assert [folder.parent.name for folder, _ in table.jobs_of(args, grid)] == [f"{s.stem}_8" for s in scripts]
+    (tmp_path / "grid.json").write_text(
+        '{"methods": {"*": "", "slow": "MT --ema_decay 0.999"}, "flags": "--n_filters 2"}'
+    )
+    args, grid = table.parse(["--out", str(tmp_path), "--grid", str(tmp_path / "grid.json"), "--seeds", "1"])
+    jobs = table.jobs_of(args, grid)
+    assert {folder.parent.name for folder, _ in jobs} == {"slow_8"} | {
+        f"{s.stem}_8" for s in scripts if s.stem != "train_mean_teacher"
+    }
+    assert jobs[0][1][1:5] == ["--n_filters", "2", "--ema_decay", "0.999"]
+
+
+@pytest.mark.parametrize("grid", sorted((ROOT / "benchmarks/grids").glob("*.json")), ids=lambda path: path.stem)
+def test_every_grid_names_scripts_and_flags_that_there_are(grid, data, tmp_path, monkeypatch):
+    for name in json.loads(grid.read_text())["data"]:
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(data)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    for _, (script, *words) in table.jobs_of(*table.parse(["--grid", str(grid), "--out", str(tmp_path)])):
+        flags.parse(methods.parser_of(Path(script)), words)
+
+
+def test_a_training_that_fails_ends_a_benchmark_in_a_sentence(data, tmp_path, capsys):
+    """And leaves the others alone."""
+    words = ["--out", str(tmp_path), "--methods", "train_sup", "broken=MT --no_such_flag 1", "--labels", "3"]
+    with pytest.raises(SystemExit) as stopped:
+        table.main([*words, "--seeds", "1", "--data", str(data), "--flags", *FLAGS])
+    out, error = capsys.readouterr()
+    assert (stopped.value.code, error.count("\n")) == (2, 1), error
+    assert "ended with exit code 2" in error and "no_such_flag" in error and "train.log" in error
+    assert "supervised" in out and (tmp_path / "table.md").is_file()
 
 
 def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
@@ -233,22 +279,23 @@ def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
 
 def test_a_training_that_outlasts_the_call_is_stopped_and_goes_on(data, tmp_path, monkeypatch):
     """Its time is over as soon as it has logged two iterations: it saves its state before it ends."""
-    monkeypatch.setattr(la_full, "TO_STOP", 60)
+    monkeypatch.setattr(table, "TO_STOP", 60)
     run_folder = tmp_path / "run"
-    flags = ["--root_path", str(data), "--labelnum", "2", *FLAGS, "--max_iterations", "100000"]
+    words = [ROOT / "train_sup.py", "--root_path", data, "--labelnum", "2", *FLAGS, "--max_iterations", "100000"]
+    words += ["--output_dir", run_folder, "--resume"]
 
-    waited = la_full.subprocess.Popen.wait
+    waited = table.subprocess.Popen.wait
 
     def wait(process, timeout=None):
-        if timeout != la_full.TO_STOP and timeout is not None:
+        if timeout != table.TO_STOP and timeout is not None:
             while not any(path.read_text().count("\n") > 2 for path in run_folder.glob("model/*/*/metrics.csv")):
                 assert process.poll() is None
-                la_full.time.sleep(0.05)
-            raise la_full.subprocess.TimeoutExpired("train", timeout)
+                table.time.sleep(0.05)
+            raise table.subprocess.TimeoutExpired("train", timeout)
         return waited(process, timeout)
 
-    monkeypatch.setattr(la_full.subprocess.Popen, "wait", wait)
-    with pytest.raises(la_full.OutOfTime):
-        la_full.train(ROOT / "train_sup.py", run_folder, flags, la_full.time.monotonic() + 600)
+    monkeypatch.setattr(table.subprocess.Popen, "wait", wait)
+    with pytest.raises(table.OutOfTime):
+        table.call(words, tmp_path / "train.log", table.time.monotonic() + 600)
     state = torch.load(next(run_folder.glob("model/*/*/latest.pth")), weights_only=True)
     assert state["iteration"] >= 2

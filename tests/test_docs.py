@@ -72,12 +72,12 @@ def test_a_line_that_a_new_method_forgets_ends_in_a_sentence(data, tmp_path, cap
 
 
 def test_a_method_of_ones_own_is_one_new_file(repository, data, tmp_path):
-    """It trains, is tested and reported through benchmarks/seeds.py, from any folder."""
+    """It trains, is tested and reported through benchmarks/table.py, from any folder."""
     script = repository / "recipes/train_entropy.py"
     words = [script, *TINY.split(), "--root_path", data]
     assert "--consistency_rampup" in python(repository, script, "--help", cwd=tmp_path)
-    seeds = [repository / "benchmarks/seeds.py", "--seeds", 1, 2, "--out", tmp_path / "runs"]
-    table = python(repository, *seeds, *words, cwd=tmp_path)
+    rows = [repository / "benchmarks/table.py", "--seeds", 1, 2, "--labels", 3, "--out", tmp_path / "runs"]
+    table = python(repository, *rows, "--methods", script, "--flags", *words[1:], cwd=tmp_path)
     assert "EntMin" in table and "mean ± SD over seeds" in table
     report = python(repository, "-m", "mtseg.report", tmp_path / "runs", cwd=tmp_path)
     assert "EntMin" in report
@@ -110,7 +110,7 @@ def test_every_link_leads_somewhere():
 
 EXTRAS = ("PIL", "tifffile", "matplotlib", "skimage", "nibabel", "nrrd", "onnx", "onnxruntime")
 # Commands that other tests or .ci/run make: installing, the tests themselves, measuring, comparing commits.
-MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|la_full\.py")
+MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|--grid")
 SMALL = {"--max_iterations": 2, "--n_filters": 2, "--patch_size": "32 32 16", "--stride_xy": 16, "--stride_z": 8}
 SMALL |= {"--num_workers": 0, "--progress": 0}
 IMAGES = re.compile(r"--dims 2|data/(Steel|Coating|both|uhcs|ebc|ACDC)")  # of a command that trains on images
@@ -129,7 +129,9 @@ def small(line):
     line = line.replace('"Training Set" data/LA', '"Training Set" made/LA')
     line = line.replace("torchrun ", "python -m torch.distributed.run ")
     line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
-    before, script, rest = re.match(r"(.*?)((?:recipes/)?train_\w+\.py|$)(.*)", line).groups()
+    table = "table.py" in line
+    script = "--flags" if table else r"(?:recipes/)?train_\w+\.py"
+    before, script, rest = re.match(rf"(.*?)({script}|$)(.*)", line).groups()
     if not script:
         return line
     words = shlex.split(rest)
@@ -140,10 +142,9 @@ def small(line):
         begin = words.index(name)
         end = next((i for i in range(begin + 1, len(words)) if words[i].startswith("--")), len(words))
         del words[begin:end]
-    seeds = "seeds.py" in before
-    before = before.replace("seeds.py", "seeds.py --seeds 1") if seeds else before
+    before = before.replace("table.py", "table.py --seeds 1")
     words += [w for name, value in small.items() for w in (name, *str(value).split())]
-    return f"{before}{script} {shlex.join(words)}" + ("" if seeds or "--resume" in words else " --overwrite")
+    return f"{before}{script} {shlex.join(words)}" + ("" if table or "--resume" in words else " --overwrite")
 
 
 def run_page(page, workspace):

@@ -28,6 +28,7 @@ from mtseg.averaging import all_flips
 from mtseg.metrics import all_metrics
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
+from mtseg.results import OF_LARGEST
 from mtseg.script import scans, windows
 from mtseg.sliding_window import test_single_case as single_case
 from mtseg.winograd import convolutions as winograd
@@ -279,6 +280,14 @@ def test_cleaning_up_is_done_and_recorded(tmp_path, monkeypatch):
         result = infer(weights, source, *arguments, labels=tmp_path / "labels", output_dir=tmp_path / "out")
         assert (min(row["dice"] for row in result["cases"]) == 1) == right
     assert result["protocol"]["postprocessing"] == ["largest_component", "fill_holes"]
+    # The largest piece measured beside is what its clean-up alone gives, and the rest is untouched.
+    results = {}
+    for flag in ("--no-keep_memory", "--largest_component", "--measure_largest"):
+        out = tmp_path / f"out{flag}"
+        results[flag] = infer(weights, source, flag, labels=tmp_path / "labels", output_dir=out)["cases"]
+    for plain, cleaned, both in zip(*results.values(), strict=True):
+        assert plain["dice"] < cleaned["dice"]
+        assert both == plain | {f"{metric}_largest": cleaned[metric] for metric in OF_LARGEST}
 
 
 # -------------------------------------------------------------------------------------------------------- long jobs

@@ -17,7 +17,7 @@ from mtseg.classes import OKABE_ITO
 from mtseg.script.clock import StepClock, peak_memory
 from mtseg.script.monitor import Monitor, MonitorError, check_extras
 from mtseg.script.progress import draw_progress, panels_of
-from mtseg.script.runlog import MetricsError, read_metrics, training_seconds
+from mtseg.script.runlog import MetricsError, read_metrics, training_cost
 from mtseg.script.snapshot import case_picture, visible
 
 FIELDS = ["iteration", "phase", "lr", "loss", "consistency_weight", "val_dice_student", "val_dice_teacher"]
@@ -464,9 +464,9 @@ def test_a_damaged_or_foreign_metrics_csv_is_one_sentence(tmp_path):
         with pytest.raises(MetricsError, match=rf"^{file}: line {line} is not of a run's metrics.csv \(.*\); restore"):
             list(read_metrics(file))
         with pytest.raises(MetricsError):
-            training_seconds(file)
+            training_cost(file)
     file.write_text("iteration,loss,iterations_per_second\n1,0.5,0\n")
     with pytest.raises(MetricsError, match="of iteration 1"):
-        training_seconds(file)
+        training_cost(file)
     file.write_text("\ufeffiteration,loss,iterations_per_second\n4,0.5,2\n6,0.5,4\n8,0.4")
-    assert training_seconds(file) == 2.5
+    assert training_cost(file)[0] == 2.5

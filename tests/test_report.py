@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -116,6 +117,70 @@ def test_a_result_that_records_its_own_figures(tmp_path):
     assert all(words in text for words in ("9.45 M", "2.0 h", "2.5 s", "HD95 mm", "last iteration"))
     assert (
         "training: all iterations, each from waiting for its batch to the updated weights; without validation" in text
+    )
+
+
+def test_holms_correction_is_that_of_all_intersections(tmp_path):
+    """Against the closed test with Bonferroni's: the largest corrected p of the sets of hypotheses that hold one."""
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 5):
+        p = rng.uniform(0, 0.4, count)
+        sets = [list(s) for size in range(1, count + 1) for s in itertools.combinations(range(count), size)]
+        closed = [max(min(1, len(s) * p[s].min()) for s in sets if i in s) for i in range(count)]
+        np.testing.assert_allclose(report.holm(p), closed)
+    assert report.holm([]).shape == (0,)
+    # In a table over all rows that are tested, in each metric apart.
+    dice = rng.uniform(0.5, 0.8, 12)
+    for number, method in enumerate(("supervised", "A", "B")):
+        write_run(tmp_path, method, dice=[float(d) for d in dice + 0.05 * number * rng.normal(0.4, 1, 12)])
+    table, _ = report.report([tmp_path], baseline="supervised")
+    for metric in ("dice", "hd95"):
+        p, corrected = (
+            [r[f"{metric}_{name}"] for r in table.records if r["method"] != "supervised"] for name in ("p", "p_holm")
+        )
+        np.testing.assert_allclose(corrected, report.holm(p))
+    text = report.to_text(table)
+    assert "p, Holm" in text and f"{table.records[1]['dice_p_holm']:.3f}" in text
+
+
+def test_iterations_that_were_looked_at_give_the_inflation_and_a_mark(tmp_path):
+    """latest.pth holds the weights of the last file: tested, too, it counts once; left before the end, it is a look."""
+    looks = {1: ([0.5, 0.7], [0.8, 0.6], [0.6, 0.6]), 2: ([0.4, 0.4], [0.3, 0.3], [0.5, 0.5])}
+    for seed, (early, middle, end) in looks.items():
+        write_run(tmp_path, seed=seed, dice=early, weights="iter_2", selection="iteration 2 of 6")
+        write_run(tmp_path, seed=seed, dice=middle, weights="latest", selection="iteration 4 of 6")
+        write_run(tmp_path, seed=seed, dice=end)
+    write_run(tmp_path, "supervised", seed=1, dice=[0.5, 0.6])
+    write_run(tmp_path, "supervised", seed=1, dice=[0.5, 0.6], weights="latest")
+    table, (supervised, row) = report.report([tmp_path])
+    np.testing.assert_allclose(row.inflation(), [0.7 - 0.6, 0], atol=1e-12)
+    assert supervised.inflation() is None and supervised.mark == "" and len(supervised.results) == 1
+    assert sum("counts once" in note for note in table.notes) == 1
+    assert [record["dice_inflation"] for record in table.records] == [None, pytest.approx(0.05)]
+    for text in (report.to_text(table), report.to_markdown(table), report.to_latex(table)):
+        assert "MT, student†" in text.replace(r"$^{\dagger}$", "†") and "5.00 ± 7.07" in text.replace(r"$\pm$", "±")
+        assert "tested at 3 iterations: all figures are the last one's" in text.replace("\n  ", " ")
+
+
+def test_published_figures_of_a_json_file_stand_in_a_column(tmp_path, capsys):
+    every = json.loads((ROOT / "benchmarks/published.json").read_text())
+    assert all(entry["selection"] and entry["source"] and 0 < entry["dice"] < 100 for entry in every)
+    write_run(tmp_path, "UAMT", dice=[0.5, 0.6], dataset="LA_half", iteration_seconds=0.5, peak_memory_mb=2500)
+    write_run(tmp_path, "supervised", dice=[0.5, 0.6], dataset="LA_half", iteration_seconds=0.25, peak_memory_mb=1500)
+    table, _ = report.report([tmp_path], published=ROOT / "benchmarks/published.json")
+    cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [cell["published"] for cell in cells] == [
+        ["-"],
+        ["84.25 (last iteration; DTC's table)", "85.81 (selection not stated; CrossMatch's table)"],
+    ]
+    assert [(cell["iteration"], cell["memory"]) for cell in cells] == [
+        (["0.25 s"], ["1.50 GB"]),
+        (["0.5 s"], ["2.50 GB"]),
+    ]
+    assert any("not comparable with the rows here" in note for note in table.notes)
+    (tmp_path / "wrong.json").write_text('[{"method": "A"}]')
+    assert "wrong.json: holds no published figures" in run_report(
+        capsys, tmp_path, "--published", tmp_path / "wrong.json"
     )
 
 

@@ -34,14 +34,10 @@ def test_ss_net_computes_its_equations(data, tmp_path, best):
     heads = nn.ModuleList([perceptron(4, 32, nn.ReLU()), perceptron(32, 32, nn.ReLU())])
     heads.extend([perceptron(32, 1, nn.LeakyReLU(0.2)) for _ in range(2)])
     projection, prediction, selector, memory_selector = heads
-    settings = {
-        "n_filters": 4,
-        "consistency": CONSISTENCY,
-        "normalization": "none",
-        "pretrained": tmp_path / "both.pth",
-    }
+    settings = {"n_filters": 4, "consistency": CONSISTENCY, "normalization": "none"}
+    settings |= {"pretrained": tmp_path / "both.pth", "max_iterations": ITERATIONS}
     switches = ["--best_prototypes"] if best else []
-    folder = run("SSNet", data, tmp_path, *switches, max_iterations=ITERATIONS, **settings)
+    folder = run("SSNet", data, tmp_path, *switches, **settings)
     optimizer = torch.optim.SGD([*net.parameters(), *heads.parameters()], lr=0.01, momentum=0.9, weight_decay=0.0001)
 
     def forward(x):

@@ -1,6 +1,6 @@
 """A report of runs as one HTML file that needs no network: table, box plots, curves, gallery, cases and settings.
 
-    python -m mtseg.html_report runs/half_sup_8 runs/half_MT_8 --baseline supervised --out report.html
+    python -m mtseg.html_report runs/half_sup runs/half_MT --baseline supervised --out report.html
     python -m mtseg.html_report model --predictions MT=predictions/MT --out report.html
 
 Tables sort by a click on a heading. `--predictions` adds, for each folder that `inference.py --save_result` or

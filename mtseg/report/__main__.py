@@ -1,7 +1,7 @@
 """One table of results with their uncertainty, from the metrics.json files that inference.py writes.
 
     python -m mtseg.report model                                       # everything tested under model/
-    python -m mtseg.report runs/half_sup_8 runs/half_MT_8 --baseline supervised
+    python -m mtseg.report runs/half_sup runs/half_MT --baseline supervised
     python -m mtseg.report runs --baseline supervised --published --out table.tex
 
 A row is a method, its weights (student or teacher) and its number of labelled cases; runs that differ in the seed alone
@@ -13,12 +13,15 @@ share it. Each metric is given as
                                 another draw of patients might give, not what another seed might
     p (pairs)                   two-sided Wilcoxon signed-rank test against --baseline on the same cases, each
                                 averaged over the seeds first
+    p, Holm                     the same, corrected for the tests of all rows in that metric
 
 Of images, Dice, IoU and pixel accuracy also stand there as those of the pixels of all images together, called pooled; a
 result on several data sets has a row for each.
 
 Rows that are not comparable with the baseline (without one: the first row), because of other test cases, units,
-windows or selection, carry a mark and a footnote that says why; so do rows tested on cases of their own training.
+windows or selection, carry a mark and a footnote that says why; so do rows tested on cases of their own training, and
+rows of which several iterations were tested: these are no rows, but the column `inflation` says what the best of them
+has more than the last. A --published .json file fills a column beside; a .csv file gives rows.
 """
 
 from pathlib import Path

@@ -71,6 +71,11 @@ def _faults(row):
     if row.published is not None:
         return ["published"]
     faults = []
+    if looks := max(len(result.looks) for result in row.results):
+        faults.append(
+            f"tested at {looks + 1} iterations: all figures are the last one's, inflation is what the best of them on "
+            f"these cases has more"
+        )
     if count := len(row.trained_on):
         faults.append(f"tested on {count} case{'s' if count > 1 else ''} that it was trained on")
     if any(result.replaced for result in row.results):

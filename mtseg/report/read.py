@@ -21,11 +21,13 @@ class ReportError(ValueError):
 class Result:
     """What one metrics.json says; None is what it does not say.
 
-    `inference_seconds`: of a case. `training_seconds`: see runlog.training_seconds. `input`: the scans that were
-    segmented, None for the cases of a list. `preprocessing`: how the scans or the training data were prepared.
+    `inference_seconds`: of a case. `training_seconds`, `iteration_seconds`, `peak_memory_mb`: see
+    runlog.training_cost. `input`: the scans that were segmented, None for the cases of a list. `preprocessing`: how the
+    scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
-    `images`: whether the cases are images, which have a pixel accuracy.
+    `images`: whether the cases are images, which have a pixel accuracy. `looks`: Results of earlier iterations of the
+    run on the same cases, tested in the same way.
     """
 
     path: Path
@@ -43,6 +45,8 @@ class Result:
     parameters: float | None = None
     inference_seconds: float | None = None
     training_seconds: float | None = None
+    iteration_seconds: float | None = None
+    peak_memory_mb: float | None = None
     run: Path | None = None
     config: dict = field(default_factory=dict)
     network: dict = field(default_factory=dict)
@@ -50,6 +54,7 @@ class Result:
     preprocessing: dict | None = None
     trained_on: tuple = ()
     images: bool = False
+    looks: list = field(default_factory=list)
 
     def case_names(self):
         return tuple(sorted({row["case"] for row in self.cases}))
@@ -146,6 +151,8 @@ def read_result(path):
         parameters=number("parameters"),
         inference_seconds=None if seconds is None else seconds / segmented,
         training_seconds=number("training_seconds"),
+        iteration_seconds=number("iteration_seconds"),
+        peak_memory_mb=number("peak_memory_mb"),
         run=run if config else None,
         config=config,
         network=network,

@@ -6,6 +6,7 @@ Results are read.Result.
 import csv
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -80,10 +81,40 @@ class Row:
         parts = [[[seed.get((case, c)) for c in classes] for case in self.case_names()] for seed in found]
         return None if any(entry is None for seed in parts for case in seed for entry in case) else np.array(parts)
 
+    def inflation(self):
+        """(seeds,): the best mean Dice of all the iterations that were tested less that of the last; None where the
+        last alone was tested. It is what a checkpoint gains that is selected on the test cases."""
+        if not any(result.looks for result in self.results):
+            return None
+        dices = [[np.nanmean([*r.values("dice").values()]) for r in (one, *one.looks)] for one in self.results]
+        return np.array([max(seed) - seed[0] for seed in dices])
+
     def mean_of(self, attribute):
         """The mean over the runs of a number each of them records, None where one does not."""
         numbers = [getattr(result, attribute) for result in self.results]
         return sum(numbers) / len(numbers) if numbers and None not in numbers else None
+
+
+def published_beside(path, rows):
+    """{id of a row: the published figures of its method with as many labels on its data}, from a JSON file like
+    benchmarks/published.json; those on LA also stand beside rows on LA_half. Raises ReportError."""
+
+    def plain_name(name):
+        return re.sub("[^a-z0-9+]", "", name.lower())
+
+    try:
+        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        known = [(entry["data"], entry["labels"], plain_name(entry["method"])) for entry in entries]
+        for entry in entries:
+            entry |= {"dice": entry["dice"] / scale("dice"), "said": f"{entry['selection']}; {entry['source']}"}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{path}: holds no published figures ({error}); see benchmarks/published.json") from error
+    beside = {}
+    for row in rows:
+        wanted = row.dataset.split("_")[0], row.labelnum, plain_name(row.method.split(" (")[0])
+        if found := [entry for entry, key in zip(entries, known, strict=True) if key == wanted]:
+            beside[id(row)] = found
+    return beside
 
 
 def read_published(path):
@@ -122,9 +153,11 @@ def settings_to_compare(configs):
 def group_results(results):
     """(rows, notes): results that differ in the seed alone become one Row. Raises ReportError on two of one seed.
 
-    The same checkpoint tested twice in the same way counts once. Rows that would have the same name are told apart by
-    the settings in which they differ.
+    The same weights tested twice in the same way count once, in whatever file they lie. Results of earlier iterations
+    go to the `looks` of their run's last. Rows that would have the same name are told apart by the settings in which
+    they differ.
     """
+    results = _with_looks(results)
     groups, notes = {}, []
     methods = {result.method for result in results}
     compared = {m: settings_to_compare([r.config for r in results if r.method == m]) - {"exp"} for m in methods}
@@ -134,7 +167,7 @@ def group_results(results):
         how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, [])
-        twin = next((other for other in members if result.sha256 and other.sha256 == result.sha256), None)
+        twin = next((other for other in members if _same_weights(result, other)), None)
         if twin:
             notes.append(f"{result.path} tests the same checkpoint as {twin.path}; it counts once.")
             continue
@@ -160,6 +193,29 @@ def group_results(results):
             for other, words in zip(same, tell_apart([r.results[0].config for r in same], tests), strict=True):
                 other.method += words
     return rows, notes
+
+
+def _same_weights(one, other):
+    """Whether two results are of one file, or of the last iteration in two files of a run: latest.pth and iter_N.pth
+    give the same figures."""
+    if one.sha256 and one.sha256 == other.sha256:
+        return True
+    return None is not one.run == other.run and frozen(one.cases) == frozen(other.cases)
+
+
+def _with_looks(results):
+    """The `results` without those of earlier iterations of a run whose last one is there: these are its `looks`."""
+
+    def key(result):
+        how = frozen([result.protocol, result.unit, result.input, result.case_names(), result.dataset])
+        return result.run, result.weights, how
+
+    last = {key(result): result for result in reversed(results) if result.run and result.selection == "last iteration"}
+    kept = []
+    for result in results:
+        end = last.get(key(result)) if re.fullmatch(r"iteration \d+ of \d+", result.selection) else None
+        (kept if end is None else end.looks).append(result)
+    return kept
 
 
 def _how_tested(row):

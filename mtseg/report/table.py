@@ -2,17 +2,18 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from mtseg.report.compare import baseline_of, find_baseline, mark_rows
 from mtseg.report.read import ReportError, find_results
-from mtseg.report.rows import group_results, read_published
-from mtseg.report.summary import RESAMPLES, paired_test, pooled_statistics, statistics
+from mtseg.report.rows import group_results, published_beside, read_published
+from mtseg.report.summary import RESAMPLES, holm, paired_test, pooled_statistics, statistics
 from mtseg.results import METRICS, POOLED, heading, is_distance, scale
 
 DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 OF_IMAGES = ("dice", "dice_pooled", "jaccard", "jaccard_pooled", "pixel_accuracy_pooled", "hd95")
 # The lines of a cell.
-STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval", "p (pairs)")
+STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval", "p (pairs)", "p, Holm")
 UNKNOWN = "-"
 
 
@@ -30,7 +31,10 @@ class Table:
 
 def default_metrics(rows):
     """The metrics of a table of these rows, unless others are asked for."""
-    return OF_IMAGES if any(result.images for row in rows for result in row.results) else DEFAULT_METRICS
+    results = [result for row in rows for result in row.results]
+    metrics = OF_IMAGES if any(result.images for result in results) else DEFAULT_METRICS
+    largest = ("dice_largest", "hd95_largest")
+    return metrics + largest if results and all(largest[0] in result.cases[0] for result in results) else metrics
 
 
 def report(paths, baseline=None, metrics=None, published=None, per_class=False):
@@ -46,19 +50,23 @@ def report(paths, baseline=None, metrics=None, published=None, per_class=False):
         names = sorted(held)
         raise ReportError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
     baselines = find_baseline(rows, baseline) if baseline else []
-    if published:
+    beside = {}
+    if published and Path(published).suffix == ".json":
+        beside = published_beside(published, rows)
+    elif published:
         wanted = {(row.dataset, row.labelnum) for row in rows}
-        beside = [row for row in read_published(published) if (row.dataset, row.labelnum) in wanted]
-        more += [] if beside else [f"{published} has no figures for these data and numbers of labels."]
-        rows += beside
+        theirs = [row for row in read_published(published) if (row.dataset, row.labelnum) in wanted]
+        rows += theirs
+    if published and not (beside or any(row.published for row in rows)):
+        more.append(f"{published} has no figures for these data and numbers of labels.")
     footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
-    return _table(rows, metrics, baselines, footnotes, dict.fromkeys([*more, *notes]), per_class), rows
+    return _table(rows, metrics, baselines, footnotes, dict.fromkeys([*more, *notes]), per_class, beside), rows
 
 
 def _describe(row, metric, label, baselines):
     """What the table says of one metric of a row: its statistics, and where there are `baselines` the test, or `why`
     there is none."""
-    entry = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p"), math.nan)
+    entry = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p", "p_holm"), math.nan)
     entry |= {"undefined": 0, "pairs": 0, "why": ""}
     if row.published is not None:
         return entry | {"mean": row.published.get(metric, math.nan)}
@@ -77,8 +85,9 @@ def _describe(row, metric, label, baselines):
     return entry | {"p": p, "pairs": pairs, "why": why}
 
 
-def _table(rows, metrics, baselines, footnotes, notes, per_class):
-    """The Table of `rows`; what explains it stands between the `footnotes` and the `notes`."""
+def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
+    """The Table of `rows`; what explains it stands between the `footnotes` and the `notes`. `beside`: {id of a row: its
+    published figures}, or empty."""
     measured = [row for row in rows if row.results]
     several_classes = any(len(row.classes()) > 1 for row in measured)
     per_class = per_class and several_classes
@@ -87,12 +96,16 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
     images = all(result.images for row in measured for result in row.results)
     columns = ["dataset", "method", "labels", "class", "seeds", "statistic"]
     columns += [heading(metric, unit, images) for metric in metrics]
-    columns += ["parameters", "training", "inference a case", "selection", "source"]
+    inflated = any(row.inflation() is not None for row in measured)
+    columns += ["inflation Dice %"] * inflated + ["published"] * bool(beside)
+    columns += ["parameters", "training", "iteration", "memory", "inference a case", "selection", "source"]
 
     cells, keys, records, untested, undefined = [], [], [], {}, []
     lines = [(row, label) for row in rows for label in [*(row.classes() if per_class else ()), "mean"]]
-    for row, label in lines:
-        entries = {metric: _describe(row, metric, label, baselines) for metric in metrics}
+    described = [{metric: _describe(row, metric, label, baselines) for metric in metrics} for row, label in lines]
+    several_tests = _correct(lines, described)
+    statistics_shown = STATISTICS[: 3 + bool(baselines) + several_tests]
+    for (row, label), entries in zip(lines, described, strict=True):
         of_class = f", {'mean over the classes' if label == 'mean' else f'class {label}'}" if per_class else ""
         for metric, entry in entries.items():
             if entry["why"]:
@@ -101,19 +114,30 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
         if left_out := [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]:
             which = ", ".join(left_out)
             undefined.append(f"{row.title}{of_class}: not defined for an empty mask, and left out: {which}.")
-        cost = {name: row.mean_of(name) for name in ("parameters", "training_seconds", "inference_seconds")}
+        cost = {name: row.mean_of(name) for name in SHOWN}
+        inflation = row.inflation() if label == "mean" else None
+        figures = beside.get(id(row), []) if label == "mean" else []
         head = [row.dataset, row.name + row.mark, row.labelnum, label, len(row.results) or None, ""]
         means = [entry["mean"] for entry in entries.values()]
-        keys.append([*head, *means, *cost.values(), row.selection, row.source])
+        more = [None if inflation is None else inflation.mean()] * inflated
+        more += [figures[0]["dice"] if figures else None] * bool(beside)
+        keys.append([*head, *means, *more, *cost.values(), row.selection, row.source])
         texts = [[UNKNOWN if value is None else str(value)] for value in head]
-        texts[5] = list(STATISTICS if baselines else STATISTICS[:-1]) if row.results else ["mean"]
-        texts += [_lines(entries[m], m, row, bool(baselines), not unit) for m in metrics]
-        shown = [_count(cost["parameters"]), *(_duration(seconds) for seconds in [*cost.values()][1:])]
+        texts[5] = list(statistics_shown) if row.results else ["mean"]
+        texts += [_lines(entries[m], m, row, statistics_shown, not unit) for m in metrics]
+        texts += [[_inflation(inflation)]] * inflated
+        texts += [[f"{100 * f['dice']:.2f} ({f['said']})" for f in figures] or [UNKNOWN]] * bool(beside)
+        shown = [SHOWN[name](value) for name, value in cost.items()]
         cells.append([*texts, *([text] for text in [*shown, row.selection, row.source])])
-        records.append(_record(row, label, entries, cost))
+        records.append(_record(row, label, entries, cost, inflation, figures))
 
     kept, constant = _columns_that_vary(columns, cells)
-    explained = [*constant, *_explanations(measured, baselines)]
+    explained = [*constant, *_explanations(measured, baselines, several_tests)]
+    if beside:
+        explained.append(
+            "published: Dice as printed, on the whole data by the papers' own budgets, with how the checkpoint was "
+            "selected and whose table it is; not comparable with the rows here."
+        )
     if any(metric.endswith("_pooled") for metric in metrics):
         explained.append(
             "pooled: of the pixels of all test images together, one number a seed: without SD over cases and p; its "
@@ -129,7 +153,19 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class):
     return Table(columns, rest[: len(cells)], rest[len(cells) :], notes, records)
 
 
-def _explanations(rows, baselines):
+def _correct(lines, described):
+    """Fill in 'p_holm': of each metric, and of each class apart, over all rows. Whether there are several tests."""
+    several = False
+    for metric, label in {(metric, label) for _, label in lines for metric in described[0]}:
+        every = [entries[metric] for (_, of), entries in zip(lines, described, strict=True) if of == label]
+        tested = [entry for entry in every if not math.isnan(entry["p"])]
+        for entry, p in zip(tested, holm([entry["p"] for entry in tested]), strict=True):
+            entry["p_holm"] = float(p)
+        several |= len(tested) > 1
+    return several
+
+
+def _explanations(rows, baselines, several_tests):
     """Sentences that say what the statistics of `rows`, tested against `baselines`, are of."""
     seeds = sorted({result.seed for row in rows for result in row.results} - {None})
     named = f" ({'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))})" if seeds else ""
@@ -142,7 +178,7 @@ def _explanations(rows, baselines):
     if any(row.mean_of("training_seconds") is not None for row in rows):
         sentences.append(
             "training: all iterations, each from waiting for its batch to the updated weights; without validation, "
-            "saving and starting."
+            "saving and starting. iteration: their mean. memory: the most of the process, on a GPU of its tensors."
         )
     if baselines:
         against = "; ".join(dict.fromkeys(row.title for row in baselines))
@@ -150,11 +186,13 @@ def _explanations(rows, baselines):
             f"p: Wilcoxon signed-rank test, two-sided, not corrected for several tests, against {against}, on the same "
             f"cases, each averaged over the seeds first; in brackets the pairs."
         )
+    if several_tests:
+        sentences.append("p, Holm: corrected for the tests of all rows in that metric, of each class apart.")
     return sentences
 
 
-def _lines(entry, metric, row, tested, name_unit):
-    """The lines of one cell: mean and deviation over seeds, deviation over cases, interval, p."""
+def _lines(entry, metric, row, shown, name_unit):
+    """The lines of one cell: those of STATISTICS that are `shown`."""
 
     def number(name):
         return UNKNOWN if math.isnan(entry[name]) else f"{scale(metric) * entry[name]:.2f}"
@@ -168,11 +206,15 @@ def _lines(entry, metric, row, tested, name_unit):
         first += f" {row.unit}"
     if row.published is not None:
         return [first]
-    lines = [first, number("sd_cases"), f"[{number('low')}, {number('high')}]"]
-    if tested:
-        p = "<0.001" if entry["p"] < 0.001 else f"{entry['p']:.3f}"
-        lines.append(UNKNOWN if math.isnan(entry["p"]) else f"{p} ({entry['pairs']})")
-    return lines
+    p, corrected = ("<0.001" if entry[name] < 0.001 else f"{entry[name]:.3f}" for name in ("p", "p_holm"))
+    tests = [UNKNOWN] * 2 if math.isnan(entry["p"]) else [f"{p} ({entry['pairs']})", corrected]
+    return [first, number("sd_cases"), f"[{number('low')}, {number('high')}]", *tests][: len(shown)]
+
+
+def _inflation(values):
+    if values is None:
+        return UNKNOWN
+    return f"{100 * values.mean():.2f}" + (f" ± {100 * values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def _count(number):
@@ -189,9 +231,18 @@ def _duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
+def _memory(megabytes):
+    return UNKNOWN if megabytes is None else f"{megabytes / 1e3:.2f} GB"
+
+
+SHOWN = {"parameters": _count, "training_seconds": _duration, "iteration_seconds": _duration}
+SHOWN |= {"peak_memory_mb": _memory, "inference_seconds": _duration}
+
+
 def _columns_that_vary(columns, cells):
     """(indices of the columns to print, sentences for the others): what is the same in all rows is said once."""
-    foldable = {"dataset", "class", "parameters", "training", "inference a case", "selection", "source"}
+    foldable = {"dataset", "class", "parameters", "training", "iteration", "memory", "inference a case"}
+    foldable |= {"selection", "source"}
     kept, sentences = [], []
     for i, name in enumerate(columns):
         values = {tuple(row[i]) for row in cells}
@@ -203,13 +254,15 @@ def _columns_that_vary(columns, cells):
     return kept, [f"{'; '.join(sentences)}."] if sentences else []
 
 
-def _record(row, label, entries, cost):
+def _record(row, label, entries, cost, inflation, figures):
     record = {"dataset": row.dataset, "method": row.method, "weights": row.weights, "labelnum": row.labelnum}
     record |= {"class": label, "seeds": " ".join(str(r.seed) for r in row.results), "cases": row.test_cases}
     for metric, entry in entries.items():
         record |= {f"{metric}_{name}": value for name, value in entry.items() if name != "why"}
     record |= {"unit": row.unit, "selection": row.selection}
     parameters = cost["parameters"] and round(cost["parameters"])
-    record |= {"parameters": parameters, "training_seconds": cost["training_seconds"]}
-    record["inference_seconds_a_case"] = cost["inference_seconds"]
+    record |= {**cost, "parameters": parameters, "inference_seconds_a_case": cost["inference_seconds"]}
+    del record["inference_seconds"]
+    record["dice_inflation"] = None if inflation is None else float(inflation.mean())
+    record["dice_published"] = "; ".join(f"{figure['dice']:.4f} ({figure['said']})" for figure in figures)
     return record | {"not_comparable": row.incomparable, "source": row.source}

@@ -69,6 +69,8 @@ def inference_parser(description):
     flag("--tta", action="store_true", help="average over the mirrored images, too: eight of a volume, four in 2-D")
     flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
     flag("--largest_component", action="store_true", help="keep only the largest connected piece of each class")
+    largest = "also measure the largest connected piece of each class: columns dice_largest and the like"
+    rare("--measure_largest", action="store_true", help=largest)
     flag("--fill_holes", action="store_true", help="fill background that a class encloses")
     rare("--save_probabilities", action="store_true", help="also write <output_dir>/probabilities/<case>.h5, float16")
     methods = ("mc_dropout", "ensemble", "teacher")
@@ -119,14 +121,14 @@ def parse_inference(parser, argv):
     take_over(parser, args, args.configs[0], defaults)
     if given and Path(given).resolve() != Path(str(args.configs[0].get("root_path"))).resolve():
         args.dataset_name = folder_name(given)  # the run's is that of other data
-    if args.input is None and (args.labels or args.preprocessing or args.go_on):
-        raise FlagError("--labels, --preprocessing and --continue are about scans: name them by --input")
+    if args.input is None and (args.labels or args.preprocessing):
+        raise FlagError("--labels and --preprocessing are about scans: name them by --input")
     if args.input and args.save_result:
         raise FlagError("--save_result is for the cases of a list: with --input predictions are written anyway")
-    if args.background is None and (args.largest_component or args.fill_holes):
+    if args.background is None and (args.largest_component or args.fill_holes or args.measure_largest):
         raise FlagError(
-            "--largest_component and --fill_holes without a background: nothing could stand in the place of what they "
-            "take away; leave them out"
+            "--largest_component, --measure_largest and --fill_holes without a background: nothing could stand in the "
+            "place of what they take away; leave them out"
         )
     if args.uncertainty == "ensemble" and len(args.model_path) < 2:
         raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")

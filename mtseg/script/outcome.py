@@ -15,7 +15,7 @@ from mtseg.results import case_means, one_or_all, summarize, table, to_csv, with
 from mtseg.script.flags import FlagError
 from mtseg.script.inference_flags import listed_in
 from mtseg.script.runfolder import RESULT_FOLDERS, holds_run, selection_of
-from mtseg.script.runlog import training_seconds
+from mtseg.script.runlog import training_cost
 from mtseg.script.segment import POSTPROCESSING
 
 NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
@@ -72,7 +72,8 @@ def result_of(args, trained, cases, entries):
     rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
     learned = listed_in(args.configs, "train_cases", "unlabeled_cases")
     selection = one_or_all(map(selection_of, args.model_path, args.configs, trained.checkpoints))
-    seconds = [training_seconds(folder / "metrics.csv") for folder in {path.parent for path in args.model_path}]
+    costs = [training_cost(folder / "metrics.csv") for folder in {path.parent for path in args.model_path}]
+    seconds, iterations, memory = (None if None in cost else cost for cost in zip(*costs, strict=True))
     result = {
         "checkpoint": one_or_all(map(str, args.model_path)),
         "checkpoint_sha256": one_or_all(trained.sha256),
@@ -90,7 +91,9 @@ def result_of(args, trained, cases, entries):
         "trained_on": sorted(learned & {row["case"] for row in rows}),
         "parameters": trained.parameters,
         "inference_seconds": sum(entry["seconds"] for entry in entries.values()),
-        "training_seconds": None if None in seconds else sum(seconds),
+        "training_seconds": seconds and sum(seconds),
+        "iteration_seconds": seconds and sum(seconds) / sum(iterations),
+        "peak_memory_mb": memory and max(memory),
         "torch": str(torch.__version__),
         "summary": summarize(rows),
         "cases": rows,

@@ -128,18 +128,22 @@ def _damaged(path, number, error):
     return MetricsError(f"{path}: line {number} is not of a run's metrics.csv ({reason}); restore it or move it away")
 
 
-def training_seconds(path):
-    """The time of all iterations in a metrics.csv, each from asking for its batch to the updated weights; None without
-    rows. Validation, logging, saving and starting are not in it. Raises MetricsError."""
-    seconds = before = 0
+def training_cost(path):
+    """(seconds, iterations, most memory in MB) of a metrics.csv; None each that no row tells. Raises MetricsError.
+
+    The seconds of an iteration are from asking for its batch to the updated weights: validation, logging, saving and
+    starting are not in them. The memory is clock.StepClock's.
+    """
+    seconds = before = peak = 0
     for row in read_metrics(path):
         try:
             seconds += (int(row["iteration"]) - before) / float(row["iterations_per_second"])
+            peak = max(peak, float(row.get("peak_memory_mb") or 0))
         except (ValueError, KeyError, ZeroDivisionError) as error:
             reason = ValueError("it has no usable iterations_per_second")
             raise _damaged(path, f"of iteration {row['iteration']}", reason) from error
         before = int(row["iteration"])
-    return seconds if before else None
+    return seconds or None, before or None, peak or None
 
 
 class StopSignals:

@@ -98,7 +98,7 @@ def listed_scans(args):
         for case in dataset.image_list if unit == "mm" else ():
             spacings[case] = read_volume(dataset.path(case), header_only=True).spacing
     readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
-    return Cases(readers, unit, {}, {})
+    return Cases(readers, unit, {case: [dataset.path(case)] for case in readers}, {})
 
 
 def read_listed(dataset, source, case, spacing):

@@ -25,6 +25,7 @@ from mtseg.metrics import all_metrics, pixel_accuracy
 from mtseg.networks import NETWORKS
 from mtseg.postprocess import fill_holes, largest_component
 from mtseg.preprocess import PreprocessError, restore_scores
+from mtseg.results import OF_LARGEST
 from mtseg.script import scans
 from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
@@ -126,17 +127,25 @@ def clean(prediction, args):
 
 
 def measure(prediction, label, spacing, args):
-    """[{'class': number or name, <metric>: value, ...}, ...]; voxels of the label `args.ignore_index` do not count."""
+    """[{'class': number or name, <metric>: value, ...}, ...]; voxels of the label `args.ignore_index` do not count.
+
+    With --measure_largest also <metric>_largest, of the largest connected piece of each class alone.
+    """
     ignored = None if args.ignore_index is None else label == args.ignore_index
     if ignored is not None and ignored.all():
         raise DataError("nobody labelled any of its pixels, so nothing can be measured; leave it out of the list")
     right = {} if label.ndim == 3 else {"pixel_accuracy": pixel_accuracy(prediction, label, args.ignore_index)}
-    return [
-        {"class": class_name(args.classes, number)}
-        | all_metrics(prediction == number, label == number, spacing, args.tolerance, ignored)
-        | right
-        for number in counted_classes(args)
-    ]
+    largest = largest_component(prediction) if args.measure_largest else None
+    rows = []
+    for number in counted_classes(args):
+        reference = label == number, spacing, args.tolerance, ignored
+        found = all_metrics(prediction == number, *reference)
+        rows.append({"class": class_name(args.classes, number)} | found | right)
+        if largest is not None:
+            if (largest == number).sum() < (prediction == number).sum():
+                found = all_metrics(largest == number, *reference)
+            rows[-1] |= {f"{metric}_largest": found[metric] for metric in OF_LARGEST}
+    return rows
 
 
 def infer_case(name, scan, trained, unit, output_dir, args):

@@ -1,0 +1,215 @@
+"""One table of methods x numbers of labels x seeds x data sets: train, test, print.
+
+    python benchmarks/table.py --out runs/phantom --methods train_sup MT CPS --labels 4 --flags --dataset_name Phantom
+    python benchmarks/table.py --out runs/mine --data data/LA --methods recipes/train_mine.py --labels 8 16
+    python benchmarks/table.py --out runs/half --grid benchmarks/grids/la_half.json --minutes 9
+
+Runs are done two at a time, one thread each, and lie in <out>/<data>/<method>_<labels>/seed<seed>. What is finished is
+not done again, and what was cut off, however that came, goes on: the same command prints the same table a second time
+at once. Exit code 0: all is done; 3: --minutes are over and there is more to do; 2: a mistake. So, in a shell:
+
+    while python benchmarks/table.py --out runs/half --grid GRID.json --minutes 9; [ $? -eq 3 ]; do :; done
+
+A grid is a JSON file of these flags; what the command line says goes before it. --data and --methods are {name: words}
+there, and NAME=WORDS on the command line. The words of a data set are its folder and flags; those of a method are its
+script, where that is not its name, and flags. The method '*', the default, is every training script that has no name of
+its own. Flags for all runs come first, then those of the data, then those of the method; the last one counts.
+
+The table is that of `python -m mtseg.report <out> --per_class`; it is in <out>/table.md too. Tested are the weights of
+the last iteration. `--select_on_test N` also keeps and tests those of every N iterations: the column `inflation` says
+what the best of them has more, which is what a table gains that selects on its test cases.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mtseg.checkpoint import write_whole
+from mtseg.report import read_result, report, to_markdown, to_text
+from mtseg.script.flags import HOME, one_sentence, read_config
+from mtseg.script.methods import find_script, trained_weights, training_scripts
+from mtseg.script.runfolder import numbered_weights
+
+MORE_TO_DO = 3
+TO_STOP = 30  # seconds that a training may need to finish its iteration and save
+running = set()  # the processes that this one started
+
+
+class BenchmarkError(Exception):
+    """A run that failed, or that lacks what was asked for; the message is one sentence with the remedy."""
+
+
+class OutOfTime(Exception):
+    """The time of this call is used up; the message says what was going on."""
+
+
+def call(words, log, deadline):
+    """Run a script on one thread until the `deadline`, its output in the file `log`."""
+    seconds = deadline - time.monotonic() - TO_STOP
+    if seconds <= 0:
+        raise OutOfTime(f"{log.parent} is not done")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(log, "ab") as file:
+        process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, stderr=file, env=environment)
+        running.add(process)
+        try:
+            code = process.wait(None if math.isinf(seconds) else seconds)
+        except subprocess.TimeoutExpired:
+            raise OutOfTime(f"{log.parent} is not done") from None
+        finally:
+            stop(process)
+            running.discard(process)
+    if code:
+        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        raise BenchmarkError(f"{words[0]} ended with exit code {code} ({last}); all its output is in {log}")
+
+
+def stop(process):
+    """End a process that still runs: on SIGTERM a training finishes its iteration, saves and stops."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TO_STOP)
+    process.kill()
+    process.wait()
+
+
+def train_and_test(folder, words, args, deadline):
+    """Yield the metrics.json of each of a run's weights, trained and tested unless that was done before."""
+    script, test = Path(words[0]), shlex.split(args.test_flags)
+    shown = str(script.relative_to(HOME) if HOME in script.parents else script)
+    asked, record = {"train": [shown, *words[1:]], "test": test}, folder / "command.json"
+    if record.exists() and (before := read_config(record)) != asked:
+        raise BenchmarkError(f"{folder}: holds another run ({json.dumps(before)}); give its flags, or another --out")
+    write_whole(record, json.dumps(asked).encode())
+    if trained_weights(folder) is None:
+        call([*words, "--output_dir", folder, "--resume"], folder / "train.log", deadline)
+    last = [trained_weights(folder, name, ended=True) for name in args.weights]
+    last = [path for path in last if path and path.is_file()]
+    if not last:
+        raise BenchmarkError(f"{folder}: has no weights of a {' or '.join(args.weights)}; take other --weights")
+    for path in last:
+        prefix = path.name.partition("iter_")[0]
+        for weights in numbered_weights(path.parent, prefix) if args.select_on_test else [path]:
+            result = weights.parent / f"{weights.stem}_{args.split}" / "metrics.json"
+            replaced = result.is_file() and read_result(result).replaced
+            if replaced or not result.is_file():
+                go_on = [] if replaced else ["--continue"]
+                flags = ["--model_path", weights, "--split", args.split, *test, *go_on]
+                call([HOME / "inference.py", *flags], folder / "test.log", deadline)
+            yield result
+
+
+def attempt(job, args, deadline):
+    """(results, reason, mistake) of a job: its metrics.json files, why there are no more, and whether by a mistake."""
+    results = []
+    try:
+        results.extend(train_and_test(*job, args, deadline))  # what was yielded before an exception stays
+        print(f"done: {job[0]}", flush=True)
+        return results, None, False
+    except (OutOfTime, BenchmarkError) as reason:
+        return results, str(reason), isinstance(reason, BenchmarkError)
+
+
+def chosen(given, known):
+    """{name: words} of what a grid or the command line gives; a word of the latter may be a name of the grid's."""
+    if isinstance(given, dict):
+        return given
+    pairs = (word.partition("=")[::2] if "=" in word else (Path(word).stem, known.get(word, word)) for word in given)
+    return dict(pairs)
+
+
+def jobs_of(args, grid):
+    """[(folder, words of the training)] of all runs, one seed of all rows after the other."""
+    general, data = [*shlex.split(grid.get("flags", "")), *args.flags], {}
+    for name, words in chosen(args.data, grid.get("data", {})).items():
+        data[name] = shlex.split(words)
+        if data[name] and not data[name][0].startswith("-"):
+            data[name].insert(0, "--root_path")
+    methods = {}
+    for name, words in chosen(args.methods, grid.get("methods", {})).items():
+        words = shlex.split(words)
+        if name != "*":
+            script = words.pop(0) if words and not words[0].startswith("-") else name
+            methods[name] = find_script(script), words
+    if "*" in args.methods:
+        named = {script for script, _ in methods.values()}
+        methods |= {script.stem: (script, []) for script in training_scripts() if script not in named}
+    kept = ["--save_freq", str(args.select_on_test), "--keep_last", "1000000"] if args.select_on_test else []
+    jobs = []
+    for seed, place, labels, method in itertools.product(args.seeds, data, args.labels, methods):
+        script, flags = methods[method]
+        words = [*general, *data[place], *flags, *kept, "--labelnum", str(labels), "--seed", str(seed)]
+        jobs.append((args.out / place / f"{method}_{labels}" / f"seed{seed}", [str(script), *words]))
+    return jobs
+
+
+def parse(argv):
+    """(the flags, {flag: value} of the grid)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--out", type=Path, required=True, help="folder for the runs")
+    flag("--grid", type=Path, help="JSON file with any of the other flags")
+    flag("--data", nargs="+", default={"": ""}, help="data sets (default: the scripts')")
+    flag("--methods", nargs="+", default={"*": ""}, help="training scripts, or methods (default: all there are)")
+    flag("--labels", type=int, nargs="+", default=[8], help="numbers of labelled cases (default: 8)")
+    flag("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="default: 1337 1 2")
+    flag("--weights", nargs="+", default=["student"], help="student, teacher, ...: those of them that a method has")
+    flag("--split", default="test", help="list of the cases to test (default: test)")
+    flag("--test_flags", default="", help='flags of inference.py in one word: --test_flags="--measure_largest"')
+    flag("--select_on_test", type=int, metavar="N", help="also test the weights of every N iterations")
+    flag("--baseline", help="row to test all others against when all is done, as of mtseg.report")
+    flag("--published", type=Path, help="figures to print beside, such as benchmarks/published.json")
+    flag("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    flag("--minutes", type=float, default=math.inf, help="to work in this call (default: until all is done)")
+    flag("--flags", nargs=argparse.REMAINDER, default=[], help="all that follows goes to the training scripts")
+    args = parser.parse_args(argv)
+    if args.grid is None:
+        return args, {}
+    grid = read_config(args.grid)
+    if wrong := (grid.keys() - vars(args).keys()) or ({} if grid else {"nothing"}):
+        raise BenchmarkError(f"{args.grid}: has {', '.join(sorted(wrong))}; it takes {', '.join(vars(args))}")
+    parser.set_defaults(**{name: value for name, value in grid.items() if name != "flags"})
+    return parser.parse_args(argv), grid
+
+
+def main(argv=None):
+    with one_sentence(BenchmarkError):
+        args, grid = parse(argv)
+        deadline = time.monotonic() + 60 * args.minutes
+        jobs = jobs_of(args, grid)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            try:
+                done = list(pool.map(lambda job: attempt(job, args, deadline), jobs))
+            except BaseException:  # a signal: those that have not got it, too, go on for ever without this one
+                for process in tuple(running):
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(2)
+                    stop(process)
+                raise
+        results = [path for paths, _, _ in done for path in paths]
+        left = [reason for _, reason, _ in done if reason]
+        if results:
+            table, _ = report(results, None if left else args.baseline, None, args.published, per_class=True)
+            print(to_text(table), end="")
+            write_whole(args.out / "table.md", to_markdown(table).encode())
+        if failed := [reason for _, reason, mistake in done if mistake]:
+            raise BenchmarkError(failed[0] + (f"; {len(failed)} runs failed" if len(failed) > 1 else ""))
+        if left:
+            print(f"{args.minutes:g} minutes are over: {left[0]}, {len(left)} of {len(jobs)} runs are left")
+    return MORE_TO_DO if left else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
