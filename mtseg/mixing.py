@@ -54,6 +54,18 @@ def cutmix_boxes(number, size, device=None, p=0.5, shares=(0.02, 0.4), aspects=(
     return _boxes(corners, edges * (torch.rand(number, 1) < p), size, device)
 
 
+def centred_boxes(number, size, device=None, alpha=4.0):
+    """Bool (number, 1, *size), True inside one box in each mask, as far as the box lies inside the volume.
+
+    CutMix with the boxes of AD-MT's code (Zhao et al., ECCV 2024, arXiv:2311.17325): its edges are sqrt(1 - l) of each
+    side, rounded down, with l from Beta(alpha, alpha), and its centre lies beyond the first eighth of each side.
+    """
+    sides = torch.tensor(size)
+    edges = ((1 - torch.distributions.Beta(alpha, alpha).sample((number, 1))).sqrt() * sides).long()
+    centres = sides // 8 + (torch.rand(number, len(size)) * (sides - sides // 8)).long()
+    return _boxes(centres - edges // 2, edges, size, device)
+
+
 def _evenly(number, limits):
     """`number` draws from the uniform distribution between the `limits`."""
     return limits[0] + (limits[1] - limits[0]) * torch.rand(number)

@@ -52,6 +52,24 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
     return labels.masked_fill(~used, ignore_index)
 
 
+def settled_labels(one, two, own, threshold=0.8, ignore_index=255):
+    """(the labels on which two teachers and their student settle, where the teachers' most probable classes differ).
+
+    AD-MT (Zhao et al., ECCV 2024, arXiv:2311.17325). The teachers' probabilities p, from the logits `one` and `two`,
+    are averaged with weights proportional to exp(-H), H = -sum p log2 p. A voxel gets the most probable class of that
+    mean or, where the teachers differ, that of the student's logits `own`, if it is another and more probable;
+    `ignore_index` where this probability is below `threshold`.
+    """
+    p = torch.stack([one, two]).detach().float().softmax(2)
+    weights = (p * torch.log2(p + 1e-10)).sum(2, keepdim=True).softmax(0)
+    confidence, labels = (weights * p).sum(0).max(1)
+    own_confidence, own_labels = own.detach().float().softmax(1).max(1)
+    differ = p[0].argmax(1) != p[1].argmax(1)
+    overruled = differ & (own_labels != labels) & (own_confidence > confidence)
+    used = torch.where(overruled, own_confidence, confidence) >= threshold
+    return torch.where(overruled, own_labels, labels).masked_fill(~used, ignore_index), differ
+
+
 def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
     """How much of a batch of `pseudo_labels` is used and, for monitoring only, how much of that is right.
 

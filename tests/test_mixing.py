@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import ndimage, stats
 
-from mtseg.mixing import cutmix_boxes, inner_box, mixup
+from mtseg.mixing import centred_boxes, cutmix_boxes, inner_box, mixup
 
 SIZES = [(40, 30), (30, 40, 20)]
 
@@ -72,3 +72,19 @@ def test_cutmix_boxes_are_drawn_each_for_itself():
     assert not cutmix_boxes(50, (8, 8), p=0).any()
     masks = cutmix_boxes(50, (32, 32), p=1)
     assert masks.flatten(1).any(1).all() and len({tuple(mask.flatten().tolist()) for mask in masks}) > 45
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_centred_boxes_have_the_edges_and_the_centres_of_ad_mt(size, device):
+    torch.manual_seed(0)
+    masks = centred_boxes(2000, size, device).cpu()
+    assert masks.dtype == torch.bool and masks.shape == (2000, 1, *size) and masks.flatten(1).any(1).all()
+    boxes = [edges_and_corner(mask) for mask in masks]
+    whole = [(e, c) for e, c in boxes if all(0 < a and a + b < side for a, b, side in zip(c, e, size, strict=True))]
+    relative = np.array([edges for edges, _ in whole]) / size
+    assert np.ptp(relative, axis=1).max() < 2 / min(size)  # the same share of each side
+    centres = np.array([np.add(c, np.array(e) // 2) for e, c in whole])
+    assert (centres >= np.array(size) // 8).all()
+    # Without the volume's borders, the edges are those of the distribution: here a side so long that few are cut.
+    lengths = centred_boxes(2000, (10000,), alpha=200.0).flatten(1).sum(1) / 10000
+    assert lengths.max() == pytest.approx(0.5**0.5, abs=0.08) and lengths.min() > 0.3

@@ -6,7 +6,7 @@ from reference import wave_input
 from scipy import ndimage, special, stats
 
 from mtseg.postprocess import largest_component
-from mtseg.pseudo import largest_components, pseudo_label_statistics, pseudo_labels, sharpen
+from mtseg.pseudo import largest_components, pseudo_label_statistics, pseudo_labels, settled_labels, sharpen
 
 LOGITS = 2 * wave_input((3, 4, 5, 6, 7), 0.59)
 SOFT = special.softmax(LOGITS.numpy().astype(np.float64), axis=1)
@@ -123,3 +123,22 @@ def test_largest_components_are_those_of_each_sample_and_class(size, device):
 def test_of_components_of_one_size_the_first_stays_and_corners_connect():
     labels = torch.tensor([[[1, 0, 0, 1], [0, 1, 0, 1], [0, 0, 0, 0], [2, 0, 1, 1]]])
     assert largest_components(labels).tolist() == [[[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [2, 0, 0, 0]]]
+
+
+def test_two_teachers_and_a_student_settle_on_labels():
+    """Voxel by voxel, in plain steps, with SciPy's entropy."""
+    one, two, own = (3 * wave_input((2, 4, 5, 6), speed) for speed in (0.59, 0.83, 1.27))
+    labels, differ = settled_labels(one, two, own, threshold=0.6)
+    p, q, s = (special.softmax(logits.double().numpy(), axis=1) for logits in (one, two, own))
+    overruled = agreed = 0
+    for n, x, y in np.ndindex(2, 5, 6):
+        a, b, c = p[n, :, x, y], q[n, :, x, y], s[n, :, x, y]
+        u, v = np.exp(-stats.entropy(a, base=2)), np.exp(-stats.entropy(b, base=2))
+        mean = (u * a + v * b) / (u + v)
+        assert differ[n, x, y] == (a.argmax() != b.argmax())
+        if a.argmax() != b.argmax() and c.argmax() != mean.argmax() and c.max() > mean.max():
+            mean, overruled = c, overruled + 1
+        agreed += mean.max() >= 0.6
+        assert labels[n, x, y] == (mean.argmax() if mean.max() >= 0.6 else 255)
+    assert overruled > 5 and 10 < agreed < 55
+    assert torch.equal(settled_labels(one.bfloat16().double(), two, own)[1], one.bfloat16().argmax(1) != two.argmax(1))
