@@ -162,6 +162,14 @@ def test_iterations_that_were_looked_at_give_the_inflation_and_a_mark(tmp_path):
         assert "tested at 3 iterations: all figures are the last one's" in text.replace("\n  ", " ")
 
 
+def test_a_table_of_checkpoints_all_selected_on_the_test_cases_marks_each(tmp_path):
+    for method in ("supervised", "MT"):
+        write_run(tmp_path, method, dice=[0.5, 0.6], selection="test set")
+    table, rows = report.report([tmp_path])
+    assert [(row.mark, row.incomparable) for row in rows] == [("†", "checkpoint selected by test set")] * 2
+    assert table.notes[0] == "† checkpoint selected by test set."
+
+
 def test_published_figures_of_a_json_file_stand_in_a_column(tmp_path, capsys):
     every = json.loads((ROOT / "benchmarks/published.json").read_text())
     assert all(entry["selection"] and entry["source"] and 0 < entry["dice"] < 100 for entry in every)

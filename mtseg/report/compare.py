@@ -57,7 +57,7 @@ def mark_rows(rows, reference):
         if row.results and "set" in row.results[0].cases[0]:
             own = [r for r in rows if r.dataset == row.dataset]
             other = next((r for r in own if (r.name, r.labelnum) == (reference.name, reference.labelnum)), own[0])
-        row.faults, row.differences = _faults(row), _differences(row, other)
+        row.faults, row.differences = _faults(row, other), _differences(row, other)
         if row.incomparable:
             beside = f"not comparable with {other.name}: {'; '.join(row.differences)}"
             why = "; ".join([*row.faults, beside] if row.differences else row.faults)
@@ -66,8 +66,8 @@ def mark_rows(rows, reference):
     return [f"{mark} {why}." for why, mark in footnotes.items()]
 
 
-def _faults(row):
-    """What is wrong with a row's figures, whatever stands beside them."""
+def _faults(row, reference):
+    """What is wrong with a row's figures, whatever stands beside them; a selection only where it is no difference."""
     if row.published is not None:
         return ["published"]
     faults = []
@@ -76,6 +76,8 @@ def _faults(row):
             f"tested at {looks + 1} iterations: all figures are the last one's, inflation is what the best of them on "
             f"these cases has more"
         )
+    if row.selection == reference.selection == "test set":
+        faults.append("checkpoint selected by test set")
     if count := len(row.trained_on):
         faults.append(f"tested on {count} case{'s' if count > 1 else ''} that it was trained on")
     if any(result.replaced for result in row.results):
