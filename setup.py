@@ -22,8 +22,9 @@ setup(
         "tensorboard": ["tensorboard"],
         "wandb": ["wandb"],
         "test": [
-            *("pytest", "ruff==0.17.5", "medpy", "monai", "nibabel", "pynrrd", "SimpleITK", "tensorboard", "wandb"),
-            *("matplotlib>=3.10", "scikit-image", "pillow", "tifffile", "onnx", "onnxruntime", "markdown-it-py"),
+            *("pytest", "pytest-xdist", "ruff==0.17.5", "medpy", "monai", "nibabel", "pynrrd", "SimpleITK", "wandb"),
+            *("tensorboard", "matplotlib>=3.10", "scikit-image", "pillow", "tifffile", "onnx", "onnxruntime"),
+            "markdown-it-py",
         ],
     },
 )

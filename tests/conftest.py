@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import warm
 
 torch.set_num_threads(1)
 
@@ -173,6 +174,14 @@ def killed_after_saving(monkeypatch):
 @pytest.fixture
 def data(tmp_path):
     return make_data(tmp_path / "tiny")
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory):
+    """Starts processes with PyTorch loaded: a warm.Python."""
+    python = warm.Python(tmp_path_factory.mktemp("warm"))
+    yield python
+    python.stop()
 
 
 def named_root(variable, what):

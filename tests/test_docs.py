@@ -7,7 +7,6 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,13 +40,18 @@ def repository(tmp_path_factory):
     return copy
 
 
-def python(repository, *words, cwd=None):
-    """What the command prints, which must end well."""
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    command = [sys.executable, *map(str, words)]
-    done = subprocess.run(command, cwd=cwd or repository, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def python(repository, warm_python):
+    """A function that gives what a command of Python in the repository prints; it must end well."""
+
+    def printed(*words, cwd=repository):
+        environment = {**os.environ, "PYTHONPATH": str(repository)}
+        command = [warm_python.executable, *map(str, words)]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return printed
 
 
 @pytest.mark.parametrize(
@@ -71,33 +75,33 @@ def test_a_line_that_a_new_method_forgets_ends_in_a_sentence(data, tmp_path, cap
     assert not list(tmp_path.rglob("iter_*.pth"))
 
 
-def test_a_method_of_ones_own_is_one_new_file(repository, data, tmp_path):
+def test_a_method_of_ones_own_is_one_new_file(python, repository, data, tmp_path):
     """It trains, is tested and reported through benchmarks/table.py, from any folder."""
     script = repository / "recipes/train_entropy.py"
     words = [script, *TINY.split(), "--root_path", data]
-    assert "--consistency_rampup" in python(repository, script, "--help", cwd=tmp_path)
+    assert "--consistency_rampup" in python(script, "--help", cwd=tmp_path)
     rows = [repository / "benchmarks/table.py", "--seeds", 1, 2, "--labels", 3, "--out", tmp_path / "runs"]
-    table = python(repository, *rows, "--methods", script, "--flags", *words[1:], cwd=tmp_path)
+    table = python(*rows, "--methods", script, "--flags", *words[1:], cwd=tmp_path)
     assert "EntMin" in table and "mean ± SD over seeds" in table
-    report = python(repository, "-m", "mtseg.report", tmp_path / "runs", cwd=tmp_path)
+    report = python("-m", "mtseg.report", tmp_path / "runs", cwd=tmp_path)
     assert "EntMin" in report
 
 
-def test_a_recipe_that_is_being_written_is_in_nobodys_way(repository, data, tmp_path):
+def test_a_recipe_that_is_being_written_is_in_nobodys_way(python, repository, data, tmp_path):
     (repository / "recipes/train_half.py").write_text("from mtseg import nothing_of_this_name\n")
     try:
         (tmp_path / "settings.json").write_text(json.dumps({"consistency_type": "kl", "seed": 2}))
         words = [*TINY.split(), "--root_path", data, "--config", tmp_path / "settings.json", "--output_dir", tmp_path]
-        assert "left out" in python(repository, repository / "train_sup.py", *words)
+        assert "left out" in python(repository / "train_sup.py", *words)
     finally:
         (repository / "recipes/train_half.py").unlink()
 
 
-def test_a_method_of_ones_own_is_found_by_tests_and_docs(repository):
-    python(repository, "-m", "mtseg.script.flag_table")
+def test_a_method_of_ones_own_is_found_by_tests_and_docs(python, repository):
+    python("-m", "mtseg.script.flag_table")
     assert "recipes/train_entropy.py" in (repository / "docs/flags.md").read_text()
     chosen = "EntMin and (hidden_labels or several_channels or resuming_with_every_option)"
-    assert "\n3 passed" in python(repository, "-m", "pytest", "-q", "tests/test_recipe.py", "-k", chosen)
+    assert "\n3 passed" in python("-m", "pytest", "-q", "tests/test_recipe.py", "-k", chosen)
 
 
 def test_every_link_leads_somewhere():
@@ -122,13 +126,13 @@ def commands(page):
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def small(line):
-    """The command `line` on tiny data, with a tiny network and two iterations."""
+def small(line, python):
+    """The command `line` on tiny data, with a tiny network and two iterations, by the interpreter `python`."""
     line = re.sub(r"(?<=\s)/data/LA", "sets/LA", line.partition("  #")[0])
     line = re.sub(r"iter_\d+", "iter_2", line).replace("seed1337", "seed1")
     line = line.replace('"Training Set" data/LA', '"Training Set" made/LA')
     line = line.replace("torchrun ", "python -m torch.distributed.run ")
-    line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
+    line = line.replace("python ", f"{shlex.quote(str(python))} ")
     table = "table.py" in line
     script = "--flags" if table else r"(?:recipes/)?train_\w+\.py"
     before, script, rest = re.match(rf"(.*?)({script}|$)(.*)", line).groups()
@@ -147,7 +151,7 @@ def small(line):
     return f"{before}{script} {shlex.join(words)}" + ("" if table or "--resume" in words else " --overwrite")
 
 
-def run_page(page, workspace):
+def run_page(page, workspace, python):
     """Run all commands of a page; those that failed, with what they printed."""
     for made in ("data/LA_half", "data/Heart", "data/both", "made"):
         shutil.rmtree(workspace / made, ignore_errors=True)
@@ -155,10 +159,10 @@ def run_page(page, workspace):
     failed = []
     for line in commands(page):
         if not MADE_ELSEWHERE.search(line):
-            words = ["bash", "-c", small(line)]
+            words = ["bash", "-c", small(line, python)]
             done = subprocess.run(words, cwd=workspace, env=environment, capture_output=True, text=True)
             if done.returncode:
-                failed.append(f"{line}\n{small(line)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
+                failed.append(f"{line}\n{small(line, python)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
     return failed
 
 
@@ -194,7 +198,7 @@ def write_challenge(root):
 
 
 @pytest.fixture(scope="module")
-def workspace(repository):
+def workspace(repository, warm_python):
     """The copied repository with tiny data sets in it, in which README.md's commands have run; those that failed."""
     for extra in EXTRAS:
         pytest.importorskip(extra)
@@ -212,11 +216,11 @@ def workspace(repository):
     (repository / "data/ACDC/classes.json").unlink()
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
-    return repository, run_page(PAGES[0], repository)
+    return repository, run_page(PAGES[0], repository, warm_python.executable)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_runs(page, workspace):
+def test_every_command_runs(page, workspace, warm_python):
     repository, failed_in_readme = workspace
-    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository)
+    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository, warm_python.executable)
     assert not failed, "\n\n".join(failed)

@@ -351,9 +351,10 @@ def test_mixed_precision_trains_and_counts_skipped_steps(data, tmp_path):
     assert skipped == sorted(skipped)
 
 
+# Of a method nothing but its networks matters here: one that has a gradient and one that has not, and two that have.
 @only_on_the_cpu
 @needs_compiler
-@pytest.mark.parametrize("model", SCRIPTS)
+@pytest.mark.parametrize("model", ["MT", "CPS"])
 def test_winograds_convolutions_change_the_last_digits_and_resume_to_the_bit(data, tmp_path, model, monkeypatch):
     small = {"n_filters": 16, "max_iterations": 2, "labelnum": 2, "save_freq": 1}
     plain = run(model, data, tmp_path / "plain", **small)

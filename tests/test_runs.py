@@ -1,5 +1,6 @@
 """A run can neither be lost nor mixed up with another, and every mistake about one is a sentence."""
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -10,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -405,41 +407,40 @@ with one_sentence():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("what", ["write_whole", "make_phantom"])
-def test_temporary_files_are_gone_after_a_signal(tmp_path, what, number):
-    command = [sys.executable, "-c", UNTIL_STOPPED, what, str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=environment, **pipes)
-    assert process.stdout.readline() == "ready\n"
-    assert list(tmp_path.iterdir())
-    process.send_signal(number)
-    _, said = process.communicate(timeout=600)
-    assert process.returncode == 128 + number
-    assert said == ("interrupted\n" if number == signal.SIGINT else f"stopped by {number.name}\n")
-    assert not list(tmp_path.iterdir())
+def test_temporary_files_are_gone_after_a_signal(tmp_path, warm_python, monkeypatch, what, number):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    folder, out, err = (tmp_path / name for name in ("folder", "out", "err"))
+    folder.mkdir()
+    process = warm_python.start("-u", "-c", UNTIL_STOPPED, what, folder, out=out, err=err)
+    while out.read_text() != "ready\n":
+        assert process.poll() is None, err.read_text()
+    assert list(folder.iterdir())
+    os.kill(process.pid, number)
+    assert process.wait() == 128 + number
+    assert err.read_text() == ("interrupted\n" if number == signal.SIGINT else f"stopped by {number.name}\n")
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_is_stopped_is_saved_and_leaves_no_temporary_file(data, tmp_path, number):
+def test_a_run_that_is_stopped_is_saved_and_leaves_no_temporary_file(data, tmp_path, warm_python, monkeypatch, number):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     arguments = words(data, tmp_path / "out", max_iterations=100000, save_freq=100000, num_workers=1)
-    command = [sys.executable, "-u", str(ROOT / "train_sup.py"), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(scratch)}
-    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "inductor")  # PyTorch's own, which it keeps
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # PyTorch's own, which it keeps
+    out, err = tmp_path / "said", tmp_path / "err"
+    process = warm_python.start(ROOT / "train_sup.py", *arguments, out=out, err=err)
     try:
-        while "labelled cases on" not in process.stdout.readline():
-            assert process.poll() is None
-        (folder,) = (tmp_path / "out").glob("model/*/*")
-        while not ((folder / "metrics.csv").exists() and "\n2," in (folder / "metrics.csv").read_text()):
-            assert process.poll() is None
-        process.send_signal(number)
-        out, err = process.communicate(timeout=600)
+        while not any("\n2," in path.read_text() for path in (tmp_path / "out").glob("model/*/*/metrics.csv")):
+            assert process.poll() is None, err.read_text()
+            time.sleep(0.01)
+        os.kill(process.pid, number)
+        assert process.wait() == 128 + number, err.read_text()
     finally:
-        process.kill()
-    assert process.returncode == 128 + number, err
-    assert "all is saved" in out
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    assert "all is saved" in out.read_text()
+    (folder,) = (tmp_path / "out").glob("model/*/*")
     assert (folder / "latest.pth").exists()
     assert not list(scratch.rglob("*"))
     assert not [path for path in folder.iterdir() if path.name.endswith(".tmp")]

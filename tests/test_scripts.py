@@ -9,7 +9,6 @@ import resource
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -168,61 +167,57 @@ def test_another_seed_gives_others(runs, tmp_path):
         assert_same_weights(folder_of(out, "supervised"), folder_of(tmp_path, "supervised"), "iter_6.pth")
 
 
-def start(script, arguments, until):
-    """Start a script of its own process, wait until metrics.csv has `until` rows, return the process."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / f"{script.__name__}.py"), *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def start(python, script, arguments, until):
+    """Start a script in a process of its own, wait until metrics.csv has `until` rows, return the process."""
     folder = Path(arguments[arguments.index("--output_dir") + 1])
+    folder.mkdir(exist_ok=True)
+    process = python.start(ROOT / f"{script.__name__}.py", *arguments, out=folder / "out", err=folder / "err")
     deadline = time.time() + 600
     while time.time() < deadline and process.poll() is None:
         for path in folder.glob("model/*/*/metrics.csv"):
             if len(path.read_text().splitlines()) > until:
                 return process
         time.sleep(0.002)
-    raise AssertionError(process.communicate()[1])
+    raise AssertionError((folder / "err").read_text())
 
 
-@pytest.mark.parametrize(("model", "until"), [("MT", 1), ("MT", 5), ("supervised", 4)])
-def test_a_killed_run_resumes_to_the_same_weights(runs, tmp_path, model, until):
-    data, _ = runs
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    SCRIPTS[model].main(flags(data, whole, max_iterations=40))
-    arguments = flags(data, killed, max_iterations=40, save_freq=3, num_workers=1)
-    process = start(SCRIPTS[model], arguments, until)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert not (folder_of(killed, model) / "iter_40.pth").exists()
-    with open(folder_of(killed, model) / "metrics.csv", "a") as file:
+@pytest.fixture(scope="module")
+def whole_run(runs, tmp_path_factory):
+    return train_mean_teacher.main(flags(runs[0], tmp_path_factory.mktemp("whole"), max_iterations=40))
+
+
+# Before latest.pth is there and after. That other methods resume to the bit is tested where nothing is killed.
+@pytest.mark.parametrize("until", [1, 5])
+def test_a_killed_run_resumes_to_the_same_weights(runs, whole_run, tmp_path, warm_python, until):
+    arguments = flags(runs[0], tmp_path, max_iterations=40, save_freq=3, num_workers=1)
+    process = start(warm_python, train_mean_teacher, arguments, until)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    a, b = whole_run, folder_of(tmp_path, "MT")
+    assert not (b / "iter_40.pth").exists()
+    with open(b / "metrics.csv", "a") as file:
         file.write("41,0.0")  # as a crash in the middle of a line would leave it
-    SCRIPTS[model].main([*arguments, "--resume"])
-    a, b = folder_of(whole, model), folder_of(killed, model)
+    train_mean_teacher.main([*arguments, "--resume"])
     assert_same_weights(a, b, "iter_40.pth")
-    if model == "MT":
-        assert_same_weights(a, b, "ema_iter_40.pth")
+    assert_same_weights(a, b, "ema_iter_40.pth")
     assert timeless(a) == timeless(b)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, number):
+def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, warm_python, number):
     data, _ = runs
     arguments = flags(data, tmp_path, max_iterations=1000, save_freq=1000, num_workers=2)
-    process = start(train_mean_teacher, arguments, 3)
+    process = start(warm_python, train_mean_teacher, arguments, 3)
     os.killpg(process.pid, number)  # to the workers as well, as a terminal and a batch system do
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 128 + number, err
-    assert "Traceback" not in err
-    command = shlex.split(next(line for line in out.splitlines() if line.endswith("--resume")))
+    err = (tmp_path / "err").read_text
+    assert process.wait() == 128 + number, err()
+    assert "Traceback" not in err()
+    command = shlex.split(next(line for line in (tmp_path / "out").open() if line.endswith("--resume\n")))
     state = torch.load(folder_of(tmp_path, "MT") / "latest.pth", weights_only=True)
     assert state["iteration"] == len(rows(folder_of(tmp_path, "MT")))
     stop = state["iteration"] + 1
     command[command.index("--max_iterations") + 1] = str(stop)
-    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert warm_python.start(*command[1:], err=tmp_path / "err").wait() == 0, err()
     assert (folder_of(tmp_path, "MT") / f"iter_{stop}.pth").exists()
 
 
@@ -338,21 +333,17 @@ def test_a_run_whose_weights_grow_beyond_all_bounds_does_not_end_as_a_success(ca
     assert not list(folder_of(tmp_path, "supervised").glob("*.pth"))
 
 
-def test_a_full_disk_in_a_run_leaves_the_last_checkpoint(data, tmp_path):
+def test_a_full_disk_in_a_run_leaves_the_last_checkpoint(capsys, data, tmp_path):
     train_sup.main(flags(data, tmp_path, max_iterations=2))
     folder = folder_of(tmp_path, "supervised")
     before = (folder / "latest.pth").read_bytes()
-
-    def nearly_full():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, resource.RLIM_INFINITY))
-
-    arguments = [*flags(data, tmp_path, max_iterations=4), "--resume"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_sup.py"), *arguments], preexec_fn=nearly_full, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "latest.pth: could not be saved" in done.stderr
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, hard))
+    try:
+        said = sentence(capsys, train_sup.main, [*flags(data, tmp_path, max_iterations=4), "--resume"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "latest.pth: could not be saved" in said
     assert (folder / "latest.pth").read_bytes() == before
 
 
@@ -387,15 +378,15 @@ def test_a_folder_that_cannot_be_made(capsys, data, tmp_path):
     assert "--output_dir" in said
 
 
-def test_one_process_a_run(data, tmp_path):
+def test_one_process_a_run(capsys, data, tmp_path, warm_python):
     arguments = flags(data, tmp_path, max_iterations=1000)
-    process = start(train_sup, arguments, 1)
-    words = [sys.executable, str(ROOT / "train_sup.py"), *arguments, "--overwrite"]
-    done = subprocess.run(words, capture_output=True, text=True)
-    process.kill()
-    process.communicate()
-    assert done.returncode == 2
-    assert "another process is training there" in done.stderr
+    process = start(warm_python, train_sup, arguments, 1)
+    try:
+        said = sentence(capsys, train_sup.main, [*arguments, "--overwrite"])
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert "another process is training there" in said
 
 
 # --------------------------------------------------------------------------------------------------------- validation
