@@ -422,9 +422,10 @@ def test_temporary_files_are_gone_after_a_signal(tmp_path, warm_python, monkeypa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_is_stopped_is_saved_and_leaves_no_temporary_file(data, tmp_path, warm_python, monkeypatch, number):
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+def test_a_run_that_is_stopped_is_saved_and_leaves_no_temporary_file(
+    data, tmp_path, tmp_path_factory, warm_python, monkeypatch, number
+):
+    scratch = tmp_path_factory.mktemp("scratch")  # a short path: that of a Unix socket in it has at most 108 bytes
     arguments = words(data, tmp_path / "out", max_iterations=100000, save_freq=100000, num_workers=1)
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # PyTorch's own, which it keeps
