@@ -28,6 +28,9 @@ CONTROL_SPACING = 16  # voxels between the control points of the elastic deforma
 # deformation folds nowhere if no control point moves further than this along any axis.
 LARGEST_ELASTIC = CONTROL_SPACING / 2.479472335
 CUTOUT_BOXES = 3
+# Arguments of `intensity_view` by the number of dimensions: of slices brightness and contrast change, as in UniMatch's
+# code; of volumes, which it does not have, a scanner's field and the curve of the intensities.
+UNIMATCH_VIEWS = {2: {"brightness": 0.5, "contrast": 0.5, "blur": 2.0}, 3: {"bias": 1.0, "gamma": 0.5, "blur": 2.0}}
 TOLERANCE = 1e-4  # voxels: rounding must not put a patch's last voxels out of view
 
 

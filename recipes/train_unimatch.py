@@ -26,16 +26,13 @@ from functools import partial
 
 import torch
 
-from mtseg.augment import intensity_view
+from mtseg.augment import UNIMATCH_VIEWS, intensity_view
 from mtseg.losses import levels, multiclass_dice_loss
 from mtseg.mixing import cutmix_boxes
 from mtseg.pseudo import pseudo_label_statistics, pseudo_labels
 from mtseg.ramps import consistency_weight
 from mtseg.script import build
 from mtseg.script.run import script_main
-
-# Of slices brightness and contrast change, of volumes a scanner's field and the curve of the intensities.
-VIEWS = {2: {"brightness": 0.5, "contrast": 0.5, "blur": 2.0}, 3: {"bias": 1.0, "gamma": 0.5, "blur": 2.0}}
 
 
 class Views(torch.nn.Module):
@@ -58,21 +55,20 @@ def train(args, run):
     # --------------------------------------------------------------------------------------------- data, one network
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)
-    labeled_bs, pairs = data.labeled_bs, (args.batch_size - args.labeled_bs) // 2
-    views = Views(model, (args.labeled_bs + pairs) / (args.labeled_bs + 3 * pairs), args.feature_dropout)
-    student = build.make_forward(args, run, views)
+    weak_share = (args.batch_size + args.labeled_bs) / (3 * args.batch_size - args.labeled_bs)
+    student = build.make_forward(args, run, Views(model, weak_share, args.feature_dropout))
     updater = build.make_updater(args, run, model.parameters())
     supervised = build.make_supervised(args, run)
     pseudo = partial(pseudo_labels, threshold=args.pseudo_threshold, ignore_index=data.unknown)
     dice = partial(multiclass_dice_loss, include_background=True, ignore_index=data.unknown)
-    ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
+    labeled_bs, ramp = data.labeled_bs, (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
 
     # ---------------------------------------------------------------------------------------------------- training
     with run.started(data, {"student": model}, updater):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             weak, partner = volume[labeled_bs:].chunk(2)
             boxes = [cutmix_boxes(len(weak), weak.shape[2:], run.device) for _ in range(2)]
-            views = [intensity_view(volume[labeled_bs:], **VIEWS[args.dims]).chunk(2) for _ in range(2)]
+            views = [intensity_view(volume[labeled_bs:], **UNIMATCH_VIEWS[args.dims]).chunk(2) for _ in range(2)]
             strong = [torch.where(box, pasted, view) for box, (view, pasted) in zip(boxes, views, strict=True)]
             with run.autocast:
                 with torch.no_grad():

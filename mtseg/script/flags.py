@@ -238,6 +238,8 @@ def parse(parser, argv):
         if name is None and (images or not (la / "train.list").is_file()):
             name = "Electrode" if images else "Phantom"
         settings = {**BUILT_IN.get(name, {}), "root_path": str(HOME / "data" / name if name in BUILT_IN else la)}
+    if parser.get_default("optimizer") != "sgd":
+        settings.pop("base_lr", None)  # the built-in data's is a rate of sgd
     root = chosen.get("root_path") or settings["root_path"]
     if chosen.get("root_path") and not Path(root).exists():
         raise FlagError(f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/")
