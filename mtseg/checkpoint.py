@@ -36,8 +36,7 @@ def write_whole(path, data):
     except OSError as error:
         left = "the previous one is still whole" if path.exists() else "nothing was left half-written"
         raise CheckpointError(
-            f"{path}: could not be saved ({error.strerror or error}), {left}; free space there or write "
-            f"to another place"
+            f"{path}: could not be saved ({error.strerror or error}), {left}; free space or write elsewhere"
         ) from error
     finally:
         with contextlib.suppress(OSError):
@@ -79,16 +78,13 @@ def load_checkpoint(path, map_location="cpu"):
         refused = re.search(r"(?:GLOBAL |Unsupported class )([\w]+\.[\w.]+)", message)
         if refused:
             raise CheckpointError(
-                f"{path}: refused, because reading it could run code (it asks for {refused[1]}); save its "
-                f"state_dict() alone"
+                f"{path}: refused, reading it could run code ({refused[1]}); save its state_dict() alone"
             ) from error
         # PyTorch's message begins with the advice to turn weights_only off, which nobody should follow.
         reason = re.search(r"WeightsUnpickler error:\s*(.+)", message) or re.match(r"(.+)", message)
         reason = reason[1] if reason and not UNSAFE_ADVICE.search(reason[1]) else type(error).__name__
         reason = reason.partition(". ")[0]  # PyTorch's advice follows
-        raise CheckpointError(
-            f"{path}: not a whole checkpoint ({reason}); copy it again or take an older one"
-        ) from error
+        raise CheckpointError(f"{path}: not a whole checkpoint ({reason}); copy it again or take an older") from error
 
 
 def check_whole(path):
@@ -98,9 +94,7 @@ def check_whole(path):
     """
     with open(path, "rb") as file:
         if not file.read(2).startswith((b"PK", b"\x80")):  # a zip file, a pickle
-            raise CheckpointError(
-                f"{path}: not a whole checkpoint (it does not begin as one); give the path of another file"
-            )
+            raise CheckpointError(f"{path}: not a whole checkpoint (it does not begin as one); give another file")
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -109,9 +103,7 @@ def check_whole(path):
         # torch.serialization.set_crc32_options(False) leaves them all 0.
         damaged = file.testzip() if any(part.CRC for part in file.infolist()) else None
     if damaged:
-        raise CheckpointError(
-            f"{path}: is damaged (the checksum of {damaged} is wrong); copy it again or take an older one"
-        )
+        raise CheckpointError(f"{path}: is damaged (the checksum of {damaged} is wrong); copy it again or take another")
 
 
 def find_state_dict(checkpoint):
@@ -157,9 +149,7 @@ def load_weights(net, checkpoint, path):
     """
     state = weights_for(net, checkpoint, path)
     if not state:
-        raise CheckpointError(
-            f"{path}: holds no state_dict; save net.state_dict(), or put it under 'state_dict' or 'model_state_dict'"
-        )
+        raise CheckpointError(f"{path}: holds no state_dict; save net.state_dict(), or put it under 'state_dict'")
     wanted = net.state_dict()
     problems = [f"{name} is missing" for name in wanted if name not in state]
     problems += [f"{name} is unknown" for name in state if name not in wanted]

@@ -118,10 +118,6 @@ class ClassTable:
         }
         return json.loads(json.dumps(content))  # as it comes back from a file: lists, no tuples
 
-    def foreground(self):
-        """The numbers of the classes that metrics and losses count: all but the background."""
-        return list(range(0 if self.background is None else 1, len(self.names)))
-
     def palette(self, by_value=False):
         """(256, 3) uint8: the colour of each class number or, with `by_value`, of each value up to 255.
 

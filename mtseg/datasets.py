@@ -56,8 +56,7 @@ def read_hdf5(file, name):
     # gzip makes at most 1032 bytes of one.
     if dataset.size and dataset.nbytes > 2**20 + 1032 * dataset.id.get_storage_size():
         raise DataError(
-            f"{file.filename}: '{name}' has shape {dataset.shape}, but the file stores hardly any of its voxels; make "
-            f"or copy it again"
+            f"{file.filename}: '{name}' has shape {dataset.shape}, hardly any of it is stored; make or copy it again"
         )
     return dataset
 
@@ -102,9 +101,7 @@ def training_cases(root, val_cases=(), num=None):
     cases = [case for case in read_list(root / "train.list") if case not in val_cases][:num]
     shared = sorted(set(cases) & set(test_cases(root)))
     if shared:
-        raise DataError(
-            f"{root / 'train.list'}: case {shared[0]} is in test.list too ({len(shared)} in all); remove it from one"
-        )
+        raise DataError(f"{root / 'train.list'}: case {shared[0]} is in test.list too ({len(shared)} in all); move it")
     return cases
 
 
@@ -212,9 +209,7 @@ class CaseDataset(Dataset):
             first.setdefault(number, case)
         if len(first) > 1:
             (a, one), (b, other) = list(first.items())[:2]
-            raise DataError(
-                f"{self.path(other)}: case {one} has {a} channels and case {other} has {b}; prepare all cases alike"
-            )
+            raise DataError(f"{self.path(other)}: case {one} has {a} channels and case {other} has {b}; prepare alike")
         self.n_channels = next(iter(first), 1)
 
     def __len__(self):
@@ -241,7 +236,7 @@ class CaseDataset(Dataset):
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             raise DataError(
-                f"{self.path(case)}: case {case} cannot be augmented ({reason}); look at it, or remove it from its list"
+                f"{self.path(case)}: case {case} cannot be augmented ({reason}); look at it, or leave it out"
             ) from error
         return {key: value for key, value in sample.items() if key not in ("rng", "labeled")}
 
@@ -299,9 +294,7 @@ class LAHeart(CaseDataset):
             image, label = image[...].astype(np.float32), None if label is None else label[...]
             image = image[0] if len(shape) == 2 and len(image.shape) == 3 and len(image) == 1 else image
         if not np.isfinite(image).all():
-            raise DataError(
-                f"{path}: the image of case {case} holds NaN or infinity; repair it or remove the case from its list"
-            )
+            raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or leave it out")
         if label is None:
             return {"image": image, "label": np.full(shape, UNKNOWN, np.uint8)}
         classes = 256 if self.num_classes is None else self.num_classes
@@ -337,18 +330,14 @@ class LAHeart(CaseDataset):
     def _opened_file(self, case, path):
         try:
             if not path.is_file():
-                raise DataError(
-                    f"{path}: no such file, but case {case} is listed; add the file or remove the case from its list"
-                )
+                raise DataError(f"{path}: no such file, but case {case} is listed; add it, or remove it from its list")
             with h5py.File(path, "r") as file:
                 image, label = (read_hdf5(file, key) for key in ("image", "label"))
                 for key, dataset in (("image", image), ("label", label)):
                     if dataset is None and (key == "image" or case in self.labeled):
                         raise DataError(f"{path}: case {case} has no '{key}', only {sorted(file)}; prepare it again")
                     if dataset is not None and dataset.dtype.kind not in "biuf":
-                        raise DataError(
-                            f"{path}: '{key}' of case {case} is {dataset.dtype}, not numbers; prepare it again"
-                        )
+                        raise DataError(f"{path}: '{key}' of case {case} is {dataset.dtype}, not numbers; convert it")
                 shape = spatial_shape(image, label)
                 if image.shape not in (shape, (*image.shape[:1], *shape)) or len(shape) not in (2, 3):
                     raise DataError(
@@ -357,19 +346,14 @@ class LAHeart(CaseDataset):
                         f"and (H, W)"
                     )
                 if 0 in image.shape:
-                    raise DataError(
-                        f"{path}: case {case} has no voxels, its image is of shape {image.shape}; prepare it again, or "
-                        f"remove the case from its list"
-                    )
+                    raise DataError(f"{path}: case {case} has no voxels, it is of shape {image.shape}; leave it out")
                 yield image, label
         except DataError:
             raise
         except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError) as error:
             # HDF5 reports damage by many exceptions; whichever it is, the file cannot be used.
             reason = " ".join(str(error).split())
-            raise DataError(
-                f"{path}: case {case} is not a whole HDF5 file ({reason}); make or copy it again"
-            ) from error
+            raise DataError(f"{path}: case {case} is not a whole HDF5 file ({reason}); copy it again") from error
 
 
 def spatial_shape(image, label):

@@ -101,8 +101,7 @@ def rank_numbers(environment):
     if world_size > 1:
         if not (0 <= rank < world_size and local_rank >= 0 and 0 < port < 2**16 and environment.get("MASTER_ADDR")):
             raise RankError(
-                f"the environment says RANK={rank} and WORLD_SIZE={world_size}, but no place where such a process "
-                f"meets the others; {remedy}"
+                f"the environment says RANK={rank} and WORLD_SIZE={world_size}, but not where processes meet; {remedy}"
             )
         if "TORCHELASTIC_RUN_ID" not in environment:
             print(f"process {rank} of {world_size} waits for the others; to train in one, {remedy}", file=sys.stderr)
@@ -157,8 +156,7 @@ class Ranks:
         """RankError where the joint batch's labelled or unlabelled samples cannot be shared out equally."""
         if self.world_size > labelnum:
             raise RankError(
-                f"--labelnum {labelnum} is less than the {self.world_size} processes of torchrun (--nproc_per_node): "
-                f"start fewer, every one needs a labelled case"
+                f"--labelnum {labelnum} is less than the {self.world_size} processes (--nproc_per_node): start fewer"
             )
         for name, number in (("labelled", labeled_bs), ("unlabelled", unlabeled_bs)):
             if number % self.world_size:

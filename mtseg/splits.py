@@ -115,9 +115,7 @@ def split_by_patient(
     if shared:
         both = [case for case in everything if patients[case] == shared[0]]
         cases = ", ".join(both[:4])
-        raise SplitError(
-            f"patient {shared[0]} is to be trained on and tested on (cases {cases}); move them to one side"
-        )
+        raise SplitError(f"patient {shared[0]} is both trained and tested on (cases {cases}); move them to one side")
     if test and fixed_test:
         raise SplitError(f"--test {test}: the data set has test cases of its own; leave it out")
 

@@ -41,9 +41,7 @@ def _turn(sample, turns, axes):
     """Rotate image and label by `turns` quarter turns of the plane, then mirror them along each of `axes`, those of the
     label."""
     dims = sample["label"].ndim
-    axes = [
-        axis if axis < 0 else axis - dims for axis in axes
-    ]  # from the last one: an image may have channels in front
+    axes = [axis if axis < 0 else axis - dims for axis in axes]  # an image may have channels in front
 
     def turned(array):
         return np.flip(np.rot90(array, turns, axes=(-dims, 1 - dims)), axis=axes)
@@ -106,20 +104,6 @@ class RandomCrop:
         return None
 
 
-class CenterCrop:
-    """The patch of `output_size` = (w, h, d) or (h, w) voxels in the middle. Smaller volumes are padded with 0.
-
-    Where the middle lies between two positions, it is the first of them. UA-MT's CenterCrop rounds half to even: it
-    takes the second where an axis is 3, 7, 11, ... voxels longer than the patch.
-    """
-
-    def __init__(self, output_size):
-        self.output_size = tuple(output_size)
-
-    def __call__(self, sample):
-        return _crop(sample, self.output_size, lambda rooms, _: [room // 2 for room in rooms])
-
-
 class RandomRotFlip:
     """Rotate by 0, 90, 180 or 270 degrees in the plane, then always mirror along W or H, as UA-MT does.
 
@@ -137,17 +121,13 @@ class RandomRotFlip:
 class RandomRot90Flip:
     """Rotate by 0, 90, 180 or 270 degrees in the plane, then mirror along its first axis with probability one half.
 
-    The result is one of the eight symmetries of the plane, each equally often, the volume as it was among them. With
-    `flip_d` a volume is also mirrored along D with probability one half. A quarter turn swaps W and H of volumes that
-    are not square.
+    The result is one of the eight symmetries of the plane, each equally often, the volume as it was among them. A
+    quarter turn swaps W and H of volumes that are not square.
     """
-
-    def __init__(self, flip_d=False):
-        self.flip_axes = (0, 2) if flip_d else (0,)
 
     def __call__(self, sample):
         rng = _generator(sample)
-        return _turn(sample, int(rng.integers(4)), [axis for axis in self.flip_axes if rng.integers(2) == 0])
+        return _turn(sample, int(rng.integers(4)), [0] if rng.integers(2) == 0 else [])
 
 
 class RandomFlip:
@@ -210,19 +190,6 @@ def resize_nearest(array, size):
             places = np.arange(new) * ((old - 1) / max(new - 1, 1))
             array = np.take(array, np.floor(places + 0.5).astype(int), axis=axis)
     return array
-
-
-class RandomNoise:
-    """Add mu + clamp(sigma N(0, 1), -2 sigma, 2 sigma) to every voxel of the image."""
-
-    def __init__(self, mu=0, sigma=0.1):
-        self.mu = mu
-        self.sigma = sigma
-
-    def __call__(self, sample):
-        image = sample["image"]
-        noise = np.clip(self.sigma * _generator(sample).standard_normal(image.shape), -2 * self.sigma, 2 * self.sigma)
-        return {**sample, "image": (image + noise + self.mu).astype(image.dtype)}
 
 
 class ToTensor:

@@ -246,9 +246,7 @@ def read_on_grid(path, volume):
         corners = np.array([[*(np.array(shape) * corner), 1.0] for corner in np.ndindex(2, 2, 2)]).T
         apart = np.abs((volume.affine - other.affine) @ corners).max()
         if apart > 0.1 * volume.spacing.min():
-            raise VolumeError(
-                f"{path}: lies up to {apart:.3g} mm from its image, though both have {shape} voxels; repair the header"
-            )
+            raise VolumeError(f"{path}: lies up to {apart:.3g} mm from its image of equal shape; repair the header")
     return other.array
 
 

@@ -55,10 +55,8 @@ def test_a_table_from_its_file_and_back(tmp_path):
     assert steel.values == (0, 3, 300)
     assert steel.colors == ((0, 0, 0), (54, 1, 84), (49, 102, 141))
     assert (steel.background, steel.ignore, steel.other, steel.pixel_size) == (0, 255, None, (0.1, 0.25, "um"))
-    assert steel.foreground() == [1, 2]
     overlay = table(OVERLAY)
     assert (overlay.background, overlay.other, overlay.colors[0]) == (None, 0, None)
-    assert overlay.foreground() == [0, 1, 2]
     for this in steel, overlay, table(EM):
         assert json.loads(json.dumps(this.to_dict())) == this.to_dict()
         assert table(this.to_dict()) == this

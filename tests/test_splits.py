@@ -99,7 +99,7 @@ def test_where_names_do_not_tell_the_patient_nothing_is_guessed():
 
 def test_a_split_with_a_patient_on_both_sides_is_refused():
     """Tried by test cases that a data set brings along, and by hand."""
-    with pytest.raises(SplitError, match=r"patient p1 is to be trained on and tested on .*p1_a.*p1_b"):
+    with pytest.raises(SplitError, match=r"patient p1 is both trained and tested on .*p1_a.*p1_b"):
         split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"], patient_id="^(p.)_")
     split_by_patient(["p1_a", "p2_a"], fixed_test=["p1_b"], patient_id=".+")  # every case another patient
     for one, other in [("train", "test"), ("train", "val"), ("val", "test"), ("unlabeled", "test")]:
@@ -234,7 +234,7 @@ def test_patients_can_be_given():
     assert split["patients"] == {"a": ["a1"], "b": ["b1", "x"], "c": ["c1"]}
     with pytest.raises(SplitError, match="are 5 patients, but 3 have a label"):
         split_by_patient(["a1", "b1", "x", "c1"], test=5, patients=patients)
-    with pytest.raises(SplitError, match="patient b is to be trained on and tested on"):
+    with pytest.raises(SplitError, match="patient b is both trained and tested on"):
         split_by_patient(["a1", "b1"], fixed_test=["x"], patients=patients)
 
 

@@ -5,11 +5,9 @@ import pytest
 import torch
 
 from mtseg.transforms import (
-    CenterCrop,
     Compose,
     RandomCrop,
     RandomFlip,
-    RandomNoise,
     RandomRot90Flip,
     RandomRotFlip,
     ToTensor,
@@ -33,9 +31,8 @@ def test_every_position_of_a_crop_is_reached_equally_often():
 
 
 @pytest.mark.parametrize("channels", [None, 2])
-@pytest.mark.parametrize("crop", [RandomCrop((8, 4, 2)), CenterCrop((8, 4, 2))])
-def test_small_volumes_are_padded_with_zero_in_the_middle(crop, channels):
-    out = crop(sample(channels=channels))
+def test_small_volumes_are_padded_with_zero_in_the_middle(channels):
+    out = RandomCrop((8, 4, 2))(sample(channels=channels))
     assert out["label"].shape == (8, 4, 2)
     assert out["image"].shape[-3:] == (8, 4, 2)
     assert not out["label"][0].any()
@@ -43,10 +40,6 @@ def test_small_volumes_are_padded_with_zero_in_the_middle(crop, channels):
     assert out["label"][2].all()
     image = out["image"] if channels is None else out["image"][1]
     np.testing.assert_array_equal(image, out["label"])
-
-
-def test_center_crop_takes_the_middle():
-    np.testing.assert_array_equal(CenterCrop((3, 2, 1))(sample())["label"], sample()["label"][1:4, 1:3, 1:2])
 
 
 def of_uamt(label, size, first):
@@ -67,16 +60,6 @@ def test_every_position_is_reached_where_the_familys_random_crop_never_reaches_t
     last -= {label[w : w + 3, :3, :2].tobytes() for w in range(2)}
     assert ours - theirs == last
     assert theirs < ours
-
-
-def test_the_middle_is_the_middle_where_the_familys_center_crop_rounds_half_to_even():
-    for side in range(4, 20):
-        label = np.arange(side**3).reshape(side, side, side)
-        ours = CenterCrop((3, 3, 3))({"image": label, "label": label})["label"]
-        theirs = of_uamt(label, (3, 3, 3), lambda room: round(room / 2))
-        left, right = ours[0, 0, 0] // side**2, side - 1 - ours[-1, 0, 0] // side**2
-        assert right - left in (0, 1)
-        assert (ours == theirs).all() == ((side - 3) % 4 != 3)
 
 
 def test_flips_show_the_volume_as_it_was_where_the_familys_never_do():
@@ -112,19 +95,16 @@ def test_rotations_and_flips_are_equally_often_each_of_the_four_mirror_images():
     assert min(seen.values()) > 150
 
 
-@pytest.mark.parametrize("flip_d", [False, True])
-def test_all_symmetries_of_the_plane_are_equally_often(flip_d):
+def test_all_symmetries_of_the_plane_are_equally_often():
     rng = np.random.default_rng(0)
     seen = Counter()
     for _ in range(1600):
-        out = RandomRot90Flip(flip_d)(sample((3, 3, 2), channels=2, rng=rng))
+        out = RandomRot90Flip()(sample((3, 3, 2), channels=2, rng=rng))
         np.testing.assert_array_equal(out["image"][1], out["label"])
         seen[out["label"].tobytes()] += 1
     original = sample((3, 3, 2))["label"]
     planes = [original, original.transpose(1, 0, 2)]
-    symmetries = [
-        plane[::w, ::h, ::d] for plane in planes for w in (1, -1) for h in (1, -1) for d in (1, -1)[: 1 + flip_d]
-    ]
+    symmetries = [plane[::w, ::h] for plane in planes for w in (1, -1) for h in (1, -1)]
     assert set(seen) == {symmetry.tobytes() for symmetry in symmetries}
     assert min(seen.values()) > 0.6 * 1600 / len(symmetries)
 
@@ -133,20 +113,6 @@ def test_a_quarter_turn_swaps_the_sides_of_volumes_that_are_not_square():
     rng = np.random.default_rng(0)
     shapes = Counter(RandomRot90Flip()(sample((5, 4, 3), rng=rng))["label"].shape for _ in range(100))
     assert set(shapes) == {(5, 4, 3), (4, 5, 3)}
-
-
-def test_noise_is_clamped():
-    zero = {
-        "image": np.zeros((40, 40, 40), np.float32),
-        "label": np.zeros((40, 40, 40)),
-        "rng": np.random.default_rng(0),
-    }
-    image = RandomNoise(mu=1, sigma=0.1)(zero)["image"]
-    assert image.dtype == np.float32
-    assert image.min() == pytest.approx(0.8)
-    assert image.max() == pytest.approx(1.2)
-    assert image.mean() == pytest.approx(1, abs=1e-2)
-    assert image.std() == pytest.approx(0.0959, abs=1e-3)  # of a standard normal clamped to two: 0.959
 
 
 def test_to_tensor():
@@ -161,7 +127,7 @@ def test_to_tensor():
 
 
 def test_rng_or_numpys_global_state_decides():
-    transform = Compose([RandomRotFlip(), RandomCrop((2, 2, 2)), RandomNoise(), ToTensor()])
+    transform = Compose([RandomRotFlip(), RandomCrop((2, 2, 2)), ToTensor()])
 
     def draw(seed=None):
         return transform(sample() if seed is None else sample(rng=np.random.default_rng(seed)))["image"]
@@ -177,5 +143,5 @@ def test_rng_or_numpys_global_state_decides():
 
 def test_transforms_leave_their_input_alone():
     before = sample()
-    Compose([RandomRotFlip(), RandomNoise()])(before)
+    Compose([RandomRotFlip(), RandomCrop((3, 3, 2))])(before)
     np.testing.assert_array_equal(before["image"], sample()["image"])

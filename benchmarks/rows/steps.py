@@ -22,14 +22,8 @@ from mtseg.losses import multiclass_dice_loss, softmax_mse_loss
 from mtseg.networks.unet import UNetSSL4MIS
 from mtseg.networks.vnet import VNet
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
-from mtseg.winograd import (
-    WinogradError,
-    check_compiler,
-    convolve,
-    input_gradient,
-    weight_gradient,
-    winograd_convolutions,
-)
+from mtseg.winograd import WinogradError, check_compiler, winograd_convolutions
+from mtseg.winograd.convolutions import convolve, input_gradient, weight_gradient
 from rows.volumes import LA_PATCH, SMALL_PATCH, la_volumes, training_set
 
 PLAIN = "mtseg without --winograd"

@@ -73,6 +73,5 @@ class CaseLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CaseLogError(
-                f"{self.path}: could not be written ({error.strerror or error}); free space there and go on with "
-                f"--continue"
+                f"{self.path}: could not be written ({error.strerror or error}); free space and go on with --continue"
             ) from error

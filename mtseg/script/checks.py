@@ -19,18 +19,14 @@ def check_flags(args, given=()):
     check_used(args, given, terms)
     check_dims(args)
     if args.batch_size % args.accumulation_steps:
-        raise FlagError(
-            f"--accumulation_steps {args.accumulation_steps} does not divide --batch_size {args.batch_size}: change one"
-        )
+        raise FlagError(f"--accumulation_steps {args.accumulation_steps} must divide --batch_size {args.batch_size}")
     if args.warmup_iterations >= args.max_iterations:
         raise FlagError(
-            f"--warmup_iterations {args.warmup_iterations} is not less than --max_iterations {args.max_iterations}: "
-            f"nothing would be left after the warm-up"
+            f"--warmup_iterations {args.warmup_iterations} is not less than --max_iterations {args.max_iterations}"
         )
     if getattr(args, "consistency_warmup", 0) >= args.max_iterations:
         raise FlagError(
-            f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}: "
-            f"nothing would ever be compared"
+            f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}"
         )
     if args.val_list and not Path(args.val_list).is_file():
         raise FlagError(f"--val_list {args.val_list}: no such file; give a text file with the name of a case a line")
@@ -59,9 +55,7 @@ def check_flags(args, given=()):
         )
     for name, wanted in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
         if args.winograd and wanted:
-            raise FlagError(
-                f"--winograd with {name}: it has compiled loops of its own, in float32; choose one of the two"
-            )
+            raise FlagError(f"--winograd with {name}: it has compiled loops of its own, in float32; choose one")
     if args.residual and args.network != "unet":
         raise FlagError(f"--residual with --network {args.network}: only the blocks of unet can add their input")
     if args.deep_supervision and args.network != "unet":

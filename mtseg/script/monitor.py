@@ -36,7 +36,7 @@ def check_extras(tensorboard=False, wandb=None):
             known = package.login()
         except Exception as error:
             raise MonitorError(
-                f"--wandb online: {first_line(error)}; run `wandb login`, or take --wandb offline"
+                f"--wandb online: {first_line(error)}; `wandb login`, or take --wandb offline"
             ) from error
         if not known:
             raise MonitorError("--wandb online: nobody is logged in; run `wandb login`, or take --wandb offline")
@@ -68,9 +68,7 @@ class Monitor:
             raise
         except Exception as error:
             flag = "--tensorboard" if tensorboard and not self.views else f"--wandb {wandb}"
-            raise MonitorError(
-                f"{self.folder}: {flag} could not begin ({first_line(error)}); go on without it"
-            ) from error
+            raise MonitorError(f"{self.folder}: {flag} could not begin ({first_line(error)}); leave it out") from error
         for row in read_metrics(self.folder / "metrics.csv") if start and self.views else ():
             if int(row["iteration"]) <= start:
                 self.row(row)

@@ -67,15 +67,11 @@ def checkpoint_to_resume(folder, resume, overwrite):
             raise RunError(f"--resume {path}: no such file; give a run's latest.pth, or --resume alone")
         if lies_there and not overwrite and not is_inside(path, folder):
             raise RunError(
-                f"--resume {path}: another run lies in {folder} and would be replaced; name another place by "
-                f"--output_dir or --exp, or replace it by --overwrite"
+                f"--resume {path}: another run lies in {folder}; take another --output_dir or --exp, or --overwrite it"
             )
         return path
     if lies_there and not overwrite:
-        raise RunError(
-            f"{folder}: a run lies there already; go on with it by --resume, replace it by --overwrite, or name "
-            f"another place by --output_dir or --exp"
-        )
+        raise RunError(f"{folder}: a run lies there; --resume goes on, --overwrite replaces it, or take another --exp")
     return None
 
 
@@ -189,9 +185,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     if not is_state(state, parts):
         raise RunError(f"{path}: does not hold the state of such a run; resume from a latest.pth of the same script")
     if state["iteration"] > config["max_iterations"]:
-        raise RunError(
-            f"{path}: is at iteration {state['iteration']}, past --max_iterations {config['max_iterations']}; raise it"
-        )
+        raise RunError(f"{path}: at iteration {state['iteration']}, past --max_iterations {config['max_iterations']}")
     before = {**defaults, **state["config"]}
     for name in ("train_cases", "val_cases", "unlabeled_cases"):
         if before.get(name) != config.get(name):
@@ -240,9 +234,7 @@ def choose_device(gpu, amp="off"):
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         if amp == "bf16":
-            raise RunError(
-                "--amp bf16 without a GPU: on a CPU PyTorch's gradients of bf16 convolutions are wrong; take --amp off"
-            )
+            raise RunError("--amp bf16 without a GPU: PyTorch's gradients are wrong on CPUs; take --amp off")
         return torch.device("cpu")
     if not gpu.isdigit() or int(gpu) >= count:
         raise RunError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0; name one of them")

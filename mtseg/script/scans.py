@@ -146,9 +146,7 @@ def read_input_image(case, args):
     if len(image) * (2 * args.context + 1) != args.n_channels:
         raise VolumeError(f"{case.images[0]}: has {len(image)} channels, the network takes {args.n_channels}")
     if args.save_colors and image.ndim == 4:
-        raise VolumeError(
-            f"{case.images[0]}: a stack, of which there is no one colour picture; leave out --save_colors"
-        )
+        raise VolumeError(f"{case.images[0]}: a stack, which has no one colour picture; leave out --save_colors")
     spacing = pixel_spacing(args, args.table, image.ndim - 1)
     kind = ".tif" if image.ndim == 4 else ".png"
     scan = Scan(image if len(image) > 1 else image[0], None, spacing, kind=kind, axis=0)
@@ -177,9 +175,7 @@ def image_unit(args, table):
     size = table and table.pixel_size
     if not size or size[2] != args.unit:
         says = f"says {size[2]}" if size else "does not say how large a pixel is"
-        raise FlagError(
-            f"--unit {args.unit}: the data's classes.json {says}; write its pixel_size, or take --unit pixel"
-        )
+        raise FlagError(f"--unit {args.unit}: classes.json {says}; write its pixel_size, or take --unit pixel")
     return args.unit
 
 

@@ -158,9 +158,7 @@ class ImageCases(CaseDataset):
         labeled = cases[:labelnum]
         for case in labeled:
             if source.files[case].mask is None:
-                raise DataError(
-                    f"{self.path(case)}: case {case} has no mask; add it, or leave the case out of its list"
-                )
+                raise DataError(f"{self.path(case)}: case {case} has no mask; add it, or leave the case out")
         sizes = {case: stacked_size(source.files[case].images) for case in cases}
         shapes = {case: tuple(shape) for case, (_, *shape) in sizes.items()}
         super().__init__(cases, transform, set(labeled), shapes, {case: size[0] for case, size in sizes.items()})
@@ -202,9 +200,7 @@ def stacked_size(paths):
     (channels, *shape), *others = map(image_size, paths)
     for path, (more, *other) in zip(paths[1:], others, strict=True):
         if other != shape:
-            raise DataError(
-                f"{path}: is {words(other)}, and {paths[0].name} of the same case {words(shape)}; resize it"
-            )
+            raise DataError(f"{path}: is {words(other)}, and {paths[0].name} of its case {words(shape)}; resize it")
         channels += more
     return channels, *shape
 

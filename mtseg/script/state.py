@@ -57,7 +57,7 @@ class RunState:
             raise
         except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{path}: its {name} is not that of such a run ({first_line(error)}); take another copy, or start anew"
+                f"{path}: its {name} is not that of such a run ({first_line(error)}); start anew"
             ) from error
         return state["iteration"], state["progress"]
 

@@ -57,8 +57,7 @@ def winograd_convolutions(net):
     layers = [layer for layer in net.modules() if _suits(layer)]
     if not layers:
         raise WinogradError(
-            "no 3 x 3 (x 3) convolution of this network has channels in multiples of 16: take --n_filters 16, or leave "
-            "--winograd out"
+            "no 3 x 3 (x 3) convolution here has channels in multiples of 16: take --n_filters 16, not --winograd"
         )
     check_compiler()
     for layer in layers:
@@ -229,9 +228,7 @@ def _call(name, x, outputs, *tensors, turned=False):
         if tensor is not None and (tensor.dtype != torch.float32 or tensor.device.type != "cpu"):
             raise ValueError(f"float32 on the CPU is wanted, not {tensor.dtype} on {tensor.device}")
     if outputs.shape != (n, co, *x.shape[2:]) or ci % 16 or co % 16 or not outputs.numel():
-        raise ValueError(
-            f"{tuple(x.shape)} to {tuple(outputs.shape)}: the same voxels and 16, 32, ... channels are wanted"
-        )
+        raise ValueError(f"{tuple(x.shape)} to {tuple(outputs.shape)}: equal voxels and channels by 16 are wanted")
     d, kd = (slices[0], 3) if slices else (1, 1)
     sizes = (ctypes.c_int64 * 9)(n, d, h, w, ci, co, torch.get_num_threads(), kd, turned)
     pointers = [None if tensor is None else ctypes.c_void_p(tensor.data_ptr()) for tensor in (x, *tensors)]
