@@ -9,13 +9,14 @@ import json
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 import torch
-import warm
 
 torch.set_num_threads(1)
 
@@ -171,17 +172,16 @@ def killed_after_saving(monkeypatch):
         yield
 
 
+def start_python(*words, out, err):
+    """A process `python <words>` in a session of its own, which writes to the files `out` and `err`."""
+    with open(out, "ab") as to_out, open(err, "ab") as to_err:
+        command = [sys.executable, *map(str, words)]
+        return subprocess.Popen(command, stdout=to_out, stderr=to_err, start_new_session=True)
+
+
 @pytest.fixture
 def data(tmp_path):
     return make_data(tmp_path / "tiny")
-
-
-@pytest.fixture(scope="session")
-def warm_python(tmp_path_factory):
-    """Starts processes with PyTorch loaded: a warm.Python."""
-    python = warm.Python(tmp_path_factory.mktemp("warm"))
-    yield python
-    python.stop()
 
 
 def named_root(variable, what):

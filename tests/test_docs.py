@@ -7,6 +7,7 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +42,12 @@ def repository(tmp_path_factory):
 
 
 @pytest.fixture
-def python(repository, warm_python):
+def python(repository):
     """A function that gives what a command of Python in the repository prints; it must end well."""
 
     def printed(*words, cwd=repository):
         environment = {**os.environ, "PYTHONPATH": str(repository)}
-        command = [warm_python.executable, *map(str, words)]
+        command = [sys.executable, *map(str, words)]
         done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -126,13 +127,13 @@ def commands(page):
     return [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def small(line, python):
-    """The command `line` on tiny data, with a tiny network and two iterations, by the interpreter `python`."""
+def small(line):
+    """The command `line` on tiny data, with a tiny network and two iterations."""
     line = re.sub(r"(?<=\s)/data/LA", "sets/LA", line.partition("  #")[0])
     line = re.sub(r"iter_\d+", "iter_2", line).replace("seed1337", "seed1")
     line = line.replace('"Training Set" data/LA', '"Training Set" made/LA')
     line = line.replace("torchrun ", "python -m torch.distributed.run ")
-    line = line.replace("python ", f"{shlex.quote(str(python))} ")
+    line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
     table = "table.py" in line
     script = "--flags" if table else r"(?:recipes/)?train_\w+\.py"
     before, script, rest = re.match(rf"(.*?)({script}|$)(.*)", line).groups()
@@ -151,7 +152,7 @@ def small(line, python):
     return f"{before}{script} {shlex.join(words)}" + ("" if table or "--resume" in words else " --overwrite")
 
 
-def run_page(page, workspace, python):
+def run_page(page, workspace):
     """Run all commands of a page; those that failed, with what they printed."""
     for made in ("data/LA_half", "data/Heart", "data/both", "made"):
         shutil.rmtree(workspace / made, ignore_errors=True)
@@ -159,10 +160,10 @@ def run_page(page, workspace, python):
     failed = []
     for line in commands(page):
         if not MADE_ELSEWHERE.search(line):
-            words = ["bash", "-c", small(line, python)]
+            words = ["bash", "-c", small(line)]
             done = subprocess.run(words, cwd=workspace, env=environment, capture_output=True, text=True)
             if done.returncode:
-                failed.append(f"{line}\n{small(line, python)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
+                failed.append(f"{line}\n{small(line)}\n{done.stdout[-500:]}{done.stderr[-1500:]}")
     return failed
 
 
@@ -198,7 +199,7 @@ def write_challenge(root):
 
 
 @pytest.fixture(scope="module")
-def workspace(repository, warm_python):
+def workspace(repository):
     """The copied repository with tiny data sets in it, in which README.md's commands have run; those that failed."""
     for extra in EXTRAS:
         pytest.importorskip(extra)
@@ -216,11 +217,11 @@ def workspace(repository, warm_python):
     (repository / "data/ACDC/classes.json").unlink()
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
-    return repository, run_page(PAGES[0], repository, warm_python.executable)
+    return repository, run_page(PAGES[0], repository)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_runs(page, workspace, warm_python):
+def test_every_command_runs(page, workspace):
     repository, failed_in_readme = workspace
-    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository, warm_python.executable)
+    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository)
     assert not failed, "\n\n".join(failed)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import train_ua_mt
-from conftest import ball, make_data, write_case
+from conftest import ball, make_data, start_python, write_case
 
 import inference
 import train_mean_teacher
@@ -407,11 +407,11 @@ with one_sentence():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 @pytest.mark.parametrize("what", ["write_whole", "make_phantom"])
-def test_temporary_files_are_gone_after_a_signal(tmp_path, warm_python, monkeypatch, what, number):
+def test_temporary_files_are_gone_after_a_signal(tmp_path, monkeypatch, what, number):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     folder, out, err = (tmp_path / name for name in ("folder", "out", "err"))
     folder.mkdir()
-    process = warm_python.start("-u", "-c", UNTIL_STOPPED, what, folder, out=out, err=err)
+    process = start_python("-u", "-c", UNTIL_STOPPED, what, folder, out=out, err=err)
     while out.read_text() != "ready\n":
         assert process.poll() is None, err.read_text()
     assert list(folder.iterdir())
@@ -423,14 +423,14 @@ def test_temporary_files_are_gone_after_a_signal(tmp_path, warm_python, monkeypa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_is_stopped_is_saved_and_leaves_no_temporary_file(
-    data, tmp_path, tmp_path_factory, warm_python, monkeypatch, number
+    data, tmp_path, tmp_path_factory, monkeypatch, number
 ):
     scratch = tmp_path_factory.mktemp("scratch")  # a short path: that of a Unix socket in it has at most 108 bytes
     arguments = words(data, tmp_path / "out", max_iterations=100000, save_freq=100000, num_workers=1)
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))  # PyTorch's own, which it keeps
     out, err = tmp_path / "said", tmp_path / "err"
-    process = warm_python.start(ROOT / "train_sup.py", *arguments, out=out, err=err)
+    process = start_python(ROOT / "train_sup.py", *arguments, out=out, err=err)
     try:
         while not any("\n2," in path.read_text() for path in (tmp_path / "out").glob("model/*/*/metrics.csv")):
             assert process.poll() is None, err.read_text()

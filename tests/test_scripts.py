@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, make_data
+from conftest import TINY, make_data, start_python
 
 import inference
 import train_mean_teacher
@@ -167,11 +167,11 @@ def test_another_seed_gives_others(runs, tmp_path):
         assert_same_weights(folder_of(out, "supervised"), folder_of(tmp_path, "supervised"), "iter_6.pth")
 
 
-def start(python, script, arguments, until):
+def start(script, arguments, until):
     """Start a script in a process of its own, wait until metrics.csv has `until` rows, return the process."""
     folder = Path(arguments[arguments.index("--output_dir") + 1])
     folder.mkdir(exist_ok=True)
-    process = python.start(ROOT / f"{script.__name__}.py", *arguments, out=folder / "out", err=folder / "err")
+    process = start_python(ROOT / f"{script.__name__}.py", *arguments, out=folder / "out", err=folder / "err")
     deadline = time.time() + 600
     while time.time() < deadline and process.poll() is None:
         for path in folder.glob("model/*/*/metrics.csv"):
@@ -188,9 +188,9 @@ def whole_run(runs, tmp_path_factory):
 
 # Before latest.pth is there and after. That other methods resume to the bit is tested where nothing is killed.
 @pytest.mark.parametrize("until", [1, 5])
-def test_a_killed_run_resumes_to_the_same_weights(runs, whole_run, tmp_path, warm_python, until):
+def test_a_killed_run_resumes_to_the_same_weights(runs, whole_run, tmp_path, until):
     arguments = flags(runs[0], tmp_path, max_iterations=40, save_freq=3, num_workers=1)
-    process = start(warm_python, train_mean_teacher, arguments, until)
+    process = start(train_mean_teacher, arguments, until)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     a, b = whole_run, folder_of(tmp_path, "MT")
@@ -204,10 +204,10 @@ def test_a_killed_run_resumes_to_the_same_weights(runs, whole_run, tmp_path, war
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, warm_python, number):
+def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, number):
     data, _ = runs
     arguments = flags(data, tmp_path, max_iterations=1000, save_freq=1000, num_workers=2)
-    process = start(warm_python, train_mean_teacher, arguments, 3)
+    process = start(train_mean_teacher, arguments, 3)
     os.killpg(process.pid, number)  # to the workers as well, as a terminal and a batch system do
     err = (tmp_path / "err").read_text
     assert process.wait() == 128 + number, err()
@@ -217,7 +217,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(runs, tmp_path, warm_python, number)
     assert state["iteration"] == len(rows(folder_of(tmp_path, "MT")))
     stop = state["iteration"] + 1
     command[command.index("--max_iterations") + 1] = str(stop)
-    assert warm_python.start(*command[1:], err=tmp_path / "err").wait() == 0, err()
+    assert start_python(*command[1:], out=os.devnull, err=tmp_path / "err").wait() == 0, err()
     assert (folder_of(tmp_path, "MT") / f"iter_{stop}.pth").exists()
 
 
@@ -378,9 +378,9 @@ def test_a_folder_that_cannot_be_made(capsys, data, tmp_path):
     assert "--output_dir" in said
 
 
-def test_one_process_a_run(capsys, data, tmp_path, warm_python):
+def test_one_process_a_run(capsys, data, tmp_path):
     arguments = flags(data, tmp_path, max_iterations=1000)
-    process = start(warm_python, train_sup, arguments, 1)
+    process = start(train_sup, arguments, 1)
     try:
         said = sentence(capsys, train_sup.main, [*arguments, "--overwrite"])
     finally:

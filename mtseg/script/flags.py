@@ -1,6 +1,7 @@
 """The flags of the training scripts, and what else a script needs before PyTorch is loaded."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 
@@ -240,6 +241,8 @@ def parse(parser, argv):
         settings = {**BUILT_IN.get(name, {}), "root_path": str(HOME / "data" / name if name in BUILT_IN else la)}
     if parser.get_default("optimizer") != "sgd":
         settings.pop("base_lr", None)  # the built-in data's is a rate of sgd
+    if (parser.get_default("consistency_warmup") or 0) >= settings.get("max_iterations", math.inf):
+        settings["consistency_warmup"] = settings["max_iterations"] // 3
     root = chosen.get("root_path") or settings["root_path"]
     if chosen.get("root_path") and not Path(root).exists():
         raise FlagError(f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/")
