@@ -4,7 +4,7 @@
     python inference.py --model_path model/LA_vnet_16_labeled/UniMatch/iter_14000.pth
 
 Yang et al., "Revisiting Weak-to-Strong Consistency in Semi-Supervised Semantic Segmentation", CVPR 2023
-(arXiv:2208.09910), equations 1 to 7, without a teacher: y = argmax p(w), ignored where max p(w) < t, on patches w, and
+(arXiv:2208.09910), section 3.4, without a teacher: y = argmax p(w), ignored where max p(w) < t, on patches w, and
     L = (L_s + D(p(s1), y1) / 4 + D(p(s2), y2) / 4 + D(p'(w), y) / 2) / 2.
 s1 and s2 are intensity views with a box of another patch's; y1 and y2 are y with that box of the other's labels; p' has
 half of all features' channels dropped between encoder and decoder. D is Dice over all classes, as in the code for
