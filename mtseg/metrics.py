@@ -231,20 +231,17 @@ def _both_ways(result, reference, voxelspacing, connectivity):
     return surfaces.distances(spacing, 0, 1), surfaces.distances(spacing, 1, 0)
 
 
-def _hd(forth, back):
-    return math.nan if forth is None else float(max(forth.max(), back.max()))
-
-
-def _hd95(forth, back):
-    return math.nan if forth is None else float(np.percentile(np.concatenate((forth, back)), 95))
-
-
-def _asd(forth):
-    return math.nan if forth is None else float(forth.mean())
-
-
-def _assd(forth, back):
-    return math.nan if forth is None else float(np.concatenate((forth, back)).mean())
+def _of_distances(forth, back):
+    """{metric: value} of the surface distances there and back; None where a mask is empty."""
+    if forth is None:
+        return dict.fromkeys(("hd", "hd95", "asd", "assd"), math.nan)
+    both = np.concatenate((forth, back))
+    return {
+        "hd": float(both.max()),
+        "hd95": float(np.percentile(both, 95)),
+        "asd": float(forth.mean()),
+        "assd": float(both.mean()),
+    }
 
 
 def _nsd(forth, back, tolerance, both_empty):
@@ -273,7 +270,7 @@ def surface_distances(result, reference, voxelspacing=None, connectivity=1):
 
 def hd(result, reference, voxelspacing=None, connectivity=1):
     """Hausdorff distance: the largest surface distance, in either direction; >= 0, NaN where a mask is empty."""
-    return _hd(*_both_ways(result, reference, voxelspacing, connectivity))
+    return _of_distances(*_both_ways(result, reference, voxelspacing, connectivity))["hd"]
 
 
 def hd95(result, reference, voxelspacing=None, connectivity=1):
@@ -281,19 +278,19 @@ def hd95(result, reference, voxelspacing=None, connectivity=1):
 
     MedPy's definition, the field's in tables of LA. MONAI's is the larger of the percentiles of the two directions.
     """
-    return _hd95(*_both_ways(result, reference, voxelspacing, connectivity))
+    return _of_distances(*_both_ways(result, reference, voxelspacing, connectivity))["hd95"]
 
 
 def asd(result, reference, voxelspacing=None, connectivity=1):
     """Mean distance from the surface of `result` to that of `reference`, not symmetric; >= 0, NaN if one is empty."""
     if is_empty(*_masks(result, reference)):
         return math.nan
-    return _asd(surface_distances(result, reference, voxelspacing, connectivity))
+    return float(surface_distances(result, reference, voxelspacing, connectivity).mean())
 
 
 def assd(result, reference, voxelspacing=None, connectivity=1):
     """The mean of the surface distances of both directions taken together; >= 0, NaN where a mask is empty."""
-    return _assd(*_both_ways(result, reference, voxelspacing, connectivity))
+    return _of_distances(*_both_ways(result, reference, voxelspacing, connectivity))["assd"]
 
 
 def nsd(result, reference, voxelspacing=None, tolerance=1.0, connectivity=1):
@@ -313,8 +310,8 @@ def nsd(result, reference, voxelspacing=None, tolerance=1.0, connectivity=1):
 def calculate_metric_percase(pred, gt, voxelspacing=None):
     """(dice, jaccard, hd95, asd) of one case, as in UA-MT's tables; NaN distances where a mask is empty."""
     pred, gt = _masks(pred, gt)
-    forth, back = _both_ways(pred, gt, voxelspacing, connectivity=1)
-    return dice(pred, gt), jaccard(pred, gt), _hd95(forth, back), _asd(forth)
+    distances = _of_distances(*_both_ways(pred, gt, voxelspacing, connectivity=1))
+    return dice(pred, gt), jaccard(pred, gt), distances["hd95"], distances["asd"]
 
 
 def all_metrics(result, reference, voxelspacing=None, tolerance=1.0, ignored=None):
@@ -332,10 +329,7 @@ def all_metrics(result, reference, voxelspacing=None, tolerance=1.0, ignored=Non
     overlap = (dice, jaccard, precision, recall, specificity, accuracy, f1, volume_similarity)
     return {
         **{metric.__name__: metric(*counted) for metric in overlap},
-        "hd": _hd(forth, back),
-        "hd95": _hd95(forth, back),
-        "asd": _asd(forth),
-        "assd": _assd(forth, back),
+        **_of_distances(forth, back),
         "nsd": _nsd(forth, back, tolerance, both_empty=not (result.any() or reference.any())),
         **dict(zip(("tp", "fp", "fn", "tn"), _counts(*counted), strict=True)),
     }

@@ -22,20 +22,7 @@ import torch
 
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import read_list, training_cases
-from mtseg.export.convert import (
-    DIVISOR,
-    SHAPES,
-    ExportError,
-    OnnxNet,
-    Recorder,
-    largest_difference,
-    quantize,
-    quiet,
-    seconds_a_window,
-    to_onnx,
-    to_torch_export,
-    to_torchscript,
-)
+from mtseg.export import convert
 from mtseg.metrics import dice
 from mtseg.script.flags import HOME, FlagError, Parser, one_sentence, positive, read_config
 from mtseg.script.inference_flags import INFERENCE_SETTINGS, add_settings, take_over
@@ -78,25 +65,25 @@ def export(args):
     net, *_ = load_network(args, args.model_path[0])
     cases = measured_cases(args) if args.quantize else None  # a mistake here leaves no file behind
     formats = {
-        "onnx": (to_onnx, OnnxNet),
-        "torchscript": (to_torchscript, lambda content: torch.jit.load(io.BytesIO(content))),
-        "torch_export": (to_torch_export, lambda content: torch.export.load(io.BytesIO(content)).module()),
+        "onnx": (convert.to_onnx, convert.OnnxNet),
+        "torchscript": (convert.to_torchscript, lambda content: torch.jit.load(io.BytesIO(content))),
+        "torch_export": (convert.to_torch_export, lambda content: torch.export.load(io.BytesIO(content)).module()),
     }
     contents = {}
     for name, (write, read) in formats.items():
         if getattr(args, name):
             content = contents[name] = write(net, args.n_channels, args.dims)
-            with quiet():
-                difference = largest_difference(net, read(content), args.n_channels, args.dims)
+            with convert.quiet():
+                difference = convert.largest_difference(net, read(content), args.n_channels, args.dims)
             if not difference <= TOLERANCE:
-                raise ExportError(
+                raise convert.ExportError(
                     f"{args.model_path[0]}: the {name} network differs from PyTorch's by {difference:.1e}, more than "
                     f"{TOLERANCE:.0e}, and was not written; export it in another format"
                 )
             write_whole(getattr(args, name), content)
-            compared = [(batch, args.n_channels, *sides[: args.dims]) for batch, *sides in SHAPES]
+            compared = [(batch, args.n_channels, *sides[: args.dims]) for batch, *sides in convert.SHAPES]
             shapes = " and ".join("x".join(map(str, shape)) for shape in compared)
-            sides = f"multiples of {DIVISOR} from 32 on" if name == "torch_export" else f"multiples of {DIVISOR}"
+            sides = f"multiples of {convert.DIVISOR}{' from 32 on' * (name == 'torch_export')}"
             print(
                 f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides {sides}, differs from PyTorch "
                 f"by at most {difference:.1e} (on {shapes})"
@@ -115,7 +102,7 @@ def measured_cases(args):
     cases = source.dataset(args, read_list(source.root / f"{args.split}.list")[: args.num])
     channels = cases.n_channels * (2 * args.context + 1)
     if channels != args.n_channels:
-        raise ExportError(
+        raise convert.ExportError(
             f"the network takes {args.n_channels} channels, the cases in {args.root_path} have {channels}; name other "
             f"data by --root_path"
         )
@@ -124,7 +111,7 @@ def measured_cases(args):
 
 def quantize_and_measure(content, cases, args):
     """The quantized file as bytes, after a table of what it costs on `cases` was printed."""
-    recorder, source = Recorder(args.num_classes), Source(args.root_path)
+    recorder, source = convert.Recorder(args.num_classes), Source(args.root_path)
     if args.quantize == "static":
         calibration = source.dataset(args, training_cases(source.root, num=args.num_calibration), labelnum=0)
         side_by_side = argparse.Namespace(
@@ -133,15 +120,15 @@ def quantize_and_measure(content, cases, args):
         for case in calibration.image_list:
             predict(recorder, calibration.read(case)["image"], source.axis, side_by_side)
         print(f"calibrated on {len(recorder.windows)} windows of {', '.join(calibration.image_list)}")
-    smaller = quantize(content, args.quantize, recorder.windows)
+    smaller = convert.quantize(content, args.quantize, recorder.windows)
 
     print(f"{'':10}{'MB':>8}{'ms a window':>14}{'Dice %':>10}   on {', '.join(cases.image_list)}")
     means = []
     for name, file in (("float32", content), (args.quantize, smaller)):
-        net = OnnxNet(file)
+        net = convert.OnnxNet(file)
         samples = map(cases.read, cases.image_list)
         means.append(100 * float(np.mean(score_cases(net, samples, dice, source.axis, args))))
-        milliseconds = 1000 * seconds_a_window(net, args.n_channels, args.patch_size)
+        milliseconds = 1000 * convert.seconds_a_window(net, args.n_channels, args.patch_size)
         print(f"{name:10}{len(file) / 1e6:8.1f}{milliseconds:14.0f}{means[-1]:10.2f}")
     print(f"change in Dice: {means[1] - means[0]:+.2f}; transposed convolutions stay float32")
     return smaller

@@ -129,22 +129,14 @@ def quantize(content, how, windows=()):
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(content)
         with quiet(), failing_as(f"{how} quantization failed", "; export without it"):
-            if how == "dynamic":
-                # Its integer convolution takes no signed weights.
-                quantization.quantize_dynamic(
-                    source, target, op_types_to_quantize=["Conv"], weight_type=quantization.QuantType.QUInt8
-                )
+            types, only = quantization.QuantType, ["Conv"]
+            if how == "dynamic":  # whose integer convolution takes no signed weights
+                quantization.quantize_dynamic(source, target, op_types_to_quantize=only, weight_type=types.QUInt8)
             else:
+                # Seven bits for weights: processors without VNNI add pairs of 8-bit products in 16 bits.
+                bits = {"reduce_range": True, "activation_type": types.QUInt8, "weight_type": types.QInt8}
                 quantization.quantize_static(
-                    source,
-                    target,
-                    Windows(),
-                    op_types_to_quantize=["Conv"],
-                    per_channel=True,
-                    # Seven bits for weights: processors without VNNI add pairs of 8-bit products in 16 bits.
-                    reduce_range=True,
-                    activation_type=quantization.QuantType.QUInt8,
-                    weight_type=quantization.QuantType.QInt8,
+                    source, target, Windows(), op_types_to_quantize=only, per_channel=True, **bits
                 )
         return target.read_bytes()
 

@@ -113,21 +113,18 @@ def page(title, sections):
     """The whole page as text. `sections`: {heading: HTML of the functions above}."""
     names = {heading: f"section{number}" for number, heading in enumerate(sections)}
     links = " ".join(f'<a href="#{name}">{html.escape(heading)}</a>' for heading, name in names.items())
-    parts = [
+    parts = "\n".join(
         f'<h2 id="{names[heading]}">{html.escape(heading)}</h2>\n{content}' for heading, content in sections.items()
-    ]
-    return "\n".join(
-        [
-            "<!doctype html>",
-            '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{html.escape(title)}</title>",
-            f"<style>{CSS}</style></head><body>",
-            f"<h1>{html.escape(title)}</h1>",
-            f"<nav>{links}</nav>",
-            *parts,
-            f"<script>{SCRIPT}</script>",
-            "</body></html>\n",
-        ]
     )
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>{CSS}</style></head><body>
+<h1>{html.escape(title)}</h1>
+<nav>{links}</nav>
+{parts}
+<script>{SCRIPT}</script>
+</body></html>
+"""

@@ -7,16 +7,6 @@ from pathlib import Path
 from mtseg.script import flags
 from mtseg.script.checks import FlagError, check_dims
 from mtseg.script.config import read_config
-from mtseg.script.flags import (
-    FAST,
-    KEEP_MEMORY,
-    NETWORKS,
-    NORMALIZATIONS,
-    WINOGRAD,
-    data_settings,
-    folder_name,
-    image_flags,
-)
 from mtseg.script.parser import Parser
 from mtseg.script.values import classes, patch_side, positive, rate
 
@@ -55,9 +45,9 @@ def inference_parser(description):
     rare("--save_format", choices=("hdf5", "nifti", "png"), default="hdf5", help=formats)
     rare("--save_colors", action="store_true", help="of images: also write predictions as colour images (RGB)")
     flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
-    flag("--fast", action="store_true", help=FAST)
-    rare("--winograd", action="store_true", help=WINOGRAD)
-    rare("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=KEEP_MEMORY)
+    flag("--fast", action="store_true", help=flags.FAST)
+    rare("--winograd", action="store_true", help=flags.WINOGRAD)
+    rare("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=flags.KEEP_MEMORY)
 
     flag, rare = parser.group("scans instead of a list")
     flag("--input", type=Path, metavar="PATH", help="NIfTI, NRRD or HDF5 file, folder of them, nnU-Net's imagesTs, ...")
@@ -91,16 +81,16 @@ def add_settings(parser):
     """The settings of a trained network, and of its windows, that its run's config.json knows."""
     flag, rare = parser.group("settings, by default the run's")
     rare("--dims", type=int, choices=(2, 3), help="2: images, or stacks slice by slice; 3: volumes")
-    flag("--network", choices=NETWORKS, help="architecture")
+    flag("--network", choices=flags.NETWORKS, help="architecture")
     rare("--n_channels", type=positive, help="channels of the image")
     flag("--num_classes", type=classes, help="classes, background included")
     flag("--n_filters", type=positive, help="channels on the finest level")
-    rare("--normalization", choices=NORMALIZATIONS, help="after each convolution")
+    rare("--normalization", choices=flags.NORMALIZATIONS, help="after each convolution")
     flag("--patch_size", type=patch_side, nargs="+", metavar="SIDE", help="voxels of a window")
     flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
     flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
     rare("--ignore_index", type=int, help="label of voxels that no metric counts")
-    image_flags(rare, training=False)
+    flags.image_flags(rare, training=False)
 
 
 def parse_inference(parser, argv):
@@ -117,10 +107,10 @@ def parse_inference(parser, argv):
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
     given, la = args.root_path, str(flags.HOME / "data/LA")
-    defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": folder_name(given or la)}
+    defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": flags.folder_name(given or la)}
     take_over(parser, args, args.configs[0], defaults)
     if given and Path(given).resolve() != Path(str(args.configs[0].get("root_path"))).resolve():
-        args.dataset_name = folder_name(given)  # the run's is that of other data
+        args.dataset_name = flags.folder_name(given)  # the run's is that of other data
     if args.input is None and (args.labels or args.preprocessing):
         raise FlagError("--labels and --preprocessing are about scans: name them by --input")
     if args.input and args.save_result:
@@ -151,7 +141,7 @@ def take_over(parser, args, config, defaults):
     path = args.model_path[0].parent / "config.json"
     known = config
     if "classes" not in config:
-        known = data_settings(args.root_path or config.get("root_path") or defaults["root_path"])
+        known = flags.data_settings(args.root_path or config.get("root_path") or defaults["root_path"])
         told = ("num_classes", "ignore_index", "intensity")
         defaults = defaults | {name: known[name] for name in told if name in known}
     for name, default in defaults.items():

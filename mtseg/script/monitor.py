@@ -165,15 +165,8 @@ class _WeightsAndBiases:
         # Rows and settings are sent, nothing else: no console, no code or its repository, no packages, no machine.
         off = ("disable_code", "disable_git", "x_disable_machine_info", "x_disable_meta", "x_disable_stats")
         settings = wandb.Settings(console="off", silent=True, x_save_requirements=False, **dict.fromkeys(off, True))
-        self.run = wandb.init(
-            project="mtseg",
-            name=f"{folder.parent.name}/{folder.name}",
-            id=name.read_text().strip(),
-            dir=str(folder),
-            mode=mode,
-            config=config,
-            settings=settings,
-        )
+        where = {"project": "mtseg", "name": f"{folder.parent.name}/{folder.name}", "dir": str(folder), "mode": mode}
+        self.run = wandb.init(id=name.read_text().strip(), config=config, settings=settings, **where)
 
     def row(self, numbers, iteration):
         self.run.log(numbers, step=iteration, commit=True)

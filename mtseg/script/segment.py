@@ -8,15 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtseg.averaging import (
-    NO_FLIPS,
-    all_flips,
-    case_uncertainty,
-    dropout_on,
-    entropy,
-    label_map,
-    mean_score,
-)
+from mtseg import averaging
 from mtseg.checkpoint import file_sha256, find_state_dict, load_checkpoint, load_weights, write_whole
 from mtseg.datasets import DataError
 from mtseg.images import ENDINGS as IMAGES
@@ -77,7 +69,7 @@ def load_networks(args, device):
         if not path.with_name(name).is_file():
             raise FlagError(f"--uncertainty teacher: beside {path} there is no {name} to compare it with")
         partners.append(load_network(args, path.with_name(name))[0])
-    with dropout_on(nets) as layers:
+    with averaging.dropout_on(nets) as layers:
         if args.uncertainty == "mc_dropout" and not (layers and args.has_dropout):
             raise FlagError("--uncertainty mc_dropout: the network has no dropout; use an ensemble")
     parameters = sum(parameter.numel() for net in nets for parameter in net.parameters())
@@ -99,18 +91,18 @@ def segment(trained, scan, args):
 
     # Of a stack the slices are not mirrored along the axis on which they follow each other.
     axes = [axis for axis in (-3, -2, -1) if args.dims == 3 or axis != scan.axis - 3]
-    flips = all_flips(axes) if args.tta else NO_FLIPS
-    scores = mean_score(scores_of, trained.nets, image, flips)
+    flips = averaging.all_flips(axes) if args.tta else averaging.NO_FLIPS
+    scores = averaging.mean_score(scores_of, trained.nets, image, flips)
     if args.uncertainty == "ensemble":
         return scores, scores
     if args.uncertainty == "teacher":
-        return scores, (scores + mean_score(scores_of, trained.partners, image, flips)) / 2
+        return scores, (scores + averaging.mean_score(scores_of, trained.partners, image, flips)) / 2
     if args.uncertainty == "mc_dropout":
         mixture = np.zeros_like(scores)
-        with dropout_on(trained.nets):
+        with averaging.dropout_on(trained.nets):
             for sample in range(args.mc_samples):
                 seed_iteration(0, sample)  # the same masks for every case: a case does not depend on those before it
-                mixture += mean_score(scores_of, trained.nets, image, flips) / args.mc_samples
+                mixture += averaging.mean_score(scores_of, trained.nets, image, flips) / args.mc_samples
         return scores, mixture
     return scores, None
 
@@ -156,7 +148,7 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         write_whole(output_dir / path, content)
         entry["files"].append(path)
 
-    prediction = clean(label_map(restore_scores(scores, scan.grid)), args)
+    prediction = clean(averaging.label_map(restore_scores(scores, scan.grid)), args)
     table = args.table or plain_table(args.num_classes)
     if args.input and scan.kind in IMAGES:
         write(f"predictions/{name}{scan.kind}", scans.image_file(prediction, table)[1])
@@ -179,13 +171,13 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         probabilities = np.stack([score.astype(np.float16) for score in restore_scores(scores, scan.grid)])
         write(f"probabilities/{name}.h5", hdf5_bytes({"probabilities": probabilities}))
     if mixture is not None:
-        unsure = entropy(restore_scores(mixture, scan.grid))
-        entry["uncertainty"] = case_uncertainty(unsure, prediction, args.background)
+        unsure = averaging.entropy(restore_scores(mixture, scan.grid))
+        entry["uncertainty"] = averaging.case_uncertainty(unsure, prediction, args.background)
         kind = ".h5" if scan.kind in IMAGES else scan.kind
         write(f"uncertainty/{name}{kind}", volume_bytes(unsure, kind, scan.header, "uncertainty"))
     if scan.label is not None:
         if scan.grid is not None and scan.label_prepared:
-            prediction = clean(label_map(scores), args)
+            prediction = clean(averaging.label_map(scores), args)
         more = {"uncertainty": entry["uncertainty"]} if args.uncertainty else {}
         try:
             rows = measure(prediction, scan.label, None if unit in ("voxel", "pixel") else scan.spacing, args)
