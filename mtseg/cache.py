@@ -117,10 +117,9 @@ class CachedDataset(Dataset):
     seeds are as in LAHeart. A transform finds LazyArrays in the sample; what it gives is the same, bit for bit.
 
     The volumes lie uncompressed in a file without a name in `cache_dir` (default: where Python puts temporary files),
-    as uint8 where `encode` can, else as float32. It is mapped into memory, read-only: all workers, forked or spawned,
-    share the same pages (on Windows each makes its own file). What does not fit into memory is read from the disk
-    again when it is needed. Nothing is left behind when the process ends, however it ends. Raises CacheError where the
-    file cannot be written.
+    as uint8 where `encode` can, else as float32. It is mapped into memory, read-only: all workers share the same pages
+    (on Windows each makes its own file), and nothing is left behind however the process ends. Raises CacheError where
+    the file cannot be written.
     """
 
     def __init__(self, dataset, cache_dir=None):

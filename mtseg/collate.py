@@ -2,10 +2,9 @@
 
     loader = DataLoader(dataset, batch_size=4, num_workers=2, collate_fn=collate)
 
-PyTorch's workers put every batch into /dev/shm. A container has 64 MB of that by default, and four patches of
-112 x 112 x 80 voxels take 20 MB, of which two workers hold four at a time and more. `collate` puts batches into
-anonymous memory instead (memfd_create), which is bounded by the memory of the machine or the container alone. It is
-as fast: the memory is shared, not copied.
+PyTorch's workers put every batch into /dev/shm, of which a container has 64 MB by default; four patches of
+112 x 112 x 80 voxels take 20 MB. `collate` puts batches into anonymous memory instead (memfd_create), which is bounded
+by the memory of the machine alone. It is as fast: the memory is shared, not copied.
 """
 
 import math

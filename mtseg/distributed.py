@@ -7,9 +7,8 @@ of an iteration is what it is without: every process takes an equal share of its
 (samplers.ShardedSampler), and nothing overlaps. Every process then computes the loss on the joint batch: the outputs,
 not the losses, are exchanged (`Ranks.gather`), and each process carries the gradient back through its own share. So the
 gradients are those of one process with the joint batch for every loss, also for those that no mean over processes
-gives: Dice, class weights, ignored voxels, confidence masks. It costs the memory of the joint batch's outputs, and the
-loss of the joint batch in every process: little for tens of processes, where the networks in between cost a hundred
-times as much; for hundreds it would be too much.
+gives: Dice, class weights, ignored voxels, confidence masks. The memory and the loss of the joint batch's outputs in
+every process is little for tens of processes; for hundreds it would be too much.
 
 What differs from one process: batch norm normalises each share by itself (group and instance norm and none do not
 depend on the batch); dropout and noise draw other numbers. Machines share the file system of data and runs.

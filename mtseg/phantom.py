@@ -155,8 +155,7 @@ def make_phantom(root, train=None, test=None, seed=2018, dims=3):
     """Write the data set to the folder `root` unless it is there already; returns `root`.
 
     `train`, `test`: cases (default: TRAIN, TEST). `dims`: 3 for Phantom, 2 for Electrode. It is built beside `root` and
-    renamed, so that an interrupted call leaves nothing behind that looks complete. Of two calls at once, the first to
-    finish counts. Raises PhantomError where the folder cannot be made.
+    renamed, so that nothing half-made looks complete. Raises PhantomError where the folder cannot be made.
     """
     root, make, word = Path(root), *{3: (make_case, "phantom"), 2: (make_image, "electrode")}[dims]
     if (root / "train.list").is_file():

@@ -12,11 +12,9 @@ class TwoStreamBatchSampler:
     secondary indices are passed through again and again, each time in a new order. From Tarvainen and Valpola's code,
     as UA-MT uses it.
 
-    Without `seed` the orders come from NumPy's global random state. With it they are a function of the seed and of the
-    epoch given to `set_epoch`. Raises ValueError where a share of the batch is below one or above what there is.
-
-    `strata[index]`: the data set that an index belongs to. Then both streams draw from all their sets as Strata says,
-    and an epoch is as many batches as without.
+    Without `seed` the orders come from NumPy's global random state, with it they are a function of seed and epoch
+    (`set_epoch`). Raises ValueError where a share of the batch is below one or above what there is. `strata[index]`:
+    the data set of an index; both streams then draw from all their sets as Strata says.
     """
 
     def __init__(

@@ -32,9 +32,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
     nnU-Net (Isensee et al., Nature Methods 2021), by a Gaussian with a deviation of an eighth of the patch.
     `batch_size`: windows that the network sees at a time; by default 2 on the CPU, where more are no faster, of images
     up to 2^18 pixels, and on a GPU as many as have 4 million voxels. The scores do not depend on it but for rounding.
-    Beside the image (as float32 without padding it is not copied) and the scores, memory holds one batch and, at the
-    end, the label map and what one class's scores take, however large the volume. Of a volume whose scores a GPU has no
-    room for, image and scores stay in the computer's memory.
+    Beside image and scores, memory holds one batch and, at the end, the label map and what one class's scores take. Of
+    a volume whose scores a GPU has no room for, image and scores stay in the computer's memory.
 
     `label_map`: int64 (*spatial), the class of the highest score; `score_map`: float32 (num_classes, *spatial), each
     voxel's (weighted) mean softmax over the windows that cover it; over the classes it sums to 1.

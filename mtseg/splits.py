@@ -89,20 +89,15 @@ def split_by_patient(
     `labeled`: cases with a label; `without_label`: cases without; `fixed_test`: cases with a label that are for
     testing whatever the seed. `labelnum`, `unlabeled`, `val` and `test` count *patients*: with several cases a patient,
     cases could not be counted exactly. `labelnum` of them are labelled, the next `unlabeled` (None: all others) train
-    without their labels. The patients' order is a permutation drawn from `seed` and does not depend on the cases'.
+    without their labels. The patients' order is drawn from `seed` and does not depend on the cases'.
 
-    'train': cases with a label, the labelled patients' first, so that --labelnum of the training scripts, which counts
-    cases, takes these with the returned 'labelnum' (of cases; None where none was asked for), and a smaller number
-    takes some of them. 'unlabeled': cases without a label, of patients who are not tested or validated on. 'left_out':
-    what is in no other list: above the asked numbers, or without a label and of a patient who is in 'val' or 'test'.
+    'train': cases with a label, the labelled patients' first: the returned 'labelnum' (of cases) is --labelnum of the
+    training scripts. 'unlabeled': cases without a label, of patients who are not tested or validated on. 'left_out':
+    all others. `patient_id`: the pattern of `patient_of`, else that of `recognise_patients`; SplitError where the names
+    do not tell it and the split depends on it. `patients`: {case: patient}, in place of a pattern.
 
-    `patient_id`: the pattern of `patient_of`. Without one it is that of `recognise_patients`, and SplitError where the
-    names do not tell it and the split depends on it. 'patient_id' is the pattern that was used, 'patients' {patient:
-    cases}. `patients`: {case: patient}, in place of a pattern.
-
-    `classes_of`: {case: set of classes} of the cases with a label. Where it is given, patients change places in the
-    order so that each class is among the labelled (without `labelnum`: the trained), the tested and the validated
-    cases, in this order where too few patients have it; `missing_classes` says what is not possible.
+    `classes_of`: {case: set of classes}. Patients then change places so that each class is among the labelled (without
+    `labelnum`: the trained), the tested and the validated cases, in this order where too few patients have it.
     """
     everything = [*labeled, *without_label, *fixed_test]
     if patients is None:

@@ -505,7 +505,8 @@ def test_nifti_without_nibabel_says_what_to_install(capsys, monkeypatch, runs, t
 
 
 @pytest.mark.parametrize("script", [train_mean_teacher, train_sup, inference])
-def test_help_is_a_page_and_help_all_says_what_every_flag_is_and_its_default(script, capsys):
+def test_help_is_a_page_and_help_all_says_what_every_flag_is_and_its_default(script, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     shown = {}
     for words in (["--help"], ["--help", "all"]):
         with pytest.raises(SystemExit) as stopped:

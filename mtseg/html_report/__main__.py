@@ -51,7 +51,11 @@ def sections_of(args):
         figure, count = gallery_of(folder)
         caption = f"{name}: the best, the median and the worst of {count} cases, each in its worst slice."
         sections[f"Gallery: {name}"] = html_picture(render(figure), caption)
-    settings = {_of_seed(row, result): result.config for row in measured for result in row.results}
+    settings = {}
+    for row in measured:
+        for result in row.results:
+            seed = "" if result.seed is None else f", seed {result.seed}"
+            settings[f"{row.title}{row.mark}{seed}"] = result.config
     return sections | {"Settings": html_settings(settings)}
 
 
@@ -67,11 +71,6 @@ def case_table(rows, metrics, unit):
             keys.append([row.title + row.mark, case, *numbers])
             cells.append([[text] for text in [*keys[-1][:2], *("-" if math.isnan(n) else f"{n:.2f}" for n in numbers)]])
     return html_table(["method", "case", *(heading(metric, unit, images) for metric in metrics)], cells, keys)
-
-
-def _of_seed(row, result):
-    seed = "" if result.seed is None else f", seed {result.seed}"
-    return f"{row.title}{row.mark}{seed}"
 
 
 def main(argv=None):

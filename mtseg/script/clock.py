@@ -18,9 +18,8 @@ class StepClock:
     peak_memory_mb   in 10^6 bytes; on a GPU what tensors took at most since the last call, on the CPU what the process
                      took at most since it began, without the data workers; left out where the system does not tell
 
-    On a GPU, which works through a queue, both are measured by events in that queue: step_seconds is the time until the
-    GPU has done all of a step, and data_seconds only that part of the wait in which it had nothing left to do. The
-    events of an iteration are read when the next one is queued, so the GPU is never left without work for it.
+    On a GPU both are measured by events in its queue, read when the next iteration is queued: step_seconds until it has
+    done all of a step, data_seconds only that part of the wait in which it had nothing left to do.
     """
 
     def __init__(self, device="cpu"):

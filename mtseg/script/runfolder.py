@@ -182,7 +182,9 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     `fixed_length`: the run's length must be the same too.
     Returns a list: a sentence on versions that differ, which may change the last bits of the numbers, or nothing.
     """
-    if not is_state(state, parts):
+    kinds = {"iteration": int, "progress": dict, "config": dict}
+    whole = isinstance(state, dict) and state.keys() == {*kinds, *parts}
+    if not (whole and all(isinstance(state[name], kind) for name, kind in kinds.items()) and state["iteration"] >= 0):
         raise RunError(f"{path}: does not hold the state of such a run; resume from a latest.pth of the same script")
     if state["iteration"] > config["max_iterations"]:
         raise RunError(f"{path}: at iteration {state['iteration']}, past --max_iterations {config['max_iterations']}")
@@ -214,14 +216,6 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
     versions = [f"{name} is {now} and was {then}" for name, (now, then) in differing.items() if name in VERSIONS]
     return [f"the last bits of the numbers may change: {', '.join(versions)}"] if versions else []
-
-
-def is_state(state, parts):
-    """Whether `state` has the fields of a latest.pth with these `parts`, of the right types."""
-    kinds = {"iteration": int, "progress": dict, "config": dict}
-    if not isinstance(state, dict) or state.keys() != {*kinds, *parts}:
-        return False
-    return all(isinstance(state[name], kind) for name, kind in kinds.items()) and state["iteration"] >= 0
 
 
 def choose_device(gpu, amp="off"):

@@ -44,13 +44,11 @@ class WinogradError(RuntimeError):
 def winograd_convolutions(net):
     """Have the 3 x 3 (x 3) convolutions of `net` computed by Winograd's algorithm, and its memory in channels last.
 
-    Returns `net`, the same object: its modules, parameters and state_dict stay, and a copy of it computes in the same
-    way. Taken are nn.Conv2d and nn.Conv3d with kernel 3, padding 1 and stride 1, one group, and numbers of channels
-    that 16 divides. Convolutions of one voxel become matrix products, which leave gradients in channels last, too.
-    Other layers stay as they are (`left_to_pytorch` names them), and inputs in another type than float32 are left to
-    PyTorch. For training and inference in eager mode, in float32 under autocast too; export a network or transform it
-    (vmap, torch.compile) without this. Raises WinogradError on a GPU, without a C compiler, and where no layer can be
-    taken.
+    Returns `net`: its modules, parameters and state_dict stay, and a copy of it computes in the same way. Taken are
+    nn.Conv2d and nn.Conv3d with kernel 3, padding 1 and stride 1, one group, and numbers of channels that 16 divides.
+    Convolutions of one voxel become matrix products. Other layers (`left_to_pytorch` names them) and other types than
+    float32 are left to PyTorch. For eager mode; export a network or transform it (vmap, torch.compile) without this.
+    Raises WinogradError on a GPU, without a C compiler, and where no layer can be taken.
     """
     if any(parameter.device.type != "cpu" for parameter in net.parameters()):
         raise WinogradError("Winograd's convolutions are for CPUs: on a GPU, leave --winograd out")
