@@ -15,10 +15,12 @@ import pytest
 from conftest import make_data, make_images, make_stacks
 
 from mtseg.script import flag_table
+from mtseg.script.methods import training_scripts
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/write_your_own_method.md"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+METHODS = sorted((ROOT / "docs/methods").glob("*.md"))
 TINY = "--labelnum 3 --max_iterations 2 --n_filters 2 --num_workers 0 --patch_size 16 16 16 --stride_xy 8 --stride_z 8"
 
 
@@ -106,9 +108,17 @@ def test_a_method_of_ones_own_is_found_by_tests_and_docs(python, repository):
 
 
 def test_every_link_leads_somewhere():
-    for page in PAGES:
+    for page in [*PAGES, *METHODS]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_method_has_a_page_and_a_row():
+    scripts = {path.stem.removeprefix("train_") for path in training_scripts()} - {"sup"}
+    assert {page.stem for page in METHODS} == scripts | {"README"}
+    for table in (ROOT / "docs/methods/README.md", ROOT / "README.md"):
+        text = table.read_text()
+        assert all(f"({name}.md)" in text or f"train_{name}.py)" in text for name in scripts), table
 
 
 # ------------------------------------------------------------------------------------------------- every command runs
