@@ -259,8 +259,7 @@ def test_a_file_a_channel(tmp_path, capsys):
         save(tmp_path / "cells" / "imagesTr" / f"{name}.png", image)
     (line,) = stopped(capsys, tmp_path / "cells", "--out", tmp_path / "index.json")
     assert (
-        "b_0001.png: is 9 x 8 pixels, and b_0000.png of the same case 8 x 8 pixels; resize it; nothing was written"
-        in line
+        "b_0001.png: is 9 x 8 pixels, and b_0000.png of its case 8 x 8 pixels; resize it; nothing was written" in line
     )
     save(tmp_path / "cells" / "imagesTr" / "b_0001.png", np.zeros((8, 8), np.uint8))
     run(tmp_path / "cells", "--out", tmp_path / "index.json")

@@ -136,7 +136,7 @@ def test_a_start_replaces_no_run_whose_config_json_is_missing(copied, capsys, le
         if path.name != left:
             path.unlink()
     before = contents(folder)
-    assert "a run lies there already" in sentence(capsys, train_sup.main, words(data, out))
+    assert "a run lies there" in sentence(capsys, train_sup.main, words(data, out))
     assert contents(folder) == before
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_was_begun_while_the_data_was_read_is_not_replaced(data, tmp_
         return lock_folder(folder)
 
     monkeypatch.setattr(runfolder, "lock_folder", another_was_faster)
-    assert "a run lies there already" in sentence(capsys, train_sup.main, words(data, tmp_path))
+    assert "a run lies there" in sentence(capsys, train_sup.main, words(data, tmp_path))
     (latest,) = tmp_path.rglob("latest.pth")
     assert latest.read_bytes() == b"of the other"
 

@@ -228,7 +228,7 @@ def choose_device(gpu, amp="off"):
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         if amp == "bf16":
-            raise RunError("--amp bf16 without a GPU: PyTorch's gradients are wrong on CPUs; take --amp off")
+            raise RunError("--amp bf16 on a CPU: PyTorch's gradients of bf16 convolutions are wrong there")
         return torch.device("cpu")
     if not gpu.isdigit() or int(gpu) >= count:
         raise RunError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0; name one of them")
