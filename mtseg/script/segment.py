@@ -52,7 +52,9 @@ def load_network(args, path):
     told = kind.settings_of(find_state_dict(checkpoint) or {})
     settings = network_settings(args, args.n_channels) | told
     if settings["dims"] != args.dims:
-        raise FlagError(f"{path}: holds a network of {settings['dims']} dimensions; give --dims and --patch_size")
+        raise FlagError(
+            f"{path}: its network has {settings['dims']} dimensions; give --dims {settings['dims']} and --patch_size"
+        )
     try:
         net = kind(**settings)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
