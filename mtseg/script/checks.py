@@ -20,14 +20,9 @@ def check_flags(args, given=()):
     check_dims(args)
     if args.batch_size % args.accumulation_steps:
         raise FlagError(f"--accumulation_steps {args.accumulation_steps} must divide --batch_size {args.batch_size}")
-    if args.warmup_iterations >= args.max_iterations:
-        raise FlagError(
-            f"--warmup_iterations {args.warmup_iterations} is not less than --max_iterations {args.max_iterations}"
-        )
-    if getattr(args, "consistency_warmup", 0) >= args.max_iterations:
-        raise FlagError(
-            f"--consistency_warmup {args.consistency_warmup} is not less than --max_iterations {args.max_iterations}"
-        )
+    for name in ("warmup_iterations", "consistency_warmup"):
+        if (value := getattr(args, name, 0)) >= args.max_iterations:
+            raise FlagError(f"--{name} {value} is not below --max_iterations {args.max_iterations}; lower it")
     if args.val_list and not Path(args.val_list).is_file():
         raise FlagError(f"--val_list {args.val_list}: no such file; give a text file with the name of a case a line")
     if args.lr_schedule == "plateau" and not args.val_list:

@@ -187,7 +187,8 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     if not (whole and all(isinstance(state[name], kind) for name, kind in kinds.items()) and state["iteration"] >= 0):
         raise RunError(f"{path}: does not hold the state of such a run; resume from a latest.pth of the same script")
     if state["iteration"] > config["max_iterations"]:
-        raise RunError(f"{path}: at iteration {state['iteration']}, past --max_iterations {config['max_iterations']}")
+        length = config["max_iterations"]
+        raise RunError(f"{path}: at iteration {state['iteration']}, past --max_iterations {length}; raise it")
     before = {**defaults, **state["config"]}
     for name in ("train_cases", "val_cases", "unlabeled_cases"):
         if before.get(name) != config.get(name):
@@ -228,7 +229,7 @@ def choose_device(gpu, amp="off"):
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         if amp == "bf16":
-            raise RunError("--amp bf16 on a CPU: PyTorch's gradients of bf16 convolutions are wrong there")
+            raise RunError("--amp bf16 on a CPU: PyTorch's gradients of its convolutions are wrong; take --amp off")
         return torch.device("cpu")
     if not gpu.isdigit() or int(gpu) >= count:
         raise RunError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0; name one of them")
