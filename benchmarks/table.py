@@ -36,8 +36,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtseg.checkpoint import write_whole
-from mtseg.report import read_result, report, to_markdown, to_text
-from mtseg.script.flags import HOME, one_sentence, read_config
+from mtseg.report import published_beside, read_published, read_result, report, to_markdown, to_text
+from mtseg.script.flags import HOME, natural, one_sentence, positive, read_config
 from mtseg.script.methods import find_script, trained_weights, training_scripts
 from mtseg.script.runfolder import numbered_weights
 
@@ -87,10 +87,11 @@ def stop(process):
 
 def train_and_test(folder, words, args, deadline):
     """Yield the metrics.json of each of a run's weights, trained and tested unless that was done before."""
-    script, test = Path(words[0]), shlex.split(args.test_flags)
+    script, test = Path(words[0]), split(args.test_flags)
     shown = str(script.relative_to(HOME) if HOME in script.parents else script)
     asked, record = {"train": [shown, *words[1:]], "test": test}, folder / "command.json"
-    if record.exists() and (before := read_config(record)) != asked:
+    begun = (folder / "model").exists()  # else the flags of before were refused, and may be mended
+    if begun and record.exists() and (before := read_config(record)) != asked:
         raise BenchmarkError(f"{folder}: holds another run ({json.dumps(before)}); give its flags, or another --out")
     write_whole(record, json.dumps(asked).encode())
     if trained_weights(folder) is None:
@@ -122,6 +123,17 @@ def attempt(job, args, deadline):
         return results, str(reason), isinstance(reason, BenchmarkError)
 
 
+def split(text):
+    """The words of a command line, which a grid or a flag holds in one string."""
+    problem = "no string"
+    try:
+        if isinstance(text, str):
+            return shlex.split(text)
+    except ValueError as error:
+        problem = error
+    raise BenchmarkError(f"{json.dumps(text)}: {problem}; write the words of a command in one string, as in a shell")
+
+
 def chosen(given, known):
     """{name: words} of what a grid or the command line gives; a word of the latter may be a name of the grid's."""
     if isinstance(given, dict):
@@ -132,14 +144,14 @@ def chosen(given, known):
 
 def jobs_of(args, grid):
     """[(folder, words of the training)] of all runs, one seed of all rows after the other."""
-    general, data = [*shlex.split(grid.get("flags", "")), *args.flags], {}
+    general, data = [*split(grid.get("flags", "")), *args.flags], {}
     for name, words in chosen(args.data, grid.get("data", {})).items():
-        data[name] = shlex.split(words)
+        data[name] = split(words)
         if data[name] and not data[name][0].startswith("-"):
             data[name].insert(0, "--root_path")
     methods = {}
     for name, words in chosen(args.methods, grid.get("methods", {})).items():
-        words = shlex.split(words)
+        words = split(words)
         if name != "*":
             script = words.pop(0) if words and not words[0].startswith("-") else name
             methods[name] = find_script(script), words
@@ -155,33 +167,46 @@ def jobs_of(args, grid):
     return jobs
 
 
+def refuse(message):
+    raise BenchmarkError(f"{message} (--help lists the flags)")
+
+
 def parse(argv):
     """(the flags, {flag: value} of the grid)."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = refuse
     flag = parser.add_argument
     flag("--out", type=Path, required=True, help="folder for the runs")
     flag("--grid", type=Path, help="JSON file with any of the other flags")
     flag("--data", nargs="+", default={"": ""}, help="data sets (default: the scripts')")
     flag("--methods", nargs="+", default={"*": ""}, help="training scripts, or methods (default: all there are)")
-    flag("--labels", type=int, nargs="+", default=[8], help="numbers of labelled cases (default: 8)")
-    flag("--seeds", type=int, nargs="+", default=[1337, 1, 2], help="default: 1337 1 2")
+    flag("--labels", type=positive, nargs="+", default=[8], help="numbers of labelled cases (default: 8)")
+    flag("--seeds", type=natural, nargs="+", default=[1337, 1, 2], help="default: 1337 1 2")
     flag("--weights", nargs="+", default=["student"], help="student, teacher, ...: those of them that a method has")
     flag("--split", default="test", help="list of the cases to test (default: test)")
     flag("--test_flags", default="", help='flags of inference.py in one word: --test_flags="--measure_largest"')
-    flag("--select_on_test", type=int, metavar="N", help="also test the weights of every N iterations")
+    flag("--select_on_test", type=positive, metavar="N", help="also test the weights of every N iterations")
     flag("--baseline", help="row to test all others against when all is done, as of mtseg.report")
     flag("--published", type=Path, help="figures to print beside, such as benchmarks/published.json")
-    flag("--jobs", type=int, default=2, help="runs at a time (default: 2)")
+    flag("--jobs", type=positive, default=2, help="runs at a time (default: 2)")
     flag("--minutes", type=float, default=math.inf, help="to work in this call (default: until all is done)")
     flag("--flags", nargs=argparse.REMAINDER, default=[], help="all that follows goes to the training scripts")
     args = parser.parse_args(argv)
     if args.grid is None:
         return args, {}
-    grid = read_config(args.grid)
-    if wrong := (grid.keys() - vars(args).keys()) or ({} if grid else {"nothing"}):
+    if not args.grid.is_file():
+        raise BenchmarkError(f"--grid {args.grid}: no such file; benchmarks/grids/ has some")
+    grid, words = read_config(args.grid), []
+    if wrong := grid.keys() - vars(args).keys():
         raise BenchmarkError(f"{args.grid}: has {', '.join(sorted(wrong))}; it takes {', '.join(vars(args))}")
-    parser.set_defaults(**{name: value for name, value in grid.items() if name != "flags"})
-    return parser.parse_args(argv), grid
+    for name, value in grid.items():
+        if name in ("data", "methods"):
+            if not isinstance(value, dict):
+                raise BenchmarkError(f"{args.grid}: {name} is {json.dumps(value)}; write {{name: words}} instead")
+            parser.set_defaults(**{name: value})
+        elif name != "flags":
+            words += [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}={value}"]
+    return parser.parse_args([*words, *(sys.argv[1:] if argv is None else argv)]), grid
 
 
 def main(argv=None):
@@ -189,6 +214,8 @@ def main(argv=None):
         args, grid = parse(argv)
         deadline = time.monotonic() + 60 * args.minutes
         jobs = jobs_of(args, grid)
+        if args.published:  # a mistake there is better found before the work than after it
+            (published_beside if args.published.suffix == ".json" else read_published)(args.published)
         with ThreadPoolExecutor(args.jobs) as pool:
             try:
                 done = list(pool.map(lambda job: attempt(job, args, deadline), jobs))

@@ -257,6 +257,38 @@ def test_every_grid_names_scripts_and_flags_that_there_are(grid, data, tmp_path,
         flags.parse(methods.parser_of(Path(script)), words)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"methods": {"MT": 3}},
+        {"methods": {"MT": None}},
+        {"methods": {"MT": 'MT "'}},
+        {"methods": ["MT"]},
+        {"labels": ["four"]},
+        {"labels": []},
+        {"seeds": "first"},
+        {"flags": ["--n_filters", "2"]},
+        {"jobs": 0},
+        {"select_on_test": 0},
+        {"published": "nothing.json"},
+    ],
+    ids=json.dumps,
+)
+def test_a_grid_of_wrong_values_is_refused_before_anything_is_written(wrong, tmp_path, capsys):
+    (tmp_path / "grid.json").write_text(json.dumps(wrong))
+    for grid in ("grid.json", "none.json"):
+        with pytest.raises(SystemExit) as stopped:
+            table.main(["--grid", str(tmp_path / grid), "--out", str(tmp_path / "out")])
+        error = capsys.readouterr().err
+        assert (stopped.value.code, error.count("\n")) == (2, 1) and not (tmp_path / "out").exists(), error
+
+
+def test_numbers_of_a_grid_need_no_list(tmp_path):
+    (tmp_path / "grid.json").write_text('{"labels": 4, "seeds": "7", "test_flags": "--measure_largest"}')
+    args, _ = table.parse(["--grid", str(tmp_path / "grid.json"), "--out", str(tmp_path)])
+    assert (args.labels, args.seeds, args.test_flags) == ([4], [7], "--measure_largest")
+
+
 def test_a_training_that_fails_ends_a_benchmark_in_a_sentence(data, tmp_path, capsys):
     """And leaves the others alone."""
     words = ["--out", str(tmp_path), "--methods", "train_sup", "broken=MT --no_such_flag 1", "--labels", "3"]
@@ -266,6 +298,9 @@ def test_a_training_that_fails_ends_a_benchmark_in_a_sentence(data, tmp_path, ca
     assert (stopped.value.code, error.count("\n")) == (2, 1), error
     assert "ended with exit code 2" in error and "no_such_flag" in error and "train.log" in error
     assert "supervised" in out and (tmp_path / "table.md").is_file()
+    # Its flags may be mended: nothing was trained with them.
+    words[4] = "broken=MT"
+    assert table.main([*words, "--seeds", "1", "--data", str(data), "--flags", *FLAGS]) == 0
 
 
 def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):

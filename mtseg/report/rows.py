@@ -95,7 +95,7 @@ class Row:
         return sum(numbers) / len(numbers) if numbers and None not in numbers else None
 
 
-def published_beside(path, rows):
+def published_beside(path, rows=()):
     """{id of a row: the published figures of its method with as many labels on its data}, from a JSON file like
     benchmarks/published.json; those on LA also stand beside rows on LA_half. Raises ReportError."""
 
