@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import train_bcp
 import train_ua_mt
 from conftest import ball, make_data, start_python, write_case
 
@@ -524,6 +525,14 @@ def test_flags_that_cannot_be_or_change_nothing_are_one_sentence(data, tmp_path,
     assert said in given
     assert "test.list" not in given
     assert not (tmp_path / "out").exists()
+
+
+def test_the_length_of_a_ramp_that_is_none_is_refused(data, tmp_path, capsys):
+    """BCP's is constant by default."""
+    said = sentence(
+        capsys, train_bcp.main, [*words(data, tmp_path), "--consistency_warmup", "1", "--consistency_rampup", "5"]
+    )
+    assert "--consistency_rampup without another --consistency_ramp changes nothing" in said
 
 
 def test_a_flag_that_is_given_twice_is_said_or_refused(capsys, data, tmp_path):

@@ -99,6 +99,7 @@ def check_used(args, given, terms):
         "deep_supervision_weights": (args.deep_supervision, "--deep_supervision"),
         "val_freq": (args.val_list, "--val_list"),
         "patience": (args.val_list, "--val_list"),
+        "consistency_rampup": (getattr(args, "consistency_ramp", "") != "constant", "another --consistency_ramp"),
         "teacher_checkpoint_for": (getattr(args, "teacher_checkpoint", None), "--teacher_checkpoint"),
     }
     for name, (used, needed) in rules.items():
