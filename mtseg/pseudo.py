@@ -100,7 +100,7 @@ def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
 def largest_components(labels):
     """`labels` with only the largest connected piece of each class in each sample; the rest becomes 0, background.
 
-    BCP's cleaning of pseudo-labels (Bai et al., CVPR 2023, arXiv:2305.00673, section 3.2). Voxels are connected across
+    BCP's cleaning of pseudo-labels (Bai et al., CVPR 2023, arXiv:2305.00673, section 3). Voxels are connected across
     faces, edges and corners; of pieces of the same size the first in the array's order stays. SciPy does it on the CPU:
     two copies of the labels, a byte a voxel, so that classes up to 255 are told apart.
     """

@@ -403,6 +403,14 @@ def test_a_unet_with_deep_supervision_trains(data, tmp_path):
     assert column(other, "loss")[0] != column(folder, "loss")[0]
 
 
+@pytest.mark.parametrize("model", ["PL", "BCP", "UniMatch", "ADMT", "CrossMatch"])
+def test_a_pseudo_label_is_not_the_value_of_voxels_without_a_label(data, tmp_path, capsys, model):
+    with pytest.raises(SystemExit) as stopped:
+        run(model, data, tmp_path / "runs", ignore_index=0)
+    assert stopped.value.code == 2 and "--ignore_index 0" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("model", SCRIPTS)
 def test_several_channels_and_classes(tmp_path, model):
     data = make_data(tmp_path / "four", channels=4)

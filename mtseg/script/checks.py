@@ -48,6 +48,11 @@ def check_flags(args, given=()):
             f"--ignore_index {args.ignore_index} is a foreground class of --num_classes {args.num_classes}: it would "
             f"never be learned; give the value of voxels that are not labelled, often 255"
         )
+    if args.ignore_index == 0 and any(name.startswith("pseudo_") for name in vars(args)):
+        raise FlagError(
+            "--ignore_index 0: a pseudo-label 0 would be background and no label at once; give voxels without a label "
+            "another value, often 255"
+        )
     for name, wanted in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
         if args.winograd and wanted:
             raise FlagError(f"--winograd with {name}: it has compiled loops of its own, in float32; choose one")
