@@ -70,10 +70,10 @@ def train(args, run):
             boxes = [cutmix_boxes(len(weak), weak.shape[2:], run.device) for _ in range(2)]
             views = [intensity_view(volume[labeled_bs:], **UNIMATCH_VIEWS[args.dims]).chunk(2) for _ in range(2)]
             strong = [torch.where(box, pasted, view) for box, (view, pasted) in zip(boxes, views, strict=True)]
+            with torch.no_grad(), run.autocast:
+                pasted = pseudo(model.eval()(partner))
+            model.train()
             with run.autocast:
-                with torch.no_grad():
-                    pasted = pseudo(model.eval()(partner))
-                model.train()
                 dropped, strong, *outputs = student(torch.cat([volume[:labeled_bs], weak, *strong]))
 
             labeled_outputs = run.joint([level[:labeled_bs] for level in outputs])
