@@ -30,6 +30,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def call(words, log, deadline):
         raise OutOfTime(f"{log.parent} is not done")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with open(log, "ab") as file:
+        before = file.tell()
         process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, stderr=file, env=environment)
         running.add(process)
         try:
@@ -71,7 +73,8 @@ def call(words, log, deadline):
             stop(process)
             running.discard(process)
     if code:
-        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        said = log.read_bytes()[before:].decode(errors="replace").strip().splitlines() or [""]
+        last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
         raise BenchmarkError(f"{words[0]} ended with exit code {code} ({last}); all its output is in {log}")
 
 
@@ -138,7 +141,10 @@ def chosen(given, known):
     """{name: words} of what a grid or the command line gives; a word of the latter may be a name of the grid's."""
     if isinstance(given, dict):
         return given
-    pairs = (word.partition("=")[::2] if "=" in word else (Path(word).stem, known.get(word, word)) for word in given)
+    pairs = [word.partition("=")[::2] if "=" in word else (Path(word).stem, known.get(word, word)) for word in given]
+    names = Counter(name for name, _ in pairs)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise BenchmarkError(f"{twice[0]}: there are {names[twice[0]]} of this name; give others, as NAME=WORDS")
     return dict(pairs)
 
 
@@ -160,7 +166,8 @@ def jobs_of(args, grid):
         methods |= {script.stem: (script, []) for script in training_scripts() if script not in named}
     kept = ["--save_freq", str(args.select_on_test), "--keep_last", "1000000"] if args.select_on_test else []
     jobs = []
-    for seed, place, labels, method in itertools.product(args.seeds, data, args.labels, methods):
+    each = itertools.product(dict.fromkeys(args.seeds), data, dict.fromkeys(args.labels), methods)
+    for seed, place, labels, method in each:
         script, flags = methods[method]
         words = [*general, *data[place], *flags, *kept, "--labelnum", str(labels), "--seed", str(seed)]
         jobs.append((args.out / place / f"{method}_{labels}" / f"seed{seed}", [str(script), *words]))

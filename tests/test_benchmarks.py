@@ -283,6 +283,21 @@ def test_a_grid_of_wrong_values_is_refused_before_anything_is_written(wrong, tmp
         assert (stopped.value.code, error.count("\n")) == (2, 1) and not (tmp_path / "out").exists(), error
 
 
+def test_what_stands_there_twice_is_one_run_or_refused(tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), "--labels", "4", "4", "--seeds", "1", "1", "--methods"]
+    assert len(table.jobs_of(*table.parse([*words, "MT"]))) == 1
+    with pytest.raises(SystemExit):
+        table.main([*words, "train_sup", "mine/train_sup.py"])
+    assert "train_sup: there are 2 of this name; give others" in capsys.readouterr().err
+
+
+def test_a_failure_is_told_by_its_sentence_whatever_else_writes_into_the_log(tmp_path):
+    (tmp_path / "script.py").write_text("print('error: new'); print('other words'); raise SystemExit(2)")
+    (tmp_path / "log").write_text("error: old\n")
+    with pytest.raises(table.BenchmarkError, match=r"exit code 2 \(error: new\)"):
+        table.call([tmp_path / "script.py"], tmp_path / "log", float("inf"))
+
+
 def test_numbers_of_a_grid_need_no_list(tmp_path):
     (tmp_path / "grid.json").write_text('{"labels": 4, "seeds": "7", "test_flags": "--measure_largest"}')
     args, _ = table.parse(["--grid", str(tmp_path / "grid.json"), "--out", str(tmp_path)])
