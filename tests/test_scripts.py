@@ -559,8 +559,8 @@ def test_real_volumes_through_the_whole_path(la_root, tmp_path):
     [
         (
             train_sup.main,
-            ["--strong_noise", "0.9"],
-            "--strong_noise is a flag of train_mean_teacher.py, train_pseudo_label.py",
+            ["--ema_decay", "0.9"],
+            "--ema_decay is a flag of train_mean_teacher.py, train_admt.py, train_bcp.py, train_ict.py, ",
         ),
         (train_sup.main, ["--save_result", "x"], "--save_result is a flag of inference.py"),
         (train_sup.main, ["-labelnum", "4"], "did you mean --labelnum?"),
