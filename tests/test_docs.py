@@ -235,3 +235,17 @@ def test_every_command_runs(page, workspace):
     repository, failed_in_readme = workspace
     failed = failed_in_readme if page == PAGES[0] else run_page(page, repository)
     assert not failed, "\n\n".join(failed)
+
+
+def test_commands_on_acdc_label_seven_patients():
+    """As those of the published figures: train.list names the two frames of a patient one by one."""
+    commands = [
+        line
+        for page in METHODS
+        for line in page.read_text().splitlines()
+        if line.startswith("python ") and "_acdc.json" in line
+    ]
+    assert len(commands) > 10
+    for line in commands:
+        config = json.loads((ROOT / re.search(r"configs/\w+\.json", line)[0]).read_text())
+        assert ("--labelnum 14 " in line) != (config.get("labelnum") == 14), line
