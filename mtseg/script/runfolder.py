@@ -229,7 +229,7 @@ def choose_device(gpu, amp="off"):
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if count == 0:
         if amp == "bf16":
-            raise RunError("--amp bf16 on a CPU: PyTorch's gradients of its convolutions are wrong; take --amp off")
+            raise RunError("--amp bf16 on a CPU: gradients of bf16 convolutions are wrong there; take --amp off")
         return torch.device("cpu")
     if not gpu.isdigit() or int(gpu) >= count:
         raise RunError(f"--gpu {gpu}: there are {count} GPUs, numbered from 0; name one of them")
