@@ -38,6 +38,8 @@ from mtseg.script.run import script_main
 
 
 def train(args, run):
+    if min(args.patch_size) < 16:
+        raise flags.FlagError("--patch_size has a side below 16, and SASSNet's discriminator halves each four times")
     # ------------------------------------------------------- data, network, its head, discriminator, two optimizers
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)

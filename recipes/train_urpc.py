@@ -22,6 +22,7 @@ flag("--consistency_rampup", type=flags.rate, default=40.0, help="length of the 
 flags.answer_help(PARSER, __name__)
 
 import math
+from itertools import chain, repeat
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +34,13 @@ from mtseg.script.run import script_main
 
 
 class Pyramid(nn.Module):
-    """The student and heads on its decoder's coarser levels: `forward(batch)` gives four logits of full size."""
+    """The student and heads on its decoder's coarser levels: `forward(batch)` gives the logits of each in full size."""
 
     def __init__(self, student, num_classes, dims):
         super().__init__()
         conv, dropout = ((nn.Conv2d, nn.Dropout2d), (nn.Conv3d, nn.Dropout3d))[dims - 2]
         self.student, self.mode = student, ("bilinear", "trilinear")[dims - 2]
-        shares = zip(student.channels[1:-1], (0.2, 0.3, 0.5), strict=True)
+        shares = zip(student.channels[1:-1], chain((0.2, 0.3), repeat(0.5)))  # noqa: B905
         self.heads = nn.ModuleList(nn.Sequential(dropout(p), conv(width, num_classes, 1)) for width, p in shares)
 
     def forward(self, batch):

@@ -34,7 +34,7 @@ ALL = [(cls, dims, norm) for cls in (VNet, UNet) for dims in (2, 3) for norm in 
 @pytest.mark.parametrize(("cls", "dims", "normalization"), [*ALL, (UNetSSL4MIS, 2, "batchnorm")])
 def test_onnx_runtime_gives_pytorchs_logits_for_any_batch_and_size(cls, dims, normalization):
     net = trained(cls, normalization, n_channels=2, n_classes=3, dims=dims)
-    session = onnxruntime.InferenceSession(export.to_onnx(net, 2, dims), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(export.to_onnx(net, 2), providers=["CPUExecutionProvider"])
     for shape in [(1, 2, 32, 32, 32), (3, 2, 16, 48, 32)] if dims == 3 else [(1, 2, 64, 64), (3, 2, 48, 96)]:
         x = torch.randn(shape)
         (found,) = session.run(["logits"], {"image": x.numpy()})
@@ -48,8 +48,8 @@ def test_onnx_runtime_gives_pytorchs_logits_for_any_batch_and_size(cls, dims, no
 @pytest.mark.parametrize(("cls", "dims"), [(VNet, 3), (VNet, 2), (UNetSSL4MIS, 2)])
 def test_torchscript_and_torch_export(cls, dims):
     net = trained(cls, dims=dims)
-    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1, dims)))
-    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1, dims))).module()
+    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
+    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
     for shape in [(1, 1, 48, 32, 32), (3, 1, 32, 64, 48)]:
         x = torch.randn(shape[: dims + 2])
         with torch.no_grad():
@@ -57,13 +57,29 @@ def test_torchscript_and_torch_export(cls, dims):
             torch.testing.assert_close(program(x), net(x), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("cls", [VNet, UNet])
+def test_a_thin_network_is_exported_for_the_sides_that_its_strides_divide(cls):
+    kernels = [(3, 3, 1), (3, 3, 3), (3, 3, 3), (1, 3, 3), (3, 3, 1)]
+    net = cls(1, 3, 2, strides=[(2, 2, 1), 2, (2, 1, 1), 1], kernel_sizes=kernels, max_filters=8).eval()
+    session = onnxruntime.InferenceSession(export.to_onnx(net, 1), providers=["CPUExecutionProvider"])
+    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
+    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
+    for shape in [(1, 1, 24, 16, 10), (3, 1, 16, 20, 6)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = net(x)
+            np.testing.assert_allclose(session.run(["logits"], {"image": x.numpy()})[0], expected, atol=1e-4)
+            torch.testing.assert_close(script(x), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
+
+
 def test_the_difference_that_decides_is_seen():
     for dims in (2, 3):
         net, other = trained(dims=dims), trained(dims=dims)
-        assert export.largest_difference(net, other, 1, dims) == 0
+        assert export.largest_difference(net, other, 1) == 0
         with torch.no_grad():
             other.out_conv.bias[1] += 0.25
-        assert export.largest_difference(net, other, 1, dims) == pytest.approx(0.25, rel=1e-5)
+        assert export.largest_difference(net, other, 1) == pytest.approx(0.25, rel=1e-5)
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static"])

@@ -6,6 +6,7 @@ from reference import FAMILY, assert_digest, fill, wave_input
 from torch import nn
 
 from mtseg.checkpoint import CheckpointError, load_fitting, load_weights
+from mtseg.losses import SupervisedLoss
 from mtseg.networks import NETWORKS
 from mtseg.networks.unet import Dropout, UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
@@ -283,10 +284,119 @@ def test_dropout_acts_in_training_only_and_can_be_turned_off(network):
     assert torch.equal(net(x), net(x, turnoff_drop=True))
 
 
+THIN = {"strides": [(2, 2, 1), 2, (1, 2, 2), (2, 1, 1)], "kernel_sizes": [(3, 3, 1), (1, 3, 3), 3, (5, 1, 3), 3]}
+
+
+@pytest.mark.parametrize("upsampling", ["deconv", "linear", "nearest"])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("kind", [VNet, UNet])
+def test_strides_and_kernels_of_each_axis_are_those_of_plain_compositions(kind, residual, upsampling):
+    """With instance norm, which has no weights; batch norm's and all names are those of the equal case."""
+    if residual and kind is VNet:
+        pytest.skip("only U-Net has residual blocks")
+    more = {"residual": True} if residual else {}
+    net = fill(kind(1, 3, 2, "instancenorm", max_filters=10, **THIN, **more)).eval()
+    assert net.channels == [2, 4, 8, 10, 10]
+    assert net.divisors == (8, 8, 4)
+    assert [*net.state_dict()] == [*kind(1, 3, 2, "instancenorm", max_filters=10, **more).state_dict()]
+    told = {"strides": [(2, 2, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1)], "max_filters": 10}
+    told["kernel_sizes"] = [(3, 3, 1), (1, 3, 3), (3, 3, 3), (5, 1, 3), (3, 3, 3)]
+    assert kind.settings_of(net.state_dict()) == told | more
+    strides, kernels, end = told["strides"], told["kernel_sizes"], net
+    if upsampling != "deconv":
+        end = fill(net.another_decoder(upsampling)).eval()
+
+    def conv(layer, x, kernel):
+        assert layer.weight.shape[2:] == kernel
+        return F.conv3d(x, layer.weight, layer.bias, padding=[side // 2 for side in kernel])
+
+    def interpolated(x, stride):
+        size = [side * by for side, by in zip(x.shape[2:], stride, strict=True)]
+        how = {"mode": "trilinear", "align_corners": True} if upsampling == "linear" else {"mode": "nearest"}
+        return F.interpolate(x, size, **how)
+
+    def vnet_block(block, x, kernel):
+        for layer in block.conv:
+            x = F.instance_norm(conv(layer, x, kernel)).relu() if isinstance(layer, nn.Conv3d) else x
+        return x
+
+    def unet_block(block, x, kernel):
+        y = F.instance_norm(conv(block.conv1, x, kernel)).relu()
+        y = F.instance_norm(conv(block.conv2, y, kernel))
+        shortcut = getattr(block.shortcut, "weight", None)
+        kept = x if shortcut is None else F.conv3d(x, shortcut, block.shortcut.bias)
+        return (y + kept if residual else y).relu()
+
+    x = image = wave_input((2, 1, 16, 24, 8))
+    skips = []
+    for level, name in enumerate(("one", "two", "three", "four", "five")):
+        if kind is VNet:
+            if level:
+                down = getattr(net, f"block_{('one', 'two', 'three', 'four')[level - 1]}_dw").conv[0]
+                x = F.instance_norm(F.conv3d(x, down.weight, down.bias, strides[level - 1])).relu()
+            x = vnet_block(getattr(net, f"block_{name}"), x, kernels[level])
+        else:
+            x = x if level == 0 else F.max_pool3d(x, strides[level - 1], strides[level - 1])
+            x = unet_block(net.encoder[level], x, kernels[level])
+        skips.append(x)
+    for level in (3, 2, 1, 0):
+        if kind is VNet:
+            up = getattr(end, f"block_{('eight', 'seven', 'six', 'five')[level]}_up").conv
+            if upsampling == "deconv":
+                x = F.conv_transpose3d(x, up[0].weight, up[0].bias, strides[level])
+            else:
+                x = conv(up[1], interpolated(x, strides[level]), kernels[level])
+            block = getattr(end, f"block_{('nine', 'eight', 'seven', 'six')[level]}")
+            x = vnet_block(block, F.instance_norm(x).relu() + skips[level], kernels[level])
+        else:
+            up = end.up[level]
+            if upsampling == "deconv":
+                x = F.conv_transpose3d(x, up.weight, up.bias, strides[level])
+            else:
+                x = interpolated(F.conv3d(x, up.weight, up.bias), strides[level])
+            x = unet_block(end.decoder[level], torch.cat([skips[level], x], 1), kernels[level])
+    head = end.out_conv if kind is VNet else end.out_conv[0]
+    torch.testing.assert_close(end(net.encode(image)) if end is not net else net(image), conv(head, x, (1, 1, 1)))
+
+
+def test_a_unet_has_as_many_levels_as_strides_and_its_weights_tell_them():
+    thin = [(2, 2, 1), (3, 2, 1)]
+    net = UNet(1, 3, 4, "batchnorm", strides=thin, kernel_sizes=[(3, 3, 1), 3, 3], deep_supervision=True, residual=True)
+    told = {"strides": thin, "kernel_sizes": [(3, 3, 1), (3, 3, 3), (3, 3, 3)]}
+    assert UNet.settings_of(net.state_dict()) == told | {"deep_supervision": True, "residual": True}
+    outputs = net(torch.zeros(1, 1, 12, 8, 5))
+    assert [tuple(level.shape) for level in outputs] == [(1, 3, 12, 8, 5), (1, 3, 6, 4, 5)]
+    target = torch.randint(3, (1, 12, 8, 5))
+    loss, _ = SupervisedLoss("ce", deep_supervision_weights=[1, 1])(outputs, target)
+    coarse = target[:, 1::2, 1::2]  # the voxels nearest to the centres, of two alike the latter
+    exact = F.interpolate(target[:, None].float(), (6, 4, 5), mode="nearest-exact")[:, 0].long()
+    assert torch.equal(coarse, exact)
+    expected = (F.cross_entropy(outputs[0], target) + F.cross_entropy(outputs[1], coarse)) / 2
+    torch.testing.assert_close(loss, expected)
+    with pytest.raises(ValueError, match=r"\(6, 4, 1\) must divide .* \(8, 8, 5\)"):
+        net(torch.zeros(1, 1, 8, 8, 5))
+
+
+@pytest.mark.parametrize("kind", [VNet, UNet])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"strides": []},
+        {"kernel_sizes": [3]},
+        {"kernel_sizes": [3, 3, 2, 3, 3]},
+        {"kernel_sizes": [(3, 1)] * 5},
+        {"strides": [0] * 4},
+    ],
+)
+def test_sizes_that_make_no_network(kind, sizes):
+    with pytest.raises(ValueError):
+        kind(1, 2, 2, **sizes)
+
+
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_unet_deep_supervision(dims, residual):
-    net = UNet(2, 3, n_filters=2, dims=dims, residual=residual, deep_supervision=True, depth=3)
+    net = UNet(2, 3, n_filters=2, dims=dims, residual=residual, deep_supervision=True, strides=(2, 2, 2))
     x = torch.randn(1, 2, *[24, 16, 8][:dims])
     outputs = net(x)
     assert [tuple(o.shape[2:]) for o in outputs] == [tuple(s // 2**level for s in x.shape[2:]) for level in range(3)]
@@ -298,7 +408,7 @@ def test_unet_deep_supervision(dims, residual):
 def test_unet_is_a_function_of_its_whole_input():
     """The bottom sees everything at depth 2 on 16 x 16: a change in one corner reaches the opposite one."""
     torch.manual_seed(0)
-    net = UNet(1, 2, n_filters=4, dims=2, depth=2).eval()
+    net = UNet(1, 2, n_filters=4, dims=2, strides=(2, 2)).eval()
     x = torch.randn(1, 1, 16, 16)
     y = x.clone()
     y[..., 0, 0] += 10

@@ -86,7 +86,7 @@ def test_voxels_are_drawn_with_what_belongs_to_them(device):
 
 
 def test_a_network_with_its_features():
-    net = UNet(1, 3, 2, "batchnorm", dims=2, depth=2, deep_supervision=True)
+    net = UNet(1, 3, 2, "batchnorm", dims=2, strides=(2, 2), deep_supervision=True)
     *outputs, features = WithFeatures(net)(torch.randn(2, 1, 8, 8))
     assert len(outputs) == 2 and features.shape == (2, net.channels[0], 8, 8)
     torch.testing.assert_close(net.out_conv[0](features), outputs[0])

@@ -205,7 +205,7 @@ def test_settings_come_from_a_file_and_the_command_line_wins(data, tmp_path):
     [
         ({"consistensy": 0.1}, ["unknown key 'consistensy'", "'consistency'"]),
         ({"base_lr": "fast"}, ["base_lr", "'fast'"]),
-        ({"patch_size": [16, 17, 16]}, ["patch_size", "17", "multiple of 16"]),
+        ({"patch_size": [16, 0, 16]}, ["patch_size", "0 is below 1"]),
         ({"betas": [0.9]}, ["betas", "2 arguments"]),
         ({"nesterov": 3}, ["nesterov", "3"]),
         ({"labelnum": {"a": 1}}, ["labelnum"]),

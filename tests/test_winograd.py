@@ -150,7 +150,7 @@ def test_a_network_keeps_its_names_and_its_copies_compute_with_their_own_weights
         assert close(folded(volume), plain(volume))
 
 
-UNETS = [{}, {"residual": True, "normalization": "instancenorm"}, {"deep_supervision": True, "depth": 3}]
+UNETS = [{}, {"residual": True, "normalization": "instancenorm"}, {"deep_supervision": True, "strides": (2, 2, 2)}]
 UNETS += [{"dims": 2, "residual": True}]
 
 
@@ -180,6 +180,11 @@ def test_what_winograd_leaves_to_pytorch_is_named():
     left = left_to_pytorch(VNet(1, 2, 16, dims=2))
     assert left.keys() == {"block_one.conv.0", *strided, *up}
     assert left["block_five_up.conv.0"] == "transposed, kernel 2 x 2, stride 2 x 2"
+    thin = UNet(1, 2, 16, strides=[(2, 2, 1), 2], kernel_sizes=[(3, 3, 1), 3, 3])
+    left = left_to_pytorch(winograd_convolutions(thin))
+    assert left["encoder.0.conv2"] == "kernel 3 x 3 x 1, stride 1 x 1 x 1"
+    assert left["up.0"] == "transposed, kernel 2 x 2 x 1, stride 2 x 2 x 1"
+    assert left.keys() == {"encoder.0.conv1", "encoder.0.conv2", "decoder.0.conv1", "decoder.0.conv2", "up.0", "up.1"}
 
 
 @pytest.mark.parametrize("padding", [0, "same", "valid"])

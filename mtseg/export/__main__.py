@@ -5,9 +5,9 @@
     python -m mtseg.export --model_path model/LA_vnet_8_labeled/MT/iter_6000.pth --torchscript a.ts --torch_export a.pt2
 
 What is exported takes 'image', float32 (batch, channels, W, H, D) or (batch, channels, H, W) with any batch and each
-side a multiple of 16, and gives 'logits' (batch, classes, *sides). It is compared with PyTorch on two shapes before it
-is written. `--quantize` writes a second file, <name>.<dynamic or static>.onnx, and prints what it costs: size, time and
-Dice on given cases.
+side a multiple of the product of the network's strides, by default 16, and gives 'logits' (batch, classes, *sides). It
+is compared with PyTorch on two shapes before it is written. `--quantize` writes a second file, <name>.<dynamic or
+static>.onnx, and prints what it costs: size, time and Dice on given cases.
 
 What is not in such a file: training mode, and with it dropout and deep supervision; the sliding window and the image's
 normalisation, which stay the caller's (mtseg/sliding_window.py and the data's preparation).
@@ -72,18 +72,17 @@ def export(args):
     contents = {}
     for name, (write, read) in formats.items():
         if getattr(args, name):
-            content = contents[name] = write(net, args.n_channels, args.dims)
+            content = contents[name] = write(net, args.n_channels)
             with convert.quiet():
-                difference = convert.largest_difference(net, read(content), args.n_channels, args.dims)
+                difference = convert.largest_difference(net, read(content), args.n_channels)
             if not difference <= TOLERANCE:
                 raise convert.ExportError(
                     f"{args.model_path[0]}: the {name} network differs from PyTorch's by {difference:.1e}, more than "
                     f"{TOLERANCE:.0e}, and was not written; export it in another format"
                 )
             write_whole(getattr(args, name), content)
-            compared = [(batch, args.n_channels, *sides[: args.dims]) for batch, *sides in convert.SHAPES]
-            shapes = " and ".join("x".join(map(str, shape)) for shape in compared)
-            sides = f"multiples of {convert.DIVISOR}{' from 32 on' * (name == 'torch_export')}"
+            shapes = " and ".join("x".join(map(str, shape)) for shape in convert.compared_shapes(net, args.n_channels))
+            sides = f"multiples of {'x'.join(map(str, net.divisors))}{' from twice that on' * (name == 'torch_export')}"
             print(
                 f"{getattr(args, name)}: {len(content) / 1e6:.1f} MB, any batch, sides {sides}, differs from PyTorch "
                 f"by at most {difference:.1e} (on {shapes})"

@@ -1,7 +1,7 @@
 """A network as ONNX, TorchScript or torch.export, and an ONNX file in 8 bits.
 
-Each `to_...` takes a network in eval mode on the CPU, whose input is float32 (batch, channels, *sides) with `dims`
-sides that are multiples of 16 and whose output are logits (batch, classes, *sides), and gives the bytes of a file for
+Each `to_...` takes a network in eval mode on the CPU, whose input is float32 (batch, channels, *sides) with sides that
+are multiples of its `divisors` and whose output are logits (batch, classes, *sides), and gives the bytes of a file for
 any batch and any such sides. ONNX needs onnx and onnxruntime: pip install "mtseg[export]".
 """
 
@@ -21,12 +21,10 @@ from torch import nn
 
 from mtseg.script.endings import first_line
 
-# Two shapes to compare on, of an image without their last side: neither the batch nor any side is the same, and each
-# side is a multiple of 16.
-SHAPES = ((1, 32, 48, 32), (2, 48, 32, 64))
+# Two batches to compare on, and how many times the network's divisors their sides are; nothing is the same in both.
+SHAPES = ((1, 2, 3, 2), (2, 3, 2, 4))
 SIDES = {2: "hw", 3: "whd"}
 OPSET = 17
-DIVISOR = 16
 
 
 class ExportError(ValueError):
@@ -53,12 +51,17 @@ class OnnxNet(nn.Module):
         return torch.from_numpy(logits)
 
 
-def largest_difference(net, exported, n_channels, dims=3):
-    """The largest absolute difference between two networks' logits on normal noise of the two SHAPES."""
+def compared_shapes(net, n_channels):
+    """The two shapes to compare on."""
+    return [(batch, n_channels, *(n * by for n, by in zip(sides, net.divisors))) for batch, *sides in SHAPES]  # noqa: B905
+
+
+def largest_difference(net, exported, n_channels):
+    """The largest absolute difference between two networks' logits on normal noise of the two shapes."""
     generator = torch.Generator().manual_seed(0)
     largest = 0.0
-    for batch, *sides in SHAPES:
-        x = torch.randn(batch, n_channels, *sides[:dims], generator=generator)
+    for shape in compared_shapes(net, n_channels):
+        x = torch.randn(shape, generator=generator)
         with torch.no_grad():
             expected, logits = net(x), exported(x)
         if expected.shape != logits.shape:
@@ -67,13 +70,13 @@ def largest_difference(net, exported, n_channels, dims=3):
     return largest
 
 
-def to_onnx(net, n_channels, dims=3):
+def to_onnx(net, n_channels):
     """`net` (in eval mode, on the CPU) as the bytes of an ONNX file with dynamic batch and sides.
 
     Raises ExportError where onnx is missing or the network has what ONNX has not.
     """
     extra("onnx")
-    sides = dict(enumerate(SIDES[dims], start=2))
+    sides = dict(enumerate(SIDES[len(net.divisors)], start=2))
     options = {"input_names": ["image"], "output_names": ["logits"], "opset_version": OPSET}
     options["dynamic_axes"] = {"image": {0: "batch", **sides}, "logits": {0: "batch", **sides}}
     if "dynamo" in inspect.signature(torch.onnx.export).parameters:
@@ -81,28 +84,29 @@ def to_onnx(net, n_channels, dims=3):
         options["dynamo"] = False
     content = io.BytesIO()
     with quiet(), failing_as(f"{type(net).__name__} cannot be written as ONNX"):
-        torch.onnx.export(net, (torch.zeros(1, n_channels, *[32] * dims),), content, **options)
+        torch.onnx.export(net, (torch.zeros(compared_shapes(net, n_channels)[0]),), content, **options)
     return content.getvalue()
 
 
-def to_torchscript(net, n_channels, dims=3):
+def to_torchscript(net, n_channels):
     """`net` (in eval mode, on the CPU) traced, as the bytes of a TorchScript file; batch and sides stay free."""
     content = io.BytesIO()
     with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be traced"):
-        torch.jit.save(torch.jit.trace(net, torch.zeros(1, n_channels, *[32] * dims)), content)
+        torch.jit.save(torch.jit.trace(net, torch.zeros(compared_shapes(net, n_channels)[0])), content)
     return content.getvalue()
 
 
-def to_torch_export(net, n_channels, dims=3):
-    """`net` (in eval mode, on the CPU) as the bytes of a torch.export file (.pt2) with dynamic batch and sides of 32
-    or more."""
+def to_torch_export(net, n_channels):
+    """`net` (in eval mode, on the CPU) as the bytes of a torch.export file (.pt2) with dynamic batch and sides of twice
+    their divisor or more."""
     dim = torch.export.Dim
     # From two voxels at the bottom of the network on: torch.export takes a side of one for another case.
-    shapes = {axis: DIVISOR * dim(name, min=2) for axis, name in enumerate(SIDES[dims], start=2)}
+    sides = zip(SIDES[len(net.divisors)], net.divisors, strict=True)
+    shapes = {axis: divisor * dim(name, min=2) for axis, (name, divisor) in enumerate(sides, start=2)}
     shapes[0] = dim("batch")
     content = io.BytesIO()
     # Sides of the example differ, and its batch is not 1: what is alike would be taken to be the same for ever.
-    example = torch.zeros(2, n_channels, *(32, 48, 64)[:dims])
+    example = torch.zeros(2, n_channels, *(n * by for n, by in enumerate(net.divisors, start=2)))
     with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be exported"):
         torch.export.save(torch.export.export(net, (example,), dynamic_shapes=(shapes,)), content)
     return content.getvalue()

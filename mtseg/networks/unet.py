@@ -1,7 +1,7 @@
 """U-Net for images and volumes in one class, and SSL4MIS's with settings of its own: its published weights load.
 
 Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015 (arXiv:1505.04597);
-Cicek et al., "3D U-Net", MICCAI 2016 (arXiv:1606.06650). Convolutions keep the size (padding 1).
+Cicek et al., "3D U-Net", MICCAI 2016 (arXiv:1606.06650). Convolutions keep the size.
 """
 
 import itertools
@@ -27,6 +27,20 @@ def normalization_layer(normalization, channels, dims):
     raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
 
 
+def along_axes(values, dims):
+    """Each of `values`, a number or one for each axis, as a tuple of `dims` numbers of at least 1, else ValueError."""
+    values = [(value,) * dims if isinstance(value, int) else tuple(value) for value in values]
+    if not all(len(value) == dims and min(value) >= 1 for value in values):
+        raise ValueError(f"{values}: give each a number of at least 1, or {dims} of them")
+    return values
+
+
+def shapes_of(state, name):
+    """The shapes of the weights `name`.format(0), `name`.format(1), ... in the state_dict `state`."""
+    names = itertools.takewhile(state.__contains__, map(name.format, itertools.count()))
+    return [tuple(state[name].shape) for name in names]
+
+
 class Dropout(nn.Dropout):
     """nn.Dropout on (N, C, *spatial) that draws the same in every memory format, on a CPU in a quarter of the time."""
 
@@ -48,12 +62,12 @@ class DoubleConv(nn.Module):
     # Which normalization follows a convolution at once: for inference, the one can do the work of both.
     folds = (("conv1", "norm1"), ("conv2", "norm2"))
 
-    def __init__(self, channels_in, channels_out, dims, normalization, residual, slope, dropout):
+    def __init__(self, channels_in, channels_out, kernel, dims, normalization, residual, slope, dropout):
         super().__init__()
-        conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
-        self.conv1 = conv(channels_in, channels_out, 3, padding=1)
+        conv, padding = (nn.Conv2d, nn.Conv3d)[dims - 2], tuple(side // 2 for side in kernel)
+        self.conv1 = conv(channels_in, channels_out, kernel, padding=padding)
         self.norm1 = normalization_layer(normalization, channels_out, dims)
-        self.conv2 = conv(channels_out, channels_out, 3, padding=1)
+        self.conv2 = conv(channels_out, channels_out, kernel, padding=padding)
         self.norm2 = normalization_layer(normalization, channels_out, dims)
         self.activation = nn.LeakyReLU(slope, inplace=True) if slope else nn.ReLU(inplace=True)
         self.dropout = Dropout(dropout) if dropout else None
@@ -79,16 +93,31 @@ class Decoder(nn.Module):
         super().__init__()
         self.add_decoder(**settings)
 
-    def add_decoder(self, n_classes, channels, has_dropout, dims, how, deep_supervision, upsampling, out_kernel, drop):
-        self.dims, self.has_dropout, self.deep_supervision = dims, has_dropout, deep_supervision
+    def add_decoder(
+        self,
+        n_classes,
+        channels,
+        strides,
+        kernels,
+        has_dropout,
+        dims,
+        how,
+        deep_supervision,
+        upsampling,
+        out_kernel,
+        drop,
+    ):
+        self.strides, self.dims = strides, dims
+        self.has_dropout, self.deep_supervision = has_dropout, deep_supervision
         self.interpolation = {"linear": ("bilinear", "trilinear")[dims - 2]}.get(upsampling, upsampling)
         conv = (nn.Conv2d, nn.Conv3d)[dims - 2]
-        up, kernel = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2], 2
+        up = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2]
         if upsampling != "deconv":
-            up, kernel = conv, 1
-        pairs = list(itertools.pairwise(channels))
-        self.up = nn.ModuleList(up(below, here, kernel, stride=kernel) for here, below in pairs)
-        self.decoder = nn.ModuleList(DoubleConv(2 * here, here, *how, dropout=0.0) for here, _ in pairs)
+            up, strides = conv, [1] * len(strides)
+        sizes = zip(itertools.pairwise(channels), strides, strict=True)
+        self.up = nn.ModuleList(up(below, here, stride, stride=stride) for (here, below), stride in sizes)
+        sizes = zip(channels[:-1], kernels[:-1], strict=True)
+        self.decoder = nn.ModuleList(DoubleConv(2 * here, here, kernel, *how, dropout=0.0) for here, kernel in sizes)
         heads = channels[:-1] if deep_supervision else channels[:1]
         self.out_conv = nn.ModuleList(conv(here, n_classes, out_kernel, padding=out_kernel // 2) for here in heads)
         self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5) if drop else nn.Identity()
@@ -101,7 +130,7 @@ class Decoder(nn.Module):
             x = self.up[level](x)
             if self.interpolation != "deconv":
                 corners = None if self.interpolation == "nearest" else True
-                x = F.interpolate(x, scale_factor=2, mode=self.interpolation, align_corners=corners)
+                x = F.interpolate(x, scale_factor=self.strides[level], mode=self.interpolation, align_corners=corners)
             x = self.decoder[level](torch.cat([skips[level], x], dim=1))
             if level == 0 and self.has_dropout and not turnoff_drop:
                 x = self.dropout(x)
@@ -119,13 +148,17 @@ class Decoder(nn.Module):
 
 
 class UNet(Decoder):
-    """U-Net with `depth` halvings, `n_filters` channels on the finest level and twice as many on each one below.
+    """U-Net with `n_filters` channels on the finest level and twice as many on each one below, up to `max_filters`.
 
-    Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of 2**depth (ValueError
-    otherwise). Output: logits (N, n_classes, *spatial). With `deep_supervision`, training mode gives a list of logits,
-    finest first, each half the size of the one before and one for every level above the bottom; eval mode gives the
-    finest alone. `normalization`: none, batchnorm, groupnorm or instancenorm. `has_dropout`: in training mode whole
-    channels are dropped with p = 0.5 at the bottom and before the last convolution, as in VNet;
+    Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of the product of its
+    strides (ValueError otherwise). Output: logits (N, n_classes, *spatial). `strides`: of the downsamplings, finest
+    first, each a number or one for each side, where 1 leaves it as it is. `kernel_sizes`: of the levels' convolutions,
+    likewise, one more and odd. They mean what they mean in nnU-Net's plans, but nnU-Net downsamples by strided
+    convolutions, and this network by max pooling, as Ronneberger et al. do, with windows of the stride.
+    With `deep_supervision`, training mode gives a list of logits, finest first, one for every level above the bottom
+    in its size; eval mode gives the finest alone.
+    `normalization`: none, batchnorm, groupnorm or instancenorm. `has_dropout`: in training mode whole channels are
+    dropped with p = 0.5 at the bottom and before the last convolution, as in VNet;
     `forward(x, turnoff_drop=True)` leaves them in for that one call. `residual`: each block adds its input.
     For `UNetSSL4MIS`: `slope` of the activation below zero, 0 for ReLU; `dropouts`, for each level, finest first, the
     share of single values that is dropped between the encoder's convolutions, instead of those channels; `upsampling`:
@@ -146,7 +179,9 @@ class UNet(Decoder):
         dims=3,
         residual=False,
         deep_supervision=False,
-        depth=4,
+        strides=(2, 2, 2, 2),
+        kernel_sizes=None,
+        max_filters=None,
         slope=0.0,
         dropouts=None,
         upsampling="deconv",
@@ -155,19 +190,20 @@ class UNet(Decoder):
         nn.Module.__init__(self)
         if dims not in (2, 3):
             raise ValueError(f"dims is {dims!r}; a U-Net here has 2 or 3 spatial dimensions")
-        if depth < 1:
-            raise ValueError(f"depth is {depth!r}; a U-Net halves its input at least once")
-        self.depth = depth
-        self.channels = [n_filters * 2**level for level in range(depth + 1)]
+        strides = along_axes(strides, dims)
+        kernels = along_axes(kernel_sizes or [3] * (len(strides) + 1), dims)
+        if not strides or len(kernels) != len(strides) + 1 or not all(side % 2 for side in itertools.chain(*kernels)):
+            raise ValueError(f"strides {strides}, kernel_sizes {kernels}: give odd kernels, one more than strides")
+        self.divisors = tuple(math.prod(along) for along in zip(*strides, strict=True))
+        self.channels = [min(n_filters * 2**level, max_filters or math.inf) for level in range(len(kernels))]
         how = (dims, normalization, residual, slope)
-        drops = [0.0] * (depth + 1) if dropouts is None else dropouts
-        self.encoder = nn.ModuleList(
-            DoubleConv(before, after, *how, drop)
-            for before, after, drop in zip([n_channels, *self.channels[:-1]], self.channels, drops, strict=True)
-        )
-        self.pool = (nn.MaxPool2d, nn.MaxPool3d)[dims - 2](2)
-        self.settings = {"n_classes": n_classes, "channels": self.channels, "has_dropout": has_dropout, "dims": dims}
-        self.settings |= {"how": how, "out_kernel": out_kernel, "drop": dropouts is None}
+        drops = dropouts or [0.0] * len(kernels)
+        blocks = zip([n_channels, *self.channels[:-1]], self.channels, kernels, drops, strict=True)
+        self.encoder = nn.ModuleList(DoubleConv(before, n, kernel, *how, drop) for before, n, kernel, drop in blocks)
+        self.pool = (F.max_pool2d, F.max_pool3d)[dims - 2]
+        self.settings = {"n_classes": n_classes, "channels": self.channels, "strides": strides, "kernels": kernels}
+        self.settings |= {"has_dropout": has_dropout, "dims": dims, "how": how}
+        self.settings |= {"out_kernel": out_kernel, "drop": dropouts is None}
         self.add_decoder(**self.settings, deep_supervision=deep_supervision, upsampling=upsampling)
 
     def another_decoder(self, upsampling):
@@ -176,24 +212,32 @@ class UNet(Decoder):
 
     @staticmethod
     def settings_of(state):
-        """What the weights in the state_dict `state` tell beside the defaults: residual, deep_supervision, dims."""
+        """What the weights in the state_dict `state` tell beside the defaults: residual, deep_supervision, dims,
+        strides (of the transposed convolutions of 'deconv' alone), kernel_sizes, max_filters."""
         weights = {"residual": "encoder.1.shortcut.weight", "deep_supervision": "out_conv.1.weight"}
         settings = {setting: True for setting, weight in weights.items() if weight in state}
-        first = state.get("encoder.0.conv1.weight")
-        return settings | ({"dims": 2} if first is not None and first.dim() == 4 else {})
+        shapes = shapes_of(state, "encoder.{}.conv1.weight")
+        strides, kernels = ([s[2:] for s in group] for group in (shapes_of(state, "up.{}.weight"), shapes))
+        dims = len(kernels[0]) if kernels else 0
+        if dims not in (2, 3) or {*map(len, strides + kernels)} != {dims} or len(kernels) != len(strides) + 1:
+            return settings
+        settings |= {"dims": 2} if dims == 2 else {}
+        if strides != [(2,) * dims] * 4 and all(map(all, strides)):
+            settings["strides"] = strides
+        if kernels != [(3,) * dims] * len(kernels) and all(side % 2 for side in itertools.chain(*kernels)):
+            settings["kernel_sizes"] = kernels
+        return settings | ({"max_filters": shapes[-1][0]} if shapes[-1][0] < shapes[0][0] * 2 ** len(strides) else {})
 
     def encode(self, x, turnoff_drop=False):
-        """The features of the depth + 1 levels, finest first (the bottom's after its dropout)."""
+        """The features of the levels, finest first (the bottom's after its dropout)."""
         if x.dim() != self.dims + 2:
             raise ValueError(f"a {self.dims}-D UNet takes {self.dims + 2} axes (N, C, ...), not {tuple(x.shape)}")
-        if any(size % 2**self.depth for size in x.shape[2:]):
-            raise ValueError(
-                f"UNet of depth {self.depth}: {2**self.depth} must divide each side of {tuple(x.shape[2:])}"
-            )
+        if any(size % divisor for size, divisor in zip(x.shape[2:], self.divisors, strict=True)):
+            raise ValueError(f"UNet: {self.divisors} must divide the sides {tuple(x.shape[2:])}")
         drop = self.has_dropout and not turnoff_drop
         features = []
         for level, block in enumerate(self.encoder):
-            x = block(x if level == 0 else self.pool(x), drop)
+            x = block(x if level == 0 else self.pool(x, self.strides[level - 1]), drop)
             features.append(x)
         if drop:
             features[-1] = self.dropout(x)

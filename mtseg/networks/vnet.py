@@ -25,6 +25,21 @@ def normalization_layers(normalization, channels, dims):
     raise ValueError(f"normalization is {normalization!r}; use one of {', '.join(NORMALIZATIONS)}")
 
 
+def along_axes(values, dims):
+    """Each of `values`, a number or one for each axis, as a tuple of `dims` numbers of at least 1, else ValueError."""
+    values = [(value,) * dims if isinstance(value, int) else tuple(value) for value in values]
+    if not all(len(value) == dims and min(value) >= 1 for value in values):
+        raise ValueError(f"{values}: give each a number of at least 1, or {dims} of them")
+    return values
+
+
+def convolution(n_filters_in, n_filters_out, kernel, dims):
+    """A convolution with `kernel`, an odd number or a tuple of such, that keeps the size."""
+    (kernel,) = along_axes([kernel], dims)
+    padding = tuple(side // 2 for side in kernel)
+    return (nn.Conv2d, nn.Conv3d)[dims - 2](n_filters_in, n_filters_out, kernel, padding=padding)
+
+
 class Block(nn.Module):
     """Layers in a row, under the name that checkpoints of the family have for them."""
 
@@ -37,12 +52,12 @@ class Block(nn.Module):
 
 
 class ConvBlock(Block):
-    """`n_stages` of convolution with a kernel of 3, normalization, ReLU; keeps the size."""
+    """`n_stages` of convolution, normalization, ReLU; keeps the size."""
 
-    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none", dims=3):
-        layers, conv = [], (nn.Conv2d, nn.Conv3d)[dims - 2]
+    def __init__(self, n_stages, n_filters_in, n_filters_out, normalization="none", dims=3, kernel=3):
+        layers = []
         for stage in range(n_stages):
-            layers.append(conv(n_filters_in if stage == 0 else n_filters_out, n_filters_out, 3, padding=1))
+            layers.append(convolution(n_filters_out if stage else n_filters_in, n_filters_out, kernel, dims))
             layers += normalization_layers(normalization, n_filters_out, dims)
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
@@ -58,15 +73,15 @@ class DownsamplingConvBlock(Block):
 
 class UpsamplingBlock(Block):
     """Multiplies the size by `stride`: 'deconv', a transposed convolution, or 'linear' or 'nearest' interpolation and a
-    convolution with a kernel of 3; then normalization, ReLU."""
+    convolution with `kernel`; then normalization, ReLU."""
 
-    def __init__(self, n_filters_in, n_filters_out, stride, normalization, dims, upsampling):
-        conv, deconv = ((nn.Conv2d, nn.ConvTranspose2d), (nn.Conv3d, nn.ConvTranspose3d))[dims - 2]
+    def __init__(self, n_filters_in, n_filters_out, stride, kernel, normalization, dims, upsampling):
         if upsampling == "deconv":
+            deconv = (nn.ConvTranspose2d, nn.ConvTranspose3d)[dims - 2]
             layers = [deconv(n_filters_in, n_filters_out, stride, stride=stride)]
         else:
             how = {"mode": ("bilinear", "trilinear")[dims - 2], "align_corners": True} if upsampling == "linear" else {}
-            layers = [nn.Upsample(scale_factor=stride, **how), conv(n_filters_in, n_filters_out, 3, padding=1)]
+            layers = [nn.Upsample(scale_factor=stride, **how), convolution(n_filters_in, n_filters_out, kernel, dims)]
         super().__init__(*layers, *normalization_layers(normalization, n_filters_out, dims), nn.ReLU(inplace=True))
 
 
@@ -78,19 +93,18 @@ class Decoder(nn.Module):
         super().__init__()
         self.add_decoder(**settings)
 
-    def add_decoder(self, n_classes, n_filters, strides, normalization, has_dropout, dims, upsampling="deconv"):
+    def add_decoder(self, n_classes, channels, strides, kernels, normalization, has_dropout, dims, upsampling="deconv"):
         self.has_dropout = has_dropout
-        f, how = n_filters, (normalization, dims)
-        one, two, three, four = strides
-        self.block_five_up = UpsamplingBlock(16 * f, 8 * f, four, *how, upsampling)
-        self.block_six = ConvBlock(3, 8 * f, 8 * f, *how)
-        self.block_six_up = UpsamplingBlock(8 * f, 4 * f, three, *how, upsampling)
-        self.block_seven = ConvBlock(3, 4 * f, 4 * f, *how)
-        self.block_seven_up = UpsamplingBlock(4 * f, 2 * f, two, *how, upsampling)
-        self.block_eight = ConvBlock(2, 2 * f, 2 * f, *how)
-        self.block_eight_up = UpsamplingBlock(2 * f, f, one, *how, upsampling)
-        self.block_nine = ConvBlock(1, f, f, *how)
-        self.out_conv = (nn.Conv2d, nn.Conv3d)[dims - 2](f, n_classes, 1)
+        (f1, f2, f3, f4, f5), (k1, k2, k3, k4, _), how = channels, kernels, (normalization, dims)
+        self.block_five_up = UpsamplingBlock(f5, f4, strides[3], k4, *how, upsampling)
+        self.block_six = ConvBlock(3, f4, f4, *how, k4)
+        self.block_six_up = UpsamplingBlock(f4, f3, strides[2], k3, *how, upsampling)
+        self.block_seven = ConvBlock(3, f3, f3, *how, k3)
+        self.block_seven_up = UpsamplingBlock(f3, f2, strides[1], k2, *how, upsampling)
+        self.block_eight = ConvBlock(2, f2, f2, *how, k2)
+        self.block_eight_up = UpsamplingBlock(f2, f1, strides[0], k1, *how, upsampling)
+        self.block_nine = ConvBlock(1, f1, f1, *how, k1)
+        self.out_conv = (nn.Conv2d, nn.Conv3d)[dims - 2](f1, n_classes, 1)
         self.dropout = (nn.Dropout2d, nn.Dropout3d)[dims - 2](p=0.5)
 
     def decode(self, features, turnoff_drop=False):
@@ -115,13 +129,15 @@ class Decoder(nn.Module):
 class VNet(Decoder):
     """V-Net: five levels, by default 16 times smaller at the bottom.
 
-    Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of 16; output: logits
-    (N, n_classes, *spatial). `strides`: of the four downsamplings, each a number or one for each side; a side must then
-    be a multiple of the product of its strides. LASeg's published weights are of strides (2, 2, 2, (2, 2, 1)).
+    Input: float (N, n_channels, *spatial) with `dims` (2 or 3) spatial sides, each a multiple of the product of its
+    strides, by default 16; output: logits (N, n_classes, *spatial). `strides`: of the four downsamplings, each a number
+    or one for each side. LASeg's published weights are of strides (2, 2, 2, (2, 2, 1)). `kernel_sizes`: of the five
+    levels' convolutions, likewise, and odd. The finest level has `n_filters` channels, and each one below twice as
+    many, up to `max_filters`.
     `normalization`: none, batchnorm, groupnorm or instancenorm (the papers on LA use batchnorm).
     `has_dropout`: in training mode whole channels are dropped with p = 0.5 at the bottom and before the last
     convolution. `forward(x, turnoff_drop=True)` leaves them in for that one call.
-    Other `dims` and another size raise ValueError.
+    Other `dims`, strides, kernels and another size raise ValueError.
 
     `net(x)` is `net.classify(net.decode(net.encode(x)))`: methods with further heads and decoders begin in between.
     `channels`: of the features that `encode` gives, finest first, and, but for the last, of those that `decode` gives.
@@ -136,26 +152,29 @@ class VNet(Decoder):
         has_dropout=False,
         strides=(2, 2, 2, 2),
         dims=3,
+        kernel_sizes=None,
+        max_filters=None,
     ):
         nn.Module.__init__(self)
         if dims not in (2, 3):
             raise ValueError(f"dims is {dims!r}; a V-Net here has 2 or 3 spatial dimensions")
-        f, how = n_filters, (normalization, dims)
-        strides = [(stride,) * dims if isinstance(stride, int) else tuple(stride) for stride in strides]
-        one, two, three, four = strides
+        strides, kernels = along_axes(strides, dims), along_axes(kernel_sizes or [3] * 5, dims)
+        if (len(strides), len(kernels)) != (4, 5) or not all(side % 2 for kernel in kernels for side in kernel):
+            raise ValueError(f"strides {strides}, kernel_sizes {kernels}: give 4 strides and 5 odd kernels")
         self.divisors = tuple(math.prod(along) for along in zip(*strides, strict=True))
-        self.channels = [f, 2 * f, 4 * f, 8 * f, 16 * f]
-        self.block_one = ConvBlock(1, n_channels, f, *how)
-        self.block_one_dw = DownsamplingConvBlock(f, 2 * f, one, *how)
-        self.block_two = ConvBlock(2, 2 * f, 2 * f, *how)
-        self.block_two_dw = DownsamplingConvBlock(2 * f, 4 * f, two, *how)
-        self.block_three = ConvBlock(3, 4 * f, 4 * f, *how)
-        self.block_three_dw = DownsamplingConvBlock(4 * f, 8 * f, three, *how)
-        self.block_four = ConvBlock(3, 8 * f, 8 * f, *how)
-        self.block_four_dw = DownsamplingConvBlock(8 * f, 16 * f, four, *how)
-        self.block_five = ConvBlock(3, 16 * f, 16 * f, *how)
-        self.settings = {"n_classes": n_classes, "n_filters": f, "strides": strides, "normalization": normalization}
-        self.settings |= {"has_dropout": has_dropout, "dims": dims}
+        self.channels = [min(n_filters * 2**level, max_filters or math.inf) for level in range(5)]
+        (f1, f2, f3, f4, f5), (k1, k2, k3, k4, k5), how = self.channels, kernels, (normalization, dims)
+        self.block_one = ConvBlock(1, n_channels, f1, *how, k1)
+        self.block_one_dw = DownsamplingConvBlock(f1, f2, strides[0], *how)
+        self.block_two = ConvBlock(2, f2, f2, *how, k2)
+        self.block_two_dw = DownsamplingConvBlock(f2, f3, strides[1], *how)
+        self.block_three = ConvBlock(3, f3, f3, *how, k3)
+        self.block_three_dw = DownsamplingConvBlock(f3, f4, strides[2], *how)
+        self.block_four = ConvBlock(3, f4, f4, *how, k4)
+        self.block_four_dw = DownsamplingConvBlock(f4, f5, strides[3], *how)
+        self.block_five = ConvBlock(3, f5, f5, *how, k5)
+        self.settings = {"n_classes": n_classes, "channels": self.channels, "strides": strides, "kernels": kernels}
+        self.settings |= {"normalization": normalization, "has_dropout": has_dropout, "dims": dims}
         self.add_decoder(**self.settings)
 
     def another_decoder(self, upsampling):
@@ -164,15 +183,20 @@ class VNet(Decoder):
 
     @staticmethod
     def settings_of(state):
-        """What the weights in the state_dict `state` tell beside the defaults: {'dims': 2, 'strides': ...}, or less."""
-        state = VNet.translate(state)
-        names = [f"block_{level}_dw.conv.0.weight" for level in ("one", "two", "three", "four")]
-        strides = [tuple(state[name].shape[2:]) for name in names if name in state]
+        """What the weights in the state_dict `state` tell beside the defaults: {'dims': 2, 'strides': ...,
+        'kernel_sizes': ..., 'max_filters': ...}, or less."""
+        state, levels = VNet.translate(state), ("one", "two", "three", "four", "five")
+        names = [f"block_{level}{end}.conv.0.weight" for end in ("", "_dw") for level in levels]
+        shapes = [tuple(state[name].shape) for name in names[:-1] if name in state]
+        kernels, strides = ([shape[2:] for shape in group] for group in (shapes[:5], shapes[5:]))
         dims = len(strides[0]) if strides else 0
-        if dims not in (2, 3) or [*map(len, strides)] != [dims] * 4 or not all(map(all, strides)):
+        if dims not in (2, 3) or [*map(len, kernels + strides)] != [dims] * 9 or not all(map(all, strides)):
             return {}
         settings = {"dims": 2} if dims == 2 else {}
-        return settings | ({"strides": strides} if strides != [(2,) * dims] * 4 else {})
+        settings |= {"strides": strides} if strides != [(2,) * dims] * 4 else {}
+        if kernels != [(3,) * dims] * 5 and all(side % 2 for kernel in kernels for side in kernel):
+            settings["kernel_sizes"] = kernels
+        return settings | ({"max_filters": shapes[4][0]} if shapes[4][0] < 16 * shapes[0][0] else {})
 
     @staticmethod
     def translate(state):

@@ -18,6 +18,7 @@ def check_flags(args, given=()):
         raise FlagError(f"--loss: {error}") from error
     check_used(args, given, terms)
     check_dims(args)
+    check_network(args)
     if args.batch_size % args.accumulation_steps:
         raise FlagError(f"--accumulation_steps {args.accumulation_steps} must divide --batch_size {args.batch_size}")
     for name in ("warmup_iterations", "consistency_warmup"):
@@ -56,10 +57,47 @@ def check_flags(args, given=()):
     for name, wanted in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
         if args.winograd and wanted:
             raise FlagError(f"--winograd with {name}: it has compiled loops of its own, in float32; choose one")
+
+
+def check_network(args):
+    """FlagError where flags ask for a network that there is not, or one whose strides do not divide the patch."""
+    network, levels = f"--network {args.network}", 1 + len(args.strides or range(4))
     if args.residual and args.network != "unet":
-        raise FlagError(f"--residual with --network {args.network}: only the blocks of unet can add their input")
+        raise FlagError(f"--residual with {network}: only the blocks of unet can add their input")
     if args.deep_supervision and args.network != "unet":
-        raise FlagError(f"--deep_supervision with --network {args.network}: only unet has outputs on coarser levels")
+        raise FlagError(f"--deep_supervision with {network}: only unet has outputs on coarser levels")
+    for name in ("strides", "kernel_sizes", "max_filters"):
+        if getattr(args, name) and args.network == "unet_ssl4mis":
+            raise FlagError(f"--{name} with {network}, whose sizes are SSL4MIS's: take unet, or leave it out")
+    if args.network == "vnet" and levels != 5:
+        raise FlagError(f"--strides gives {levels - 1} and {network} downsamples four times: give 4, or take unet")
+    for name, number in (("strides", levels - 1), ("kernel_sizes", levels), ("deep_supervision_weights", levels - 1)):
+        values = getattr(args, name) or [1] * number
+        if len(values) != number:
+            raise FlagError(f"--{name} gives {len(values)} for {levels} levels of the network: give {number}")
+        if wrong := [value for value in values if isinstance(value, list) and len(value) != args.dims]:
+            raise FlagError(
+                f"--{name} {','.join(map(str, wrong[0]))} with --dims {args.dims}: give {args.dims} numbers, or one"
+            )
+    if args.max_filters and args.max_filters < args.n_filters:
+        raise FlagError(f"--max_filters {args.max_filters} is below --n_filters {args.n_filters}: raise it")
+    check_network_fits(args.patch_size, divisors(args))
+
+
+def divisors(args):
+    """For each axis the product of the network's strides: how many times smaller it is at the bottom."""
+    strides = args.strides or [2] * 4
+    return [math.prod(s[axis] if isinstance(s, list) else s for s in strides) for axis in range(args.dims)]
+
+
+def check_network_fits(patch_size, divisors):
+    """FlagError where a side of the patch is no multiple of the product of the network's strides along it."""
+    for side, divisor in zip(patch_size, divisors, strict=True):
+        if side % divisor:
+            raise FlagError(
+                f"--patch_size {' '.join(map(str, patch_size))}: {side} is no positive multiple of {divisor}, the "
+                f"product of the network's strides along that axis; change it, or --strides"
+            )
 
 
 def check_dims(args):
@@ -168,11 +206,8 @@ def check_pairs(args, world_size, views_together=False):
 
 
 def check_normalization(args, patches):
-    """FlagError where a batch of `patches` patches leaves one voxel a channel at the bottom, with nothing to normalise.
-
-    The networks' bottom is 16 times smaller than the patch.
-    """
-    voxels = math.prod(side // 16 for side in args.patch_size)
+    """FlagError where a batch of `patches` patches leaves one voxel a channel at the bottom, which has no variance."""
+    voxels = math.prod(side // divisor for side, divisor in zip(args.patch_size, divisors(args), strict=True))
     if voxels * (patches if args.normalization == "batchnorm" else 1) == 1 and args.normalization in (
         "batchnorm",
         "instancenorm",

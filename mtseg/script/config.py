@@ -57,7 +57,8 @@ def config_settings(parser, path):
         if value is None:
             continue
         switch = isinstance(known[key], argparse.BooleanOptionalAction)
-        entries = [str(entry) for entry in (value if isinstance(value, list) else [value])]
+        entries = value if isinstance(value, list) else [value]
+        entries = [",".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in entries]
         if isinstance(value, bool) != switch or isinstance(value, dict) or any(e.startswith("--") for e in entries):
             raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
         words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]

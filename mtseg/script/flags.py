@@ -8,6 +8,7 @@ from pathlib import Path
 from mtseg.script.checks import (  # noqa: F401
     FlagError,
     check_flags,
+    check_network_fits,
     check_normalization,
     check_one_stream,
     check_pairs,
@@ -22,7 +23,8 @@ from mtseg.script.values import (  # noqa: F401
     even,
     fraction,
     natural,
-    patch_side,
+    odd,
+    per_axis,
     positive,
     positive_fraction,
     rate,
@@ -57,7 +59,12 @@ INTENSITIES = ("none", "zscore", "percentile", "minmax")
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
-DEEP_SUPERVISION = "weights of the four levels, finest first, divided by their sum (default: 1, 1/2, 1/4, 1/8)"
+DEEP_SUPERVISION = "weights of the levels, finest first, divided by their sum (default: 1, 1/2, 1/4, ...)"
+STRIDES = (
+    "of the downsamplings, finest first: each a number, or one for each axis, as 2,2,1 (default: 2 2 2 2; vnet has "
+    "four, unet as many as are given); a side of a patch is a multiple of the product of its own"
+)
+KERNELS = "odd sizes of the levels' convolutions, finest first, likewise: one more than strides (default: 3)"
 KEEP_MEMORY = "on a CPU: keep freed memory for the next tensors, faster with large patches and more of it"
 FAST = "what is fastest on this device and changes the last digits alone; the log says what that is"
 WINOGRAD = "on a CPU with a C compiler: faster convolutions of 16, 32, ... channels; changes the last digits"
@@ -96,7 +103,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
         "--num_classes", type=classes, default=2, help="classes, background included (default: classes.json's, else 2)"
     )
     size = "voxels along W, H and D, or pixels along H and W"
-    flag("--patch_size", type=patch_side, nargs="+", default=[112, 112, 80], metavar="SIDE", help=size)
+    flag("--patch_size", type=positive, nargs="+", default=[112, 112, 80], metavar="SIDE", help=size)
     rare("--rotflip", choices=("mirror", "all", "flips", "ssl4mis", "none"), default="mirror", help=ROTFLIP)
     share = "share of the patches that are drawn around a voxel of a foreground class, every class as often"
     rare("--foreground_patches", type=fraction, default=0, help=share)
@@ -113,6 +120,9 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     flag, rare = parser.group("network")
     flag("--network", choices=NETWORKS, default="vnet", help="architecture")
     flag("--n_filters", type=positive, default=16, help="channels on the finest level")
+    rare("--max_filters", type=positive, help="most channels of a level, which has twice those above it")
+    rare("--strides", type=per_axis(positive), nargs="+", metavar="S", help=STRIDES)
+    rare("--kernel_sizes", type=per_axis(odd), nargs="+", metavar="K", help=KERNELS)
     flag("--normalization", choices=NORMALIZATIONS, default="batchnorm", help="normalization after each convolution")
     rare("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
     rare("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
@@ -136,7 +146,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     flag, rare = parser.group("supervised loss")
     flag("--loss", default="ce:0.5,dice:0.5", help="weighted sum of ce, dice, linear_dice, focal and tversky")
     rare("--class_weights", type=rate, nargs="+", metavar="WEIGHT", help="a factor for each class in ce and focal")
-    rare("--deep_supervision_weights", type=rate, nargs=4, metavar="WEIGHT", help=DEEP_SUPERVISION)
+    rare("--deep_supervision_weights", type=rate, nargs="+", metavar="WEIGHT", help=DEEP_SUPERVISION)
     flag("--ignore_index", type=int, help="label of voxels that no loss counts (default: there is none)")
 
     if strong_views:
@@ -284,5 +294,6 @@ def network_settings(args, n_channels):
     """The arguments of the network that `args` ask for, on images of `n_channels` channels."""
     settings = {"n_channels": n_channels, "n_classes": args.num_classes, "n_filters": args.n_filters, "dims": args.dims}
     settings |= {"normalization": args.normalization, "has_dropout": args.has_dropout}
-    # Of a checkpoint, inference reads these from the weights; a V-Net does not take them.
-    return settings | {name: True for name in ("deep_supervision", "residual") if getattr(args, name, False)}
+    # Of a checkpoint, inference reads these from the weights; not every network takes them.
+    others = ("deep_supervision", "residual", "strides", "kernel_sizes", "max_filters")
+    return settings | {name: getattr(args, name) for name in others if getattr(args, name, None)}

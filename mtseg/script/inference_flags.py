@@ -8,7 +8,7 @@ from mtseg.script import flags
 from mtseg.script.checks import FlagError, check_dims
 from mtseg.script.config import read_config
 from mtseg.script.parser import Parser
-from mtseg.script.values import classes, patch_side, positive, rate
+from mtseg.script.values import classes, positive, rate
 
 # What a checkpoint without a config.json is tested with where a flag does not say otherwise: the UA-MT protocol.
 INFERENCE_SETTINGS = {
@@ -86,7 +86,7 @@ def add_settings(parser):
     flag("--num_classes", type=classes, help="classes, background included")
     flag("--n_filters", type=positive, help="channels on the finest level")
     rare("--normalization", choices=flags.NORMALIZATIONS, help="after each convolution")
-    flag("--patch_size", type=patch_side, nargs="+", metavar="SIDE", help="voxels of a window")
+    flag("--patch_size", type=positive, nargs="+", metavar="SIDE", help="voxels of a window")
     flag("--stride_xy", type=positive, help="voxels between windows along W and H, at most those of a window")
     flag("--stride_z", type=positive, help="voxels between windows along D, at most those of a window")
     rare("--ignore_index", type=int, help="label of voxels that no metric counts")

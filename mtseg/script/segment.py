@@ -21,7 +21,7 @@ from mtseg.results import OF_LARGEST
 from mtseg.script import scans
 from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
-from mtseg.script.flags import FlagError, network_settings
+from mtseg.script.flags import FlagError, check_network_fits, network_settings
 from mtseg.script.sources import plain_table
 from mtseg.script.windows import class_name, counted_classes, predict
 from mtseg.seeding import seed_iteration
@@ -59,6 +59,7 @@ def load_network(args, path):
         net = kind(**settings)
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
         raise FlagError(f"{path}: a network of such settings is too large to be made ({settings})") from error
+    check_network_fits(args.patch_size, net.divisors)
     return load_weights(net, checkpoint, path).eval(), checkpoint, told
 
 

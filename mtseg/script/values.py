@@ -24,13 +24,21 @@ def within(limit):
     return checked(float, lambda number: 0 <= number <= limit, f"is not between 0 and {limit}")
 
 
-NOT_HALVED = "is not a positive multiple of 16, and the networks halve a patch four times"
+def per_axis(kind):
+    """An argparse type: '3' as 3, and '3,3,1', a number for each axis, as [3, 3, 1], each as `kind` takes it."""
+
+    def value(text):
+        numbers = [kind(number) for number in text.split(",")]
+        return numbers if len(numbers) > 1 else numbers[0]
+
+    return value
+
 
 positive = checked(int, lambda number: number >= 1, "is below 1")
 natural = checked(int, lambda number: number >= 0, "is negative")
+odd = checked(int, lambda number: number >= 1 and number % 2 == 1, "is not odd and above 0")
 even = checked(int, lambda number: number >= 1 and number % 2 == 0, "is not even and above 0")
 classes = checked(int, lambda number: 2 <= number <= 256, "is not between 2 and 256 (background is a class)")
-patch_side = checked(int, lambda number: number >= 1 and number % 16 == 0, NOT_HALVED)
 rate = checked(float, lambda number: 0 <= number < math.inf, "is not a finite number of at least 0")
 fraction = within(1)
 positive_fraction = checked(float, lambda number: 0 < number <= 1, "is not above 0 and at most 1")
