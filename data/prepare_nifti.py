@@ -3,6 +3,7 @@
     python data/prepare_nifti.py Task02_Heart data/Heart --spacing 1.25 1.25 1.4 --test 4 --labelnum 4
     python data/prepare_nifti.py BraTS2021 data/BraTS --test 250 --val 50 --labelnum 100
     python data/prepare_nifti.py Task09_Spleen data/Spleen --normalization ct --window 40 400 --crop none --test 8
+    python data/prepare_nifti.py Task09_Spleen data/Spleen --plan       # all that by nnU-Net's rules: see data/plan.py
 
 Understands the nnU-Net and Medical Segmentation Decathlon layout (imagesTr, labelsTr, imagesTs, dataset.json),
 BraTS's case folders (<case>/<case>_t1.nii.gz, ..., <case>_seg.nii.gz), and a folder of files with --labels. NIfTI
@@ -19,21 +20,25 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
-from mtseg.classes import read_classes
 from mtseg.layouts import LayoutError, find_cases
 from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
-from mtseg.script.flags import Parser, natural, one_sentence, read_config
-from mtseg.script.newdata import new_folder, write_case
-from mtseg.splits import add_split_flags, describe, split_by_patient, write_split
-from mtseg.volumes import read_channels, read_on_grid, read_volume
+from mtseg.script import plans
+from mtseg.script.flags import Parser, given_flags, natural, one_sentence
+from mtseg.script.newdata import new_folder, told_by, write_case
+from mtseg.splits import add_split_flags, describe, patients_of, split_by_patient, write_split
+from mtseg.volumes import read_channels, read_on_grid
+
+PLAN = (
+    "choose spacing, crop and normalization, and patch, batch and network for training, by nnU-Net's rules, and write "
+    "plan.json; without --test a fifth of the patients is for testing; FILE: by a plan that is there"
+)
 
 
 def settings_of(args, cases, channels):
-    """The preprocessing's settings, from the flags, --like, and dataset.json or the labels themselves."""
+    """(the preprocessing's settings, from the flags, --like, and dataset.json or the labels themselves; the channels'
+    names or None)."""
     if args.like:
         try:
             settings = check_settings(json.loads(args.like.read_text(encoding="utf-8-sig")))
@@ -41,28 +46,23 @@ def settings_of(args, cases, channels):
             raise PreprocessError(f"{args.like}: not a preprocessing.json ({error}); name another") from error
         if settings["channels"] != channels:
             raise PreprocessError(f"{args.like}: has channels {settings['channels']}, {args.source} has {channels}")
-        return settings
-    described = args.source / "dataset.json"
-    content = read_config(described)
-    told = content.get("channel_names", content.get("modality"))  # nnU-Net's and the Decathlon's word for it
-    if channels and isinstance(told, (dict, list)) and len(told) != len(channels):
-        raise LayoutError(f"{described}: speaks of {len(told)} channels, but a case has {len(channels)} files")
-    values, ignore = None, args.ignore
-    if content.get("labels") is not None:
-        table = read_classes(described)
-        values, ignore = sorted(table.values), table.ignore if ignore is None else ignore
-    else:
-        values = {0}
-        for label in (case.label for case in cases if case.label):
-            held = np.unique(read_volume(label).array)
-            if not np.isfinite(held).all() or (held != np.rint(held)).any():
-                raise PreprocessError(f"{label}: is no label, its voxels are not whole numbers; replace it")
-            values |= {int(value) for value in held}
-        values = sorted(values)
+        return settings, None
     settings = {name: getattr(args, name) for name in ("orientation", "crop", "normalization", "window", "spacing")}
-    if ignore is not None:
-        settings["ignore"], values = ignore, [value for value in values if value != ignore]
-    return check_settings({**settings, "labels": values, "channels": channels})
+    told, names = told_by(args.source, cases, channels, args.ignore)
+    return check_settings({**settings, **told}), names
+
+
+def planned(args, cases, split, settings, names):
+    """(the plan, the settings that it changes): of the split's training cases, or the one in the file --plan."""
+    training = {*split["train"], *split["unlabeled"]}
+    if args.plan is True:
+        labelled = split["train"][: split["labelnum"]]
+        made = plans.plan_of_scans(args, [case for case in cases if case.name in training], labelled, settings, names)
+    else:
+        made = plans.read_plan(args.plan)
+        made["num_classes"] = made.get("num_classes", len(settings["labels"]))
+    settings = check_settings({**settings, **plans.preparation_of(args.plan, made, cases, settings)})
+    return made | {"labelnum": split["labelnum"] or len(split["train"])}, settings
 
 
 def prepare_case(case, settings):
@@ -87,14 +87,19 @@ def prepare_all(args, folder):
     prepared = next((case for case in cases if case.images[0].suffix in (".h5", ".hdf5")), None)
     if prepared:
         raise LayoutError(f"{prepared.images[0]}: is HDF5 already; give the folder with the scans")
+    labeled = [case.name for case in cases if case.label and case.part != "Ts"]
+    if args.plan and not args.test and labeled and not any(case.label and case.part == "Ts" for case in cases):
+        args.test = len({*patients_of(labeled, args.patient_id)[0].values()}) // 5  # as many as a fold of nnU-Net's has
     asked = {name: getattr(args, name) for name in ("labelnum", "unlabeled", "val", "test", "seed", "patient_id")}
     split = split_by_patient(
-        [case.name for case in cases if case.label and case.part != "Ts"],
+        labeled,
         [case.name for case in cases if not case.label],
         fixed_test=[case.name for case in cases if case.label and case.part == "Ts"],
         **asked,
     )
-    settings = settings_of(args, cases, channels)
+    settings, names = settings_of(args, cases, channels)
+    if args.plan:
+        made, settings = planned(args, cases, split, settings, names)
     for case in cases:
         arrays, attributes, cut = prepare_case(case, settings)
         write_case(folder, case.name, arrays, {**attributes, "fixed_test": bool(case.label and case.part == "Ts")})
@@ -104,6 +109,9 @@ def prepare_all(args, folder):
         print(f"{case.name}: {' x '.join(map(str, arrays['image'].shape))}{note}", flush=True)
     (folder / "preprocessing.json").write_text(json.dumps(settings, indent=1))
     write_split(folder, split, asked)
+    if args.plan:
+        plans.write_plan(folder / "plan.json", made)
+        print(plans.description(made))
     return split, settings
 
 
@@ -112,7 +120,9 @@ def print_summary(out, split, settings):
     print(f"{sum(map(len, split['patients'].values()))} cases in {out}: {describe(split)}")
     classes = ", ".join(f"{number} is {value}" for number, value in enumerate(settings["labels"]))
     ignored = " --ignore_index 255" if settings.get("ignore") is not None else ""
-    print(f"train with --num_classes {len(settings['labels'])}{ignored}; of the label's values, class {classes}")
+    plan = out / "plan.json"
+    how = f"--plan {plan}" if plan.exists() else f"--num_classes {len(settings['labels'])}{ignored}"
+    print(f"train with {how}; of the label's values, class {classes}")
 
 
 def parse_flags(argv):
@@ -134,7 +144,7 @@ def parse_flags(argv):
     flag("--crop", choices=CHOICES["crop"], default="nonzero", help="to the box of what is not 0")
     flag(
         "--normalization",
-        choices=CHOICES["normalization"],
+        choices=CHOICES["normalization"][:-1],
         default="zscore",
         help="of each channel: zscore: zero mean, unit variance; percentile: the same, clipped to the 0.5th and 99.5th "
         "before; ct: a window to [0, 1]; minmax: to [0, 1]; over what is not 0, or with --crop none over all voxels",
@@ -148,6 +158,8 @@ def parse_flags(argv):
     )
     flag("--like", type=Path, metavar="FILE", help="prepare as another data set: its preprocessing.json")
     add_split_flags(parser)
+    plans.add_plan_flags(parser).add_argument("--plan", nargs="?", const=True, metavar="FILE", help=PLAN)
+    given = given_flags(parser, argv)
     args = parser.parse_args(argv)
     try:
         args.spacing = None if args.spacing == ["none"] else [float(side) for side in args.spacing]
@@ -155,6 +167,10 @@ def parse_flags(argv):
         args.spacing = []
     if args.spacing is not None and not (len(args.spacing) == 3 and all(0 < side < 1e4 for side in args.spacing)):
         parser.error("--spacing takes three lengths in millimetres, or none")
+    if args.plan and (decided := given.keys() & {"spacing", "crop", "normalization", "window", "like"}):
+        parser.error(f"--plan decides --{min(decided)}; leave that out")
+    if args.plan is not True and (unused := given.keys() & plans.FLAGS):
+        parser.error(f"--{min(unused)} is about the plan to be made; add --plan, without a file")
     if (args.normalization == "ct") != (args.window is not None) and not args.like:
         parser.error("--normalization ct and --window CENTRE WIDTH go together")
     if args.window and not args.window[1] > 0:

@@ -5,7 +5,10 @@ What is done is a dict of settings that JSON can hold:
     orientation     "RAS": axes are permuted and mirrored (never interpolated) so that W runs to the right, H to the
                     front, D upwards, as nearly as the scan allows; "file": as they lie in the file
     crop            "nonzero": to the box outside which all channels are 0; "none"
-    normalization   "zscore", "percentile", "ct" or "minmax": see `normalization`
+    normalization   "zscore", "percentile", "ct" or "minmax": see `normalization`; "by_channel"
+    by_channel      for that, of each channel: one of these words but "ct", or [low, high, shift, scale], the same for
+                    every scan of a data set
+    over            "nonzero" or "all": the voxels that statistics are over; no such key: "nonzero" with that crop
     window          [centre, width] for "ct", in the image's unit (Hounsfield), else None
     spacing         [x, y, z] millimetres along the axes after orientation, None keeps the scan's own
     labels          the value that each class has in label files, ascending, background first: [0, 1, 2, 4]
@@ -33,7 +36,7 @@ MOST_VOXELS, LARGEST_CHANGE = 2**30, 100
 CHOICES = {
     "orientation": ("RAS", "file"),
     "crop": ("nonzero", "none"),
-    "normalization": ("zscore", "percentile", "ct", "minmax"),
+    "normalization": ("zscore", "percentile", "ct", "minmax", "by_channel"),
 }
 
 
@@ -80,6 +83,11 @@ def check_settings(settings):
     spacing, window, labels, channels = (settings.get(name) for name in ("spacing", "window", "labels", "channels"))
     if spacing is not None and not (numbers(spacing, 3) and min(spacing) > 0):
         problems.append(f"spacing {spacing!r}")
+    if settings.get("over", "all") not in ("nonzero", "all"):
+        problems.append(f"over {settings['over']!r}")
+    for row in settings.get("by_channel") or [None] if settings.get("normalization") == "by_channel" else ():
+        if row not in ("zscore", "percentile", "minmax") and not (numbers(row, 4) and row[0] < row[1] and row[3] > 0):
+            problems.append(f"by_channel {row!r}")
     if settings.get("normalization") == "ct" and not (numbers(window, 2) and window[1] > 0):
         problems.append(f"window {window!r}")
     whole = isinstance(labels, list) and all(type(v) is int for v in labels)
@@ -129,7 +137,13 @@ def prepare(image, affine, spacing, settings, label=None):
     inside = tuple(slice(*side) for side in box)
     channels = channels[(slice(None), *inside)]
 
-    rows = np.array([normalization(c, settings) for c in channels])
+    kinds = [settings["normalization"]] * len(channels)
+    if kinds[0] == "by_channel":
+        kinds = settings["by_channel"]
+        if len(kinds) != len(channels):
+            raise PreprocessError(f"it has {len(channels)} channels, the preprocessing {len(kinds)}; they must agree")
+    rows = [normalization(c, {**settings, "normalization": k}) for c, k in zip(channels, kinds, strict=True)]
+    rows = np.array(rows)
     channels = np.stack([normalize(c, *row) for c, row in zip(channels, rows, strict=True)])
 
     size = channels.shape[1:]
@@ -204,10 +218,14 @@ def normalization(channel, settings):
     """(low, high, shift, scale): the channel becomes (clip(x, low, high) - shift) / scale.
 
     zscore: zero mean and unit variance. percentile: clipped to the 0.5th and 99.5th percentile, then the same. ct:
-    clipped to the window and brought to [0, 1]. minmax: brought to [0, 1]. Statistics are over the voxels that are not
-    0 where settings["crop"] is "nonzero", for 0 is then outside the body, and over all voxels where it is "none".
+    clipped to the window and brought to [0, 1]. minmax: brought to [0, 1]. Where it is a list, it is the result.
+    Statistics are over the voxels that are not 0 where settings["over"] is "nonzero", and without it where
+    settings["crop"] is, for 0 is then outside the body; else over all voxels.
     """
-    inside = channel[channel != 0] if settings["crop"] == "nonzero" and channel.any() else channel
+    if isinstance(settings["normalization"], list):
+        return tuple(settings["normalization"])
+    nonzero = settings.get("over", settings["crop"]) == "nonzero"
+    inside = channel[channel != 0] if nonzero and channel.any() else channel
     low, high = -np.inf, np.inf
     if settings["normalization"] == "ct":
         centre, width = settings["window"]

@@ -135,6 +135,33 @@ def test_normalisations_in_closed_form(crop):
         assert done.normalization.shape == (2, 4)
 
 
+def test_each_channel_by_numbers_of_the_data_set_or_by_its_own():
+    image, _, affine = scan()
+    channels, inside = np.stack([image, image + 7 * (image != 0)]), (slice(3, 18), slice(2, 22), slice(4, 14))
+    settings = {
+        **SETTINGS,
+        "orientation": "file",
+        "normalization": "by_channel",
+        "by_channel": [[80, 120, 95, 11], "zscore"],
+    }
+    first, second = prepare(channels, affine, SPACING, check_settings(settings)).image
+    np.testing.assert_allclose(first, (image[inside].clip(80, 120) - 95) / 11, atol=1e-5)
+    np.testing.assert_allclose(second, (image - image[image != 0].mean())[inside] / image[image != 0].std(), atol=1e-4)
+    with pytest.raises(PreprocessError, match="it has 1 channels, the preprocessing 2"):
+        prepare(image, affine, SPACING, settings)
+
+
+@pytest.mark.parametrize("crop", ["nonzero", "none"])
+def test_statistics_are_over_what_the_settings_say(crop):
+    image, _, affine = scan()
+    image[5, 5, 5:9] = 0
+    cut = image[3:18, 2:22, 4:14] if crop == "nonzero" else image
+    for over, values in (("all", cut), ("nonzero", image[image != 0])):
+        settings = check_settings({**SETTINGS, "crop": crop, "orientation": "file", "over": over})
+        ((_, _, shift, scale),) = prepare(image, affine, SPACING, settings).normalization
+        np.testing.assert_allclose((shift, scale), (values.mean(), values.std()), rtol=1e-5)
+
+
 def test_a_constant_image_has_no_variance_and_stays_finite():
     for name in ("zscore", "percentile", "minmax"):
         image = np.full((4, 5, 6), 7.0)
@@ -194,9 +221,13 @@ def test_settings_survive_json_and_nonsense_is_named():
         ("labels", [0, 2, 1]),
         ("labels", "012"),
         ("channels", "0000"),
+        ("over", "body"),
     ]:
         with pytest.raises(PreprocessError, match=name):
             check_settings({**SETTINGS, name: value})
+    for rows in (None, [], ["ct"], [[0, 1, 2]], [[1, 0, 0, 1]], [[0, 1, 0, 0]], [[0, 1, 0, float("nan")]]):
+        with pytest.raises(PreprocessError, match="by_channel"):
+            check_settings({**SETTINGS, "normalization": "by_channel", "by_channel": rows})
     with pytest.raises(PreprocessError, match="window"):
         check_settings({**SETTINGS, "normalization": "ct"})
 

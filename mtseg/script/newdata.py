@@ -6,8 +6,13 @@ import tempfile
 from pathlib import Path
 
 import h5py
+import numpy as np
 
+from mtseg.classes import read_classes
 from mtseg.layouts import LayoutError
+from mtseg.preprocess import PreprocessError
+from mtseg.script.config import read_config
+from mtseg.volumes import read_volume
 
 
 @contextlib.contextmanager
@@ -33,3 +38,31 @@ def write_case(root, case, arrays, attributes):
         for name, array in arrays.items():
             file.create_dataset(name, data=array, compression="gzip")
         file.attrs.update(attributes)
+
+
+def told_by(source, cases, channels, ignore=None):
+    """(settings of the preprocessing: 'labels', 'channels', 'ignore' where there is one; the channels' names or None)
+    of the layouts.Cases in the folder `source`: by its dataset.json, else by the labels of `cases`.
+
+    `channels`: as from find_cases. `ignore`: the value where nobody labelled, before dataset.json's. LayoutError,
+    ClassError, PreprocessError or VolumeError where they contradict the files or are no labels.
+    """
+    described = source / "dataset.json"
+    content = read_config(described)
+    told = content.get("channel_names", content.get("modality"))  # nnU-Net's and the Decathlon's word for it
+    told = list(told.values()) if isinstance(told, dict) else told if isinstance(told, list) else None
+    if channels and told and len(told) != len(channels):
+        raise LayoutError(f"{described}: speaks of {len(told)} channels, but a case has {len(channels)} files")
+    values = {0}
+    if content.get("labels") is not None:
+        table = read_classes(described)
+        values, ignore = set(table.values), table.ignore if ignore is None else ignore
+    else:
+        for label in (case.label for case in cases if case.label):
+            held = np.unique(read_volume(label).array)
+            if not np.isfinite(held).all() or (held != np.rint(held)).any():
+                raise PreprocessError(f"{label}: is no label, its voxels are not whole numbers; replace it")
+            values |= {int(value) for value in held}
+    told = told and [str(name) for name in told]
+    ignored = {} if ignore is None else {"ignore": ignore}
+    return {**ignored, "labels": sorted(values - set(ignored.values())), "channels": channels}, told

@@ -1,0 +1,238 @@
+"""Plans of data sets: made for data/plan.py and prepare_nifti.py, and read as flags by the training scripts.
+
+A plan.json holds flags of the training scripts under their names, what preparing scans needs (spacing, crop, over,
+by_channel), what it was made from, and why.
+"""
+
+import argparse
+import json
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mtseg.checkpoint import write_whole
+from mtseg.datasets import read_list, training_cases
+from mtseg.layouts import LayoutError, find_cases
+from mtseg.nnunet_plans import NnUnetPlanError, from_nnunet
+from mtseg.plan import N_FILTERS, fingerprint, plan, words
+from mtseg.preprocess import IGNORED, canonical_axes, orient
+from mtseg.script.checks import FlagError
+from mtseg.script.config import read_config
+from mtseg.script.newdata import told_by
+from mtseg.script.sources import Source
+from mtseg.script.values import checked, positive
+from mtseg.volumes import VolumeError, read_channels, read_on_grid, read_volume
+
+HOUNSFIELD = -500  # values below: air, which no MR image has
+PREPARATION = ("spacing", "crop", "over", "by_channel")
+NEEDED = {"dims": int, "patch_size": list, "batch_size": int, "by_channel": list, "made_from": dict}
+above_zero = checked(float, lambda number: 0 < number < 1e6, "is not above 0")
+
+
+FLAGS = ("memory_gb", "batch_cap", "max_patch", "network", "n_filters")
+
+
+def add_plan_flags(parser):
+    """The flags of a new plan, as an argument group."""
+    flag = parser.add_argument_group("plan").add_argument
+    flag("--memory_gb", type=above_zero, metavar="GB", help="memory of the device (default: 8 with a GPU, else 1)")
+    flag("--batch_cap", type=above_zero, default=0.05, metavar="X", help="largest share of all voxels in a batch")
+    flag("--max_patch", type=positive, metavar="SIDE", help="longest side of a patch (default: any)")
+    flag("--network", choices=tuple(N_FILTERS), default="unet", help="network to plan for")
+    flag("--n_filters", type=positive, help=f"channels on its finest level (default: {N_FILTERS})")
+    return parser
+
+
+# --------------------------------------------------------------------------------------------------------- making one
+
+
+def make_plan(args, found, dims, num_classes, channel_names=None):
+    """The plan of a fingerprint by the flags of `add_plan_flags`."""
+    memory_gb = args.memory_gb or (8 if torch.cuda.is_available() else 1)
+    asked = (args.batch_cap, args.max_patch, args.network, args.n_filters, channel_names)
+    made = plan(found, dims, num_classes, memory_gb, *asked)
+    if args.memory_gb is None:
+        made["why"]["memory"] += f"; {'a' if torch.cuda.is_available() else 'no'} GPU was found (--memory_gb)"
+    return {**made, "exp": "plan"}
+
+
+def plan_of(args):
+    """The plan of the data set in `args.root`: prepared HDF5 files, images, or scans before they are prepared."""
+    source = Source(args.root)
+    if source.files is None and not any((source.root / "data").glob("**/*.h5")):
+        cases, channels = find_cases(args.root)
+        cases = [case for case in cases if case.part != "Ts"]
+        if cases and all(case.images[0].suffix not in (".h5", ".hdf5") for case in cases):
+            settings, names = told_by(args.root, cases, channels)
+            if args.spacing:
+                raise FlagError("--spacing is for prepared files; scans say how wide their voxels are: leave it out")
+            labelled = {case.name for case in cases if case.label}
+            return plan_of_scans(args, cases, labelled, {**settings, "orientation": "RAS"}, names, args.dims or 3)
+    return plan_of_prepared(args, source)
+
+
+def plan_of_scans(args, cases, labelled, settings, names=None, dims=3):
+    """The plan of scans: the layouts.Cases `cases`, of which the labels of `labelled` (names) may be looked at.
+
+    `settings`: of the preprocessing, of which labels, ignore and orientation are read; `names`: the channels'.
+    """
+    lowest = []  # of each case the lowest value of each channel
+
+    def triples():
+        for case in cases:
+            volume = read_channels(case.images)
+            turned = settings["orientation"] == "RAS"
+            if volume.spacing is None or (turned and volume.affine is None):
+                raise VolumeError(f"{case.images[0]}: does not say how wide its voxels are and how they lie; repair it")
+            axes, flips = canonical_axes(volume.affine) if turned else ((0, 1, 2), (0, 0, 0))
+            image, label = orient(volume.array, axes, flips), None
+            if not np.isfinite(image).all():
+                raise VolumeError(f"{case.images[0]}: the image holds NaN or infinity; repair it")
+            if case.name in labelled:
+                label = orient(read_on_grid(case.label, volume), axes, flips)
+                label = (label > 0) & (label != settings.get("ignore", 0))
+            lowest.append(image.min(axis=(-3, -2, -1)).reshape(-1))
+            yield image, label, volume.spacing[list(axes)]
+
+    labelled = {case.name for case in cases if case.label and case.name in labelled}
+    found, because = fingerprint(triples(), len(labelled)), "dataset.json says so"
+    if not names and found["intensities"]:
+        names = ["CT" if below else "MR" for below in (np.max(lowest, axis=0) < HOUNSFIELD).tolist()]
+        because = f"in every case values go below {HOUNSFIELD}; dataset.json's channel_names would say another kind"
+    made = make_plan(args, found, dims, len(settings["labels"]), names)
+    if any(isinstance(row, list) for row in made["by_channel"]):
+        made["why"]["normalisation"] += f" ({', '.join(names)}: {because})"
+    return made | {"intensity": "none"} | ({} if settings.get("ignore") is None else {"ignore_index": IGNORED})
+
+
+def plan_of_prepared(args, source):
+    """The plan of the data set of a Source. Nothing resamples its files: all voxels count as the median ones."""
+    names, dims = training_names(source), args.dims or source.dims
+    how = argparse.Namespace(num_classes=256, ignore_index=None, intensity="none", snap=True)
+    dataset = source.dataset(how, names, labelnum=0)
+    sizes = [sliced_last(dataset.shapes[case], source) for case in names]
+    widths, num_classes = [], len(source.table.names) if source.table else 2
+    for case in names if source.files is None else ():
+        width = read_volume(dataset.path(case), header_only=True).spacing
+        widths += [] if width is None else [sliced_last(width, source)]
+        if source.table is None:
+            label = dataset.read(case)["label"]
+            num_classes = max(num_classes, 1 + int(label[label < IGNORED].max(initial=0)))
+    said = args.spacing
+    if source.dims == 2 and source.table and source.table.pixel_size:
+        said = said or source.table.pixel_size[:2]
+    spacing = np.median(widths, axis=0) if widths else np.array(said or [1.0] * len(sizes[0]))
+    if len(spacing) != len(sizes[0]):
+        raise FlagError(f"--spacing {words(spacing)}: the cases have {len(sizes[0])} axes; give a number for each")
+    found = {"shapes": [list(map(int, size)) for size in sizes], "spacings": [spacing.tolist()] * len(sizes)}
+    made = make_plan(args, {**found, "channels": dataset.n_channels, "kept": 1.0, "intensities": []}, dims, num_classes)
+    preparation, split = (read_config(source.root / name) for name in ("preprocessing.json", "splits.json"))
+    made |= {"intensity": "none" if preparation else "zscore"}
+    made |= {"ignore_index": IGNORED} if source.ignores or preparation.get("ignore") is not None else {}
+    made |= {"labelnum": split["labelnum"]} if split.get("labelnum") else {}
+    made["why"]["normalisation"] = (
+        "as preprocessing.json says, and not once more (--intensity none)"
+        if preparation
+        else "z-score of each case anew (--intensity zscore): how the files were normalised is not recorded"
+    )
+    if not widths:
+        unknown = "assumed, since the files do not say: give it by --spacing where slices lie farther apart than pixels"
+        made["why"]["spacing"] = f"{words(spacing)}: {'as was said' if said else unknown}"
+    elif np.ptp(widths, axis=0).max() > 0.01 * spacing.min():
+        made["why"]["spacing"] += "; they differ, and files that are prepared are not resampled"
+    return made
+
+
+def sliced_last(sides, source):
+    """`sides` of a case, the one across the slices of a stack last."""
+    sides = list(sides)
+    return sides if len(sides) < 3 else [*np.delete(sides, source.axis), sides[source.axis]]
+
+
+def axes_of(source):
+    """Which axis of nnU-Net's arrays each axis of a Source's cases is: of images (H, W), stacks (H, W, S), volumes."""
+    stacks = source.axis == 0 and (source.root / "data").is_dir()
+    return (1, 2) if source.files else (1, 2, 0) if stacks else (2, 1, 0)
+
+
+def training_names(source):
+    """The cases that are trained on: those of train.list and unlabeled.list; without lists all but test cases."""
+    root = source.root
+    if (root / "train.list").is_file():
+        more = read_list(root / "unlabeled.list") if (root / "unlabeled.list").is_file() else []
+        return list(dict.fromkeys([*training_cases(root), *more]))
+    tested = set(read_list(root / "test.list")) if (root / "test.list").is_file() else set()
+    if source.files:
+        tested |= {case.name for case in find_cases(root)[0] if case.part == "Ts"}
+        return sorted(source.files.keys() - tested)
+    paths = sorted([*root.glob("data/*/mri_norm2.h5"), *root.glob("data/*.h5")])
+    names = [path.parent.name if path.name == "mri_norm2.h5" else path.stem for path in paths]
+    if not names:
+        raise LayoutError(f"{root}: holds no cases; give a folder with data/, images/ or scans")
+    return [name for name in names if name not in tested]
+
+
+def description(made):
+    """The plan as a table for a person: what was found, what was decided and why, a sentence a row."""
+    source = made["made_from"]
+    channels = f"{source['channels']} channel{'s' if source['channels'] > 1 else ''}"
+    rows = {"cases": f"{source['cases']} for training, with {channels} and {made['num_classes']} classes"}
+    rows["size"] = f"{words(source['median_size'])} voxels of {words(source['median_spacing'])} (medians)"
+    lines = []
+    for name, sentence in (rows | made["why"]).items():
+        lines += textwrap.wrap(f"{name:14}{sentence}", 118, subsequent_indent=" " * 14)
+    return "\n".join(lines)
+
+
+def write_plan(path, made):
+    """Write the plan, whole or not at all."""
+    write_whole(path, json.dumps(made, indent=1).encode())
+
+
+# -------------------------------------------------------------------------------------------------------- reading one
+
+
+def read_plan(path, dims=3, axes=(2, 1, 0)):
+    """The plan in a plan.json, or in an nnUNetPlans.json: its 3d_fullres, or with `dims` 2 its 2d; FlagError."""
+    path = Path(path)
+    if not path.is_file():
+        raise FlagError(f"--plan {path}: no such file; data/plan.py makes one")
+    content = read_config(path)
+    try:
+        made = from_nnunet(content, dims, axes) if "configurations" in content else content
+    except NnUnetPlanError as error:
+        raise FlagError(f"--plan {path}: {error}; make one with data/plan.py") from error
+    for name, kind in NEEDED.items():
+        if type(made.get(name)) is not kind:
+            raise FlagError(f"--plan {path}: is no plan, its {name} is {made.get(name)!r}; make one with data/plan.py")
+    return made
+
+
+def preparation_of(path, made, cases, settings):
+    """The settings of the preprocessing that a plan decides; FlagError where it is of other data than these `cases`."""
+    files = cases[0].images
+    channels = len(files) if len(files) > 1 else channels_of(read_channels(files).array)
+    facts = {"channels": (made["made_from"].get("channels"), channels)}
+    facts["classes"] = (made["num_classes"], len(settings["labels"]))
+    check_same(path, facts)
+    decided = {name: made.get(name) for name in PREPARATION}
+    if not isinstance(decided["spacing"], list) or len(decided["spacing"]) != 3:
+        raise FlagError(f"--plan {path}: has the spacing {decided['spacing']}, not 3 millimetres; make a 3-D plan")
+    kinds = decided["by_channel"]
+    if all(kind == kinds[0] and isinstance(kind, str) for kind in kinds):
+        return {**decided, "by_channel": None, "normalization": kinds[0]}
+    return {**decided, "normalization": "by_channel"}
+
+
+def channels_of(image):
+    """The channels of an image (W, H, D) or (C, W, H, D)."""
+    return 1 if image.ndim == 3 else len(image)
+
+
+def check_same(path, facts):
+    """FlagError where one of `facts`, {word: (of the plan, of the data)}, differs."""
+    for word, (planned, there) in facts.items():
+        if None not in (planned, there) and planned != there:
+            raise FlagError(f"--plan {path}: is of data with {planned} {word}, here are {there}; make one of this data")
