@@ -10,6 +10,11 @@ from conftest import ball, make_data, make_images, make_stacks
 from plan import main as make_plan
 from prepare_nifti import main as prepare_nifti
 
+import inference
+import train_mean_teacher
+import train_sup
+from mtseg.nnunet_plans import to_nnunet
+
 nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
 
 TINY = ["--memory_gb", "0.01", "--n_filters", "2"]
@@ -175,3 +180,106 @@ def test_mistakes_in_preparing_by_a_plan(tmp_path, capsys):
     assert "leave that out" in refused(capsys, prepare_nifti, root, out, "--spacing", 1, 1, 1, "--plan")
     assert "add --plan" in refused(capsys, prepare_nifti, root, out, "--memory_gb", 1)
     assert not out.exists() and sorted(p.name for p in tmp_path.iterdir()) == ["CT", "other.json"]
+
+
+# ------------------------------------------------------------------------------------------------ training by a plan
+SHORT = ["--max_iterations", "2", "--num_workers", "0", "--progress", "0"]
+
+
+def test_from_scans_to_a_table_in_three_commands(tmp_path, monkeypatch, capsys):
+    """Those of docs/data.md, whose only numbers here make it short."""
+    monkeypatch.chdir(tmp_path)
+    make_ct(tmp_path / "CT", cases=6)
+    for number in (6, 7):  # scans without a label
+        (tmp_path / "CT/imagesTs").mkdir(exist_ok=True)
+        image = nibabel.load(tmp_path / f"CT/imagesTr/ct_{number - 6}_0000.nii.gz")
+        nibabel.save(image, tmp_path / f"CT/imagesTs/ct_{number}_0000.nii.gz")
+    prepare_nifti(["CT", "data", "--plan", *TINY])
+    folder = train_mean_teacher.main(["--root_path", "data", "--plan", "data/plan.json", *SHORT])
+    assert folder.parts[-2:] == ("data_plan_5_labeled", "MT")
+    made, config = (json.loads(path.read_text()) for path in (tmp_path / "data/plan.json", folder / "config.json"))
+    flags = ("patch_size", "strides", "kernel_sizes", "network", "n_filters", "normalization", "intensity", "stride_z")
+    assert {name: config[name] for name in flags} == {name: made[name] for name in flags}
+    assert len(config["unlabeled_cases"]) == 2 and config["labeled_bs"] == made["labeled_bs"]
+    capsys.readouterr()
+    result = inference.main(["--model_path", str(folder / "iter_2.pth")])
+    assert len(result["cases"]) == 1 and "Dice %" in capsys.readouterr().out
+    # A new scan is prepared as the training data was, by the numbers of the data set.
+    new = inference.main(["--model_path", str(folder / "iter_2.pth"), "--input", "CT/imagesTs", "--output_dir", "new"])
+    assert (
+        len(list((tmp_path / "new/predictions").iterdir())) == 2
+        and new["preprocessing"]["by_channel"] == made["by_channel"]
+    )
+
+
+def trained(script, data, out, *more):
+    words = ["--root_path", data, "--output_dir", out, "--labelnum", 3, *SHORT, *more]
+    return json.loads((script.main([*map(str, words)]) / "config.json").read_text())
+
+
+def test_the_command_line_wins_then_config_then_the_plan(tmp_path, data):
+    made, path = make_plan([str(data), *TINY]), data / "plan.json"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"n_filters": 4, "stride_xy": 9}))
+    got = trained(train_mean_teacher, data, tmp_path, "--plan", path, "--config", config, "--n_filters", 3)
+    assert (got["n_filters"], got["stride_xy"], got["stride_z"]) == (3, 9, made["stride_z"])
+    assert got["max_filters"] == 320 and got["batch_size"] == made["batch_size"] and got["plan"] == str(path)
+    # The run's own record is a --config, whether or not its plan is still there.
+    path.rename(tmp_path / "moved.json")
+    record = next(tmp_path.glob("model/*/MT/config.json"))
+    assert trained(train_mean_teacher, data, tmp_path / "again", "--config", record)["strides"] == made["strides"]
+
+
+def test_a_batch_holds_no_more_labelled_cases_than_there_are(tmp_path, data):
+    made = make_plan([str(data), *TINY, "--batch_cap", "9", "--max_patch", "16"])
+    assert made["batch_size"] > 9
+    assert trained(train_sup, data, tmp_path, "--plan", data / "plan.json")["batch_size"] == 3
+    made["batch_size"] = 6
+    (data / "plan.json").write_text(json.dumps(made))
+    got = trained(train_mean_teacher, data, tmp_path, "--plan", data / "plan.json", "--labelnum", 2)
+    assert (got["labeled_bs"], got["batch_size"]) == (2, 5)
+
+
+def test_images_and_slices_are_trained_by_their_plans(tmp_path):
+    for root, more in ((make_images(tmp_path / "images"), []), (make_stacks(tmp_path / "stacks"), ["--dims", "2"])):
+        made = make_plan([str(root), "--memory_gb", "0.1", "--n_filters", "2", *more])
+        got = trained(train_sup, root, tmp_path / root.name, "--plan", root / "plan.json")
+        assert got["dims"] == 2 and got["patch_size"] == made["patch_size"] and got["strides"] == made["strides"]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_plan_of_nnunet_is_trained_by(tmp_path, data, dims):
+    made = make_plan([str(data), *TINY, "--dims", str(dims)])
+    path = tmp_path / "nnUNetPlans.json"
+    path.write_text(json.dumps(to_nnunet(made)))
+    got = trained(train_sup, data, tmp_path, "--plan", path, "--dims", dims)
+    assert all(got[name] == made[name] for name in ("patch_size", "strides", "kernel_sizes", "n_filters"))
+
+
+def test_plans_that_are_not_of_the_data(tmp_path, data, capsys):
+    made = make_plan([str(data), *TINY])
+    (data / "preprocessing.json").write_text(json.dumps({"labels": [0, 1]}))
+    path, words = (
+        tmp_path / "plan.json",
+        ["--root_path", data, "--output_dir", tmp_path / "out", "--labelnum", 3, *SHORT],
+    )
+    for change, said in (
+        ({"num_classes": 3}, "is of data with 3 classes, here are 2"),
+        ({"made_from": {"channels": 2}}, "is of data with 2 channels, here are 1"),
+        ({"patch_size": [96, 20, 16]}, "no case fills its patch of 96 x 20 x 16, the largest sides are 24 x 20 x 14"),
+        ({"patch_size": "large"}, "is no plan, its patch_size is 'large'"),
+        ({"patch_size": [16, 16, -16]}, "-16 is below 1"),
+        ({"dims": 4}, "4"),
+        ({"network": "transformer"}, "transformer"),
+        ({"strides": [[5, 2, 2], *made["strides"][1:]]}, "is no positive multiple of"),
+        ({"configurations": {}}, "no nnU-Net plan with a configuration 3d_fullres"),
+    ):
+        path.write_text(json.dumps({**made, **change}))
+        assert said in refused(capsys, train_mean_teacher.main, *words, "--plan", path)
+    assert "is for --dims 3, not 2" in refused(
+        capsys, train_mean_teacher.main, *words, "--plan", data / "plan.json", "--dims", 2
+    )
+    path.write_text("{")
+    assert "not a JSON file" in refused(capsys, train_mean_teacher.main, *words, "--plan", path)
+    assert "nowhere.json: no such file" in refused(capsys, train_sup.main, *words, "--plan", tmp_path / "nowhere.json")
+    assert not (tmp_path / "out").exists()

@@ -264,7 +264,7 @@ def differing(settings, names):
 
 
 # Settings that are files: a run without one is not told apart by that.
-PATHS = ("config", "teacher_checkpoint", "pretrained")
+PATHS = ("config", "plan", "teacher_checkpoint", "pretrained")
 
 
 def without_common_folders(values):

@@ -27,6 +27,7 @@ from mtseg.networks import NETWORKS, initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
+from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, data_root
 from mtseg.script.windows import counted_classes
@@ -103,6 +104,7 @@ def read_data(args, run):
     flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
 
     first = source.dataset(args, cases["train_cases"], args.labelnum)
+    check_plan(args, source, first)
     checksum = checksum_of(first.read(cases["train_cases"][0]))
     train, odd = training_set(args, source, first)
     notes += odd

@@ -38,7 +38,7 @@ def config_settings(parser, path):
     if not path.is_file():
         raise FlagError(f"--config {path}: no such file; give a JSON file with flags, such as a run's config.json")
     left_out, elsewhere = [], methods.all_flags()
-    known = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    known = {action.dest for action in parser._actions if action.option_strings and action.dest != "help"}
     config, settings = read_config(path), {}
     for key, value in config.items():
         if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
@@ -46,6 +46,8 @@ def config_settings(parser, path):
         if key not in known and key in elsewhere:
             left_out.append(key)
             continue
+        if key == "plan" and "torch" in config:
+            continue  # a run's own record holds what its plan said
         if key == "model" and value != parser.get_default("model") and value in methods.names():
             continue  # another method's name is not this one's
         if key in FAST_DECIDES and config.get("fast") is True:
@@ -54,16 +56,21 @@ def config_settings(parser, path):
             near = difflib.get_close_matches(key, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "take it out, or see --help all for what there is"
             raise FlagError(f"{path}: unknown key {key!r}; {remedy}")
-        if value is None:
-            continue
-        switch = isinstance(known[key], argparse.BooleanOptionalAction)
-        entries = value if isinstance(value, list) else [value]
-        entries = [",".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in entries]
-        if isinstance(value, bool) != switch or isinstance(value, dict) or any(e.startswith("--") for e in entries):
-            raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
-        words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
-        with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
-            settings[key] = given_flags(parser, words)[key]
+        if value is not None:
+            settings[key] = value_of(parser, path, key, value)
     if left_out:
         print(f"{path}: left out, since only other scripts have them: {', '.join(left_out)}", flush=True)
     return settings
+
+
+def value_of(parser, path, key, value):
+    """What the flag `key` of `parser` makes of its `value` in the JSON file `path`; FlagError for a wrong one."""
+    action = next(action for action in parser._actions if action.dest == key)
+    switch = isinstance(action, argparse.BooleanOptionalAction)
+    entries = value if isinstance(value, list) else [value]
+    entries = [",".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in entries]
+    if isinstance(value, bool) != switch or isinstance(value, dict) or any(e.startswith("--") for e in entries):
+        raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
+    words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
+    with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
+        return given_flags(parser, words)[key]

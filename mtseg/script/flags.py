@@ -77,6 +77,10 @@ INTENSITY = (
     "how each case is normalised anew, over the whole of it and each channel by itself; none: as its file holds it "
     "(default: zscore of images, none of HDF5 files)"
 )
+PLAN = (
+    "patch, batch, network and more as data/plan.py found them for this data set, or as an nnUNetPlans.json has them "
+    "(of --dims 2 its 2d); --config and the command line win"
+)
 DIMS = "2: images, or the slices of stacks; 3: volumes (default: 2 where root_path holds images, else 3)"
 
 
@@ -90,6 +94,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     parser = Parser(description=description, usage="%(prog)s [flags]")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--config", metavar="FILE", help="JSON file with any of these flags; the command line wins")
+    parser.add_argument("--plan", metavar="FILE", help=PLAN)
 
     flag, rare = parser.group("data")
     where = "folder with train.list, test.list, and data/ or images/ (default: data/LA, else the built-in data)"
@@ -231,8 +236,8 @@ def image_flags(rare, training=True):
 
 
 def parse(parser, argv):
-    """The flags in `argv`, those of its --config that it does not give, and defaults for the rest, which depend on the
-    data: images have IMAGE_SETTINGS.
+    """The flags in `argv`, those of its --config that it does not give, those of its --plan that neither gives, and
+    defaults for the rest, which depend on the data: images have IMAGE_SETTINGS.
 
     Without --root_path: data/LA where it has a train.list, else the built-in data with the settings in BUILT_IN as
     defaults; --dataset_name says which by name, and --dims 2 asks for images. Without --dataset_name: the name of the
@@ -256,8 +261,14 @@ def parse(parser, argv):
     root = chosen.get("root_path") or settings["root_path"]
     if chosen.get("root_path") and not Path(root).exists():
         raise FlagError(f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/")
-    data = data_settings(root)
-    settings = (IMAGE_SETTINGS if images or data["dims"] == 2 else {}) | data | settings
+    data, planned = data_settings(root), {}
+    if chosen.get("plan"):
+        from mtseg.script.plans import plan_settings  # not above: it loads PyTorch, and --help is answered before
+
+        planned = plan_settings(parser, Path(chosen["plan"]), root, chosen)
+    settings = (
+        (IMAGE_SETTINGS if images or 2 in (data["dims"], planned.get("dims")) else {}) | data | settings | planned
+    )
     known = {action.dest for action in parser._actions}
     chosen = {name: value for name, value in {**settings, **config}.items() if name in known}
     args = parser.parse_args(argv, argparse.Namespace(**chosen))

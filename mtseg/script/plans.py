@@ -18,8 +18,8 @@ from mtseg.layouts import LayoutError, find_cases
 from mtseg.nnunet_plans import NnUnetPlanError, from_nnunet
 from mtseg.plan import N_FILTERS, fingerprint, plan, words
 from mtseg.preprocess import IGNORED, canonical_axes, orient
-from mtseg.script.checks import FlagError
-from mtseg.script.config import read_config
+from mtseg.script.checks import FlagError, divisors
+from mtseg.script.config import read_config, value_of
 from mtseg.script.newdata import told_by
 from mtseg.script.sources import Source
 from mtseg.script.values import checked, positive
@@ -27,6 +27,9 @@ from mtseg.volumes import VolumeError, read_channels, read_on_grid, read_volume
 
 HOUNSFIELD = -500  # values below: air, which no MR image has
 PREPARATION = ("spacing", "crop", "over", "by_channel")
+PLANNED = ("dims", "num_classes", "ignore_index", "network", "n_filters", "max_filters", "strides", "kernel_sizes")
+PLANNED += ("normalization", "patch_size", "batch_size", "labeled_bs", "labelnum", "stride_xy", "stride_z")
+PLANNED += ("intensity", "ignore_padding", "in_plane", "exp")
 NEEDED = {"dims": int, "patch_size": list, "batch_size": int, "by_channel": list, "made_from": dict}
 above_zero = checked(float, lambda number: 0 < number < 1e6, "is not above 0")
 
@@ -208,6 +211,51 @@ def read_plan(path, dims=3, axes=(2, 1, 0)):
         if type(made.get(name)) is not kind:
             raise FlagError(f"--plan {path}: is no plan, its {name} is {made.get(name)!r}; make one with data/plan.py")
     return made
+
+
+def plan_settings(parser, path, root_path, chosen):
+    """{flag: value} of the flags of `parser` that the plan in the file `path` gives for the data in `root_path`.
+
+    `chosen`: the flags that are given otherwise, which count more. FlagError where the plan is of other classes or
+    dimensions. A batch holds no more labelled cases than there are.
+    """
+    source, known = Source(root_path), {action.dest for action in parser._actions}
+    made = read_plan(path, chosen.get("dims") or source.dims, axes_of(source))
+    if chosen.get("dims") not in (None, made["dims"]):
+        raise FlagError(
+            f"--plan {path}: is for --dims {made['dims']}, not {chosen['dims']}; make another, or leave --dims"
+        )
+    labels = read_config(source.root / "preprocessing.json").get("labels")
+    there = len(source.table.names) if source.table else len(labels) if isinstance(labels, list) else None
+    check_same(path, {"classes": (made.get("num_classes"), there)})
+    settings = {name: value_of(parser, path, name, made[name]) for name in PLANNED if name in made and name in known}
+    batch, labelnum = (
+        {**settings, **chosen}.get(name, parser.get_default(name)) for name in ("batch_size", "labelnum")
+    )
+    if settings["dims"] == 3 and "labeled_bs" in known:
+        settings["labeled_bs"] = min(batch // 2, labelnum)
+        settings["batch_size"] = batch - batch // 2 + settings["labeled_bs"]
+    elif settings["dims"] == 3:
+        settings["batch_size"] = min(batch, labelnum)
+    return settings
+
+
+def check_plan(args, source, dataset):
+    """FlagError where --plan is of data with other channels than `dataset`, the training cases of a Source, or has a
+    patch that none of them fills, even if it is padded to what the strides divide."""
+    if not args.plan:
+        return
+    made = read_plan(args.plan, args.dims, axes_of(source))
+    check_same(args.plan, {"channels": (made["made_from"].get("channels"), dataset.n_channels)})
+    if args.resize or args.patch_size != made["patch_size"]:
+        return
+    sizes = [np.delete(size, source.axis) if len(size) > args.dims else size for size in dataset.shapes.values()]
+    largest, divisor = np.max(sizes, axis=0), divisors(args)
+    if (np.ceil(largest / divisor) * divisor < args.patch_size).any():
+        raise FlagError(
+            f"--plan {args.plan}: no case fills its patch of {words(args.patch_size)}, the largest sides are "
+            f"{words(largest)}; make a plan of this data with data/plan.py"
+        )
 
 
 def preparation_of(path, made, cases, settings):

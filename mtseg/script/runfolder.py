@@ -11,7 +11,7 @@ import torch
 # Settings that may differ when a run goes on: they say where, how far and how often, never what is computed. (The
 # cases themselves, train_cases and val_cases, must be the same, wherever they lie.)
 FREE_SETTINGS = {
-    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "output_dir", "config"),
+    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "output_dir", "config", "plan"),
     *("resume", "overwrite", "test_only", "gpu", "num_workers", "cache", "keep_memory", "max_iterations", "patience"),
     *("save_freq", "keep_last", "log_freq", "val_freq", "stride_xy", "stride_z", "selection"),
     "data_crc32",
