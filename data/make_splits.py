@@ -4,12 +4,16 @@
     python data/make_splits.py data/Liver --test 20 --labelnum 8 --seed 1 --patient_id '^(\\d+)_' --overwrite
     python data/make_splits.py data/ACDC --test 20 --val 10 --labelnum 7
     python data/make_splits.py data/Steel --test 4 --patient_id '^(spot[0-9]+)_'
+    python data/make_splits.py data/Heart --folds 5
 
 A data set is a folder with data/<case>/mri_norm2.h5 or data/<case>.h5, or one with images and masks (images/ and
 masks/, nnU-Net's layout; index_images.py takes several such folders and looks into the masks, too). Numbers are of
 patients. The order is drawn from --seed; the first --labelnum patients of train.list are the labelled ones. A case
 without a label is in unlabeled.list, unless its patient is tested or validated on. Labelled cases that came from an
 nnU-Net layout's imagesTs stay the test cases. splits.json says what was asked for and where each case is.
+
+--folds shares the cases of train.list (of the lists that lie there, where nothing else is asked for) out for
+cross-validation and writes nnU-Net's splits_final.json. One that lies there is checked and kept.
 """
 
 import sys
@@ -19,9 +23,24 @@ import h5py
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
+from mtseg.datasets import read_list, test_cases, training_cases
 from mtseg.layouts import find_cases
 from mtseg.script.flags import Parser, one_sentence
-from mtseg.splits import SplitError, add_split_flags, describe, split_by_patient, write_split
+from mtseg.splits import (
+    FOLDS,
+    SplitError,
+    add_split_flags,
+    check_split,
+    describe,
+    known_patients,
+    make_folds,
+    read_folds,
+    split_by_patient,
+    write_folds,
+    write_split,
+)
+
+SPLIT = ("test", "val", "labelnum", "unlabeled", "seed")  # flags that ask for other lists
 
 
 def cases_of(root):
@@ -42,17 +61,52 @@ def cases_of(root):
     return kinds
 
 
+def listed(root, pattern):
+    """(the cases of train.list, {case: patient} of all listed cases), of lists that lie there; no patient is in
+    train.list and in test.list."""
+    sides = {"train": training_cases(root), "test": test_cases(root), "val": [], "unlabeled": []}
+    if (root / "unlabeled.list").is_file():
+        sides["unlabeled"] = read_list(root / "unlabeled.list")
+    patients = known_patients(root, [case for cases in sides.values() for case in cases], pattern, needed=True)
+    check_split(sides, patients)
+    return sides["train"], patients
+
+
+def choose_folds(root, patients, count, overwrite):
+    """`count` folds of the cases of `patients`: those that lie in `root`, checked, unless `overwrite`, or new ones."""
+    if overwrite or not (root / FOLDS).is_file():
+        return make_folds(patients, count)
+    folds = read_folds(root, patients)
+    if len(folds) != count:
+        raise SplitError(f"{root / FOLDS}: has {len(folds)} folds already, not {count}; replace it with --overwrite")
+    return folds
+
+
 def main(argv=None):
     parser = Parser(description=__doc__)
     parser.add_argument("root", type=Path, help="folder of the data set")
-    parser.add_argument("--overwrite", action="store_true", help="replace the lists that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace the lists, or folds, that are there")
+    parser.add_argument("--folds", type=int, metavar="N", help="write N folds of train.list too, to splits_final.json")
     args = add_split_flags(parser).parse_args(argv)
     asked = {name: getattr(args, name) for name in ("labelnum", "unlabeled", "val", "test", "seed", "patient_id")}
     with one_sentence():
-        labeled, without_label, fixed_test = cases_of(args.root)
-        split = split_by_patient(labeled, without_label, fixed_test=fixed_test, **asked)
-        write_split(args.root, split, asked, args.overwrite)
-        print(f"{args.root}: {describe(split)}")
+        if args.folds is not None and (args.root / "train.list").is_file() and not any(asked[name] for name in SPLIT):
+            split, train, patients = None, *listed(args.root, args.patient_id)
+        else:
+            labeled, without_label, fixed_test = cases_of(args.root)
+            split = split_by_patient(labeled, without_label, fixed_test=fixed_test, **asked)
+            train, patients = split["train"], {c: name for name, cases in split["patients"].items() for c in cases}
+        if args.folds is not None:
+            folds = choose_folds(args.root, {case: patients[case] for case in train}, args.folds, args.overwrite)
+        if split:
+            write_split(args.root, split, asked, args.overwrite)
+            print(f"{args.root}: {describe(split)}")
+        if args.folds is not None:
+            write_folds(args.root, folds, patients)
+            sizes = ", ".join(str(len(fold["val"])) for fold in folds)
+            print(
+                f"{args.root / FOLDS}: {len(folds)} folds, which test {sizes} cases; train with --fold 0, --fold 1, ..."
+            )
     return split
 
 

@@ -1,4 +1,7 @@
-"""Splits of a data set's cases by patient: no patient, or of images no specimen or sequence, is on both sides."""
+"""Splits of a data set's cases by patient: no patient, or of images no specimen or sequence, is on both sides.
+
+One split into lists (train.list, ...), or folds for cross-validation in the file of nnU-Net, splits_final.json.
+"""
 
 import itertools
 import json
@@ -12,6 +15,7 @@ EACH = ".+"  # the pattern by which every case is a patient
 # Names that say who the patient is. BraTS since 2023: BraTS-GLI-00005-001 is the second time point of 00005; BIDS:
 # sub-07_ses-2; ACDC: patient001_frame12.
 CONVENTIONS = (r"^(BraTS-[A-Za-z]+-\d+)-\d+$", r"^(sub-[A-Za-z0-9]+)(?:_|$)", r"^(patient\d+)_frame\d+$")
+FOLDS = "splits_final.json"
 LAST_PART = r"^(.+)[_-][A-Za-z0-9]+$"  # the patient is what stands before the last part: p07_2, 012-left
 
 
@@ -60,6 +64,28 @@ def patients_of(cases, pattern=None, needed=True):
         how = f"--patient_id '{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
         raise SplitError(f"the names do not tell whether {one} and {other} are of one patient; say it by {how}")
     return {case: patient_of(case, pattern or EACH) for case in cases}, pattern or EACH
+
+
+def known_patients(root, cases, pattern=None, needed=False):
+    """{case: patient} of `cases` and others: by `pattern`; else as <root>/splits.json has them, and where that names a
+    case not, by `patients_of`."""
+    known = {} if pattern else {case: who for who, members in _record(root)["patients"].items() for case in members}
+    return patients_of([case for case in cases if case not in known], pattern, needed)[0] | known
+
+
+def _record(root):
+    """What <root>/splits.json holds; nobody is a patient where there is none."""
+    path = Path(root) / "splits.json"
+    try:
+        record = {"patients": {}} | json.loads(path.read_text("utf-8"))
+        known = record["patients"].values()
+        if all(isinstance(members, list) and all(isinstance(case, str) for case in members) for members in known):
+            return record
+    except FileNotFoundError:
+        return {"patients": {}}
+    except (OSError, ValueError, TypeError, AttributeError):
+        pass
+    raise SplitError(f"{path}: does not say which cases are of which patient; make it again, or move it away")
 
 
 def _series(cases):
@@ -209,6 +235,66 @@ def check_split(split, patients):
                 raise SplitError(f"patient {patients[case]} is on two sides, {other} and {side}: no such split is made")
 
 
+def make_folds(patients, count=5):
+    """`count` folds of the cases of `patients`, {case: patient}: a list of {'train': cases, 'val': cases}, by name.
+
+    Each patient is in one 'val'. Where every case is a patient they are nnU-Net's: those of scikit-learn's KFold with
+    shuffle=True and random_state=12345 over the sorted names.
+    """
+    order = list(dict.fromkeys(patients[case] for case in sorted(patients)))
+    if not 1 < count <= len(order):
+        raise SplitError(f"--folds {count}: there are {len(order)} patients to train on; take from 2 to so many folds")
+    shuffled = np.random.RandomState(12345).permutation(len(order))
+    parts = [{order[index] for index in part} for part in np.array_split(shuffled, count)]
+    cases = sorted(patients)
+    return [
+        {side: [case for case in cases if (patients[case] in part) == (side == "val")] for side in ("train", "val")}
+        for part in parts
+    ]
+
+
+def read_folds(root, patients):
+    """The folds in <root>/splits_final.json, of the cases of `patients`, {case: patient}.
+
+    SplitError where there is no such file, where a fold names another case, or a case or patient of its 'val' in its
+    'train' too, and where two folds validate on one case.
+    """
+    path, fold_of = Path(root) / FOLDS, {}
+    try:
+        folds = [{side: fold[side] for side in ("train", "val")} for fold in json.loads(path.read_text("utf-8"))]
+        sides = [cases for fold in folds for cases in fold.values()]
+        if not folds or not all(isinstance(cases, list) and {*map(type, cases)} == {str} for cases in sides):
+            raise ValueError("a side is no list of names")
+    except FileNotFoundError as error:
+        raise SplitError(f"{path}: no such file; make it with data/make_splits.py {root} --folds 5") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SplitError(f"{path}: no list of folds, {{'train': names, 'val': names}} each; make it again") from error
+    for number, fold in enumerate(folds):
+        unknown = next((case for cases in fold.values() for case in cases if case not in patients), None)
+        if unknown is not None:
+            raise SplitError(f"{path}: fold {number} names case {unknown}, which is not in train.list; take it out")
+        held = {patients[case]: case for case in fold["val"]}
+        shared = next((case for case in fold["train"] if patients[case] in held), None)
+        if shared is not None:
+            who = f"patient {patients[shared]} (case {shared} and case {held[patients[shared]]})"
+            raise SplitError(f"{path}: fold {number} trains and validates on {who}; make it again by patient")
+        for case in fold["val"]:
+            if case in fold_of:
+                raise SplitError(
+                    f"{path}: case {case} is validated on by fold {fold_of[case]} and by {number}; take one out"
+                )
+            fold_of[case] = number
+    return folds
+
+
+def write_folds(root, folds, patients):
+    """Write `folds` to <root>/splits_final.json, and to splits.json which cases are of one of the `patients`."""
+    record = _record(root) | {"patients": {}}
+    for case in sorted(patients):
+        record["patients"].setdefault(patients[case], []).append(case)
+    _write(Path(root), {FOLDS: json.dumps(folds, indent=4), "splits.json": json.dumps(record, indent=1)})
+
+
 def write_split(root, split, settings, overwrite=True):
     """Write `split` to the folder `root`: a list file for each list that is not empty, and splits.json.
 
@@ -224,13 +310,18 @@ def write_split(root, split, settings, overwrite=True):
     if changed and not overwrite:
         raise SplitError(f"{root}: has another {', '.join(changed)} already; replace with --overwrite")
     files["splits.json"] = json.dumps({**settings, **split}, indent=1)
+    _write(root, files, lists.keys() - files.keys())
+
+
+def _write(root, files, gone=()):
+    """Put `files`, {name: text}, into their places in `root` once all are written, and take away those of `gone`."""
     try:
         for name, text in files.items():
             with open(root / f".{name}.tmp", "w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-        for name in lists.keys() - files.keys():
+        for name in gone:
             (root / name).unlink(missing_ok=True)
         for name in files:
             os.replace(root / f".{name}.tmp", root / name)

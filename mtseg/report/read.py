@@ -26,6 +26,7 @@ class Result:
     scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
+    `fold`, `folds`: which of how many folds was tested; of several together `fold` is a list.
     `images`: whether the cases are images, which have a pixel accuracy. `looks`: Results of earlier iterations of the
     run on the same cases, tested in the same way.
     """
@@ -53,6 +54,8 @@ class Result:
     input: str | None = None
     preprocessing: dict | None = None
     trained_on: tuple = ()
+    fold: int | list | None = None
+    folds: int | None = None
     images: bool = False
     looks: list = field(default_factory=list)
 
@@ -132,6 +135,8 @@ def read_result(path):
     protocol = DEFAULTS | protocol if protocol else {}
     if number("tolerance") is not None:
         protocol["tolerance"] = number("tolerance")
+    fold = tuple(content.get(name) for name in ("fold", "folds"))
+    fold = fold if {*map(type, fold)} == {int} else (None, None)
     cases = {row["case"] for row in rows}
     segmented, seconds = number("segmented") or len(cases), number("inference_seconds")
     learned = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
@@ -159,6 +164,8 @@ def read_result(path):
         input=None if scans is None else plain(scans),
         preprocessing=settings(content.get("preprocessing") or config.get("preprocessing")) or None,
         trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *learned]})),
+        fold=fold[0],
+        folds=fold[1],
         images=all({"pixel_accuracy", "tp"} <= row.keys() for row in rows),
     )
 

@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from mtseg.report.summary import average_seeds
 from mtseg.results import pooled_parts, scale
 from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
 
+# What the folds of one cross-validation differ in.
+OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases"}
 # Runs that differ in these alone, in what a run may be resumed under or in versions, share a row. What else may differ
 # when a run goes on (its length, the weights it began with) makes another row.
 ALIKE = (FREE_SETTINGS | set(VERSIONS) | {"seed", "labelnum"}) - {
@@ -153,6 +155,7 @@ def settings_to_compare(configs):
 def group_results(results):
     """(rows, notes): results that differ in the seed alone become one Row. Raises ReportError on two of one seed.
 
+    Those of the folds of one cross-validation are pooled first: each case is tested by the run that had not seen it.
     The same weights tested twice in the same way count once, in whatever file they lie. Results of earlier iterations
     go to the `looks` of their run's last. Rows that would have the same name are told apart by the settings in which
     they differ.
@@ -162,8 +165,10 @@ def group_results(results):
     methods = {result.method for result in results}
     compared = {m: settings_to_compare([r.config for r in results if r.method == m]) - {"exp"} for m in methods}
     for result in results:
-        settings = {name: value for name, value in result.config.items() if name in compared[result.method]}
-        how = [result.network, result.selection, result.unit, result.protocol, result.case_names()]
+        names = compared[result.method] - (set() if result.fold is None else OF_FOLD)
+        settings = {name: value for name, value in result.config.items() if name in names}
+        how = [result.network, result.selection, result.unit, result.protocol]
+        how += [result.case_names() if result.fold is None else result.folds]
         how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, [])
@@ -171,7 +176,8 @@ def group_results(results):
         if twin:
             notes.append(f"{result.path} tests the same checkpoint as {twin.path}; it counts once.")
             continue
-        twin = next((other for other in members if result.seed is not None and other.seed == result.seed), None)
+        alike = (other for other in members if (other.seed, other.fold) == (result.seed, result.fold))
+        twin = None if result.seed is None else next(alike, None)
         if twin:
             labels = "" if result.labelnum is None else f" with {result.labelnum} labels"
             same = f"{result.method}{labels} and seed {result.seed}, of different weights"
@@ -179,13 +185,19 @@ def group_results(results):
         members.append(result)
 
     rows = []
-    for members in groups.values():
+    for members in [members for group in groups.values() for members in _of_all_folds(group)]:
         members.sort(key=lambda result: (result.seed is None, result.seed))
         one = members[0]
         alike = ("method", "weights", "dataset", "labelnum", "unit", "protocol", "selection")
         shared = {name: getattr(one, name) for name in alike}
         rows.append(Row(results=members, test_cases=len(one.case_names()), **shared))
     rows.sort(key=lambda row: (row.dataset, row.labelnum is None, row.labelnum, row.method != "supervised", row.name))
+    for row in rows:
+        one = row.results[0]
+        if one.fold is not None:
+            missing = [str(number) for number in range(one.folds) if number not in one.fold]
+            row.method += f" ({f'{len(one.fold)} of ' * bool(missing)}{one.folds} folds)"
+            notes += [f"{row.title}: not tested is fold {', '.join(missing)}."] * bool(missing)
     for row in rows:
         same = [r for r in rows if (r.dataset, r.labelnum, r.name) == (row.dataset, row.labelnum, row.name)]
         if len(same) > 1:
@@ -195,9 +207,55 @@ def group_results(results):
     return rows, notes
 
 
+def _of_all_folds(results):
+    """`results`, which differ in seed and fold alone, as lists of those on the same cases, a seed's folds pooled."""
+    seeds, lists = {}, {}
+    for result in results:
+        seeds.setdefault(result.seed, []).append(result)
+    for folds in seeds.values() if results[0].fold is not None else [[result] for result in results]:
+        pooled = folds[0] if folds[0].fold is None else _pooled(sorted(folds, key=lambda result: result.fold))
+        lists.setdefault(pooled.case_names(), []).append(pooled)
+    return lists.values()
+
+
+def _pooled(folds):
+    """The Result of several folds' results together; ReportError where two of them test one case."""
+    tested = {}
+    for result in folds:
+        for case in result.case_names():
+            other = tested.setdefault(case, result)
+            if other is not result:
+                raise ReportError(
+                    f"{other.path} and {result.path}: folds {other.fold} and {result.fold} both test case {case}, so "
+                    f"they are not of one cross-validation; give one, or train both by one splits_final.json"
+                )
+
+    def mean(name, of=lambda numbers: sum(numbers) / len(numbers)):
+        numbers = [getattr(result, name) for result in folds]
+        return None if None in numbers else of(numbers)
+
+    looks = [{look.selection: look for look in result.looks} for result in folds]
+    shared = [name for name in looks[0] if all(name in others for others in looks)]
+    return replace(
+        folds[0],
+        fold=[result.fold for result in folds],
+        cases=[row for result in folds for row in result.cases],
+        sha256=sum((result.sha256 for result in folds), ()),
+        replaced=next((result.replaced for result in folds if result.replaced), None),
+        inference_seconds=mean("inference_seconds"),
+        training_seconds=mean("training_seconds"),
+        iteration_seconds=mean("iteration_seconds"),
+        peak_memory_mb=mean("peak_memory_mb", max),
+        trained_on=sum((result.trained_on for result in folds), ()),
+        looks=[_pooled([of_fold[name] for of_fold in looks]) for name in shared],
+    )
+
+
 def _same_weights(one, other):
     """Whether two results are of one file, or of the last iteration in two files of a run: latest.pth and iter_N.pth
     give the same figures."""
+    if one.fold != other.fold:  # whose labelled cases, and so their weights, may be the same
+        return False
     if one.sha256 and one.sha256 == other.sha256:
         return True
     return None is not one.run == other.run and frozen(one.cases) == frozen(other.cases)

@@ -31,6 +31,7 @@ from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, data_root
 from mtseg.script.windows import counted_classes
+from mtseg.splits import known_patients, read_folds
 from mtseg.transforms import (
     Compose,
     RandomCrop,
@@ -57,9 +58,9 @@ class Data:
     stacks follow each other. `sampler`: of the joint batches of all processes, labelled patches first.
     `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of this process's share. `unknown`:
     stands for the label of a voxel that has none. `n_channels`: of the images, as the network takes them.
-    `cases`: {'train_cases', 'val_cases', ...: names}. `selection`: how the reported checkpoint is chosen.
-    `checksum`: of the first case's voxels. `preprocessing`: the data set's, or None. `description`, `notes`: for the
-    log.
+    `cases`: {'train_cases', 'val_cases', ...: names}, of a fold also 'folds', how many there are. `selection`: how the
+    reported checkpoint is chosen. `checksum`: of the first case's voxels. `preprocessing`: the data set's, or None.
+    `description`, `notes`: for the log.
     """
 
     train: Any
@@ -119,6 +120,8 @@ def read_data(args, run):
     val = source.dataset(args, cases["val_cases"])
     if len(val) and val.n_channels != first.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
+    if args.fold is not None:  # what could not be tested is better found before the training
+        source.dataset(args, cases["fold_cases"])
 
     args.n_channels = train.n_channels
     labeled_cases, case_of = {*cases["train_cases"][: args.labelnum]}, [*map(train.case_of, range(len(train)))]
@@ -178,11 +181,22 @@ def choose_cases(args, source, unlabeled):
     FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
     """
     root = source.root
-    val = read_list(args.val_list) if args.val_list else []
-    train = training_cases(root, val, args.max_samples)
+    val = out = read_list(args.val_list) if args.val_list else []
+    cases = {"val_cases": val}
+    if args.fold is not None:
+        listed = read_list(root / "train.list")
+        patients = known_patients(root, listed)
+        folds = read_folds(root, {case: patients[case] for case in listed})
+        if args.fold >= len(folds):
+            raise flags.FlagError(
+                f"--fold {args.fold}: {root} has {len(folds)} folds, numbered from 0; name one of them"
+            )
+        fold, cases["folds"] = folds[args.fold], len(folds)
+        cases["fold_cases"], out = fold["val"], {*listed}.difference(fold["train"])
+    train = training_cases(root, out, args.max_samples)
     if not unlabeled:
         flags.check_one_stream(args, len(train))
-        return {"train_cases": train[: args.labelnum], "val_cases": val}, None, []
+        return cases | {"train_cases": train[: args.labelnum]}, None, []
     other, more, notes = None, [], []
     if args.unlabeled_root is not None:
         other = Source(args.unlabeled_root)
@@ -190,8 +204,12 @@ def choose_cases(args, source, unlabeled):
         other = source
     if other is not None:
         more, notes = unlabeled_cases(other.root, train, val, test_cases(root), other.without_lists())
+    if args.fold is not None:  # other scans of the patients that are tested are kept out, too
+        patients = known_patients(root, [*listed, *more])
+        held = {patients[case] for case in cases["fold_cases"]}
+        more = [case for case in more if patients[case] not in held]
     flags.check_two_streams(args, len(train), len(more))
-    return {"train_cases": train, "val_cases": val, "unlabeled_cases": more}, other, notes
+    return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes
 
 
 def training_set(args, source, dataset):

@@ -26,6 +26,8 @@ def check_flags(args, given=()):
             raise FlagError(f"--{name} {value} is not below --max_iterations {args.max_iterations}; lower it")
     if args.val_list and not Path(args.val_list).is_file():
         raise FlagError(f"--val_list {args.val_list}: no such file; give a text file with the name of a case a line")
+    if args.val_list and args.fold is not None:
+        raise FlagError(f"--fold {args.fold} with --val_list: a fold has its own cases to keep out; leave one out")
     if args.lr_schedule == "plateau" and not args.val_list:
         raise FlagError("--lr_schedule plateau without --val_list: it goes by the Dice of the cases there")
     if args.lr_schedule == "plateau" and args.lr_gamma == 1:

@@ -10,7 +10,7 @@ from mtseg.script.parser import given_flags
 # What a run adds to its flags in config.json.
 RECORDED = {"n_channels", "has_dropout", "python", "torch", "device", "threads", "train_cases", "val_cases"}
 RECORDED |= {"tf32", "selection", "unlabeled_cases", "preprocessing", "ranks", "data_crc32", "instructions"}
-RECORDED |= {"classes", "background"}
+RECORDED |= {"classes", "background", "folds", "fold_cases"}
 FAST_DECIDES = ("channels_last", "winograd", "compile")  # with --fast, on each machine anew
 
 

@@ -206,6 +206,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
 
     flag, rare = parser.group("validation")
     flag("--val_list", metavar="FILE", help="file with the names of cases to monitor, kept out of training")
+    fold = "fold of splits_final.json to train, numbered from 0: its val cases are kept out, for inference.py"
+    rare("--fold", type=natural, metavar="K", help=fold)
     flag("--val_freq", type=positive, default=500, help="iterations between two validations")
     rare("--patience", type=positive, help="stop after so many validations without a better Dice (default: never)")
     rare("--stride_xy", type=positive, default=18, help="voxels between windows along W and H in validation")

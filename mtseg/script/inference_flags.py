@@ -37,7 +37,8 @@ def inference_parser(description):
     weights = "weights, such as iter_<N>.pth or ema_iter_<N>.pth; the probabilities of several are averaged"
     flag("--model_path", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help=weights)
     flag("--root_path", help="folder with <split>.list and data/ (default: the run's)")
-    flag("--split", default="test", help="cases to segment: those of <root_path>/<split>.list")
+    split = "cases to segment: those of <root_path>/<split>.list (default: of a run with --fold the fold's, else test)"
+    flag("--split", help=split)
     flag("--num", type=positive, help="only the first cases (default: all)")
     flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
@@ -102,15 +103,19 @@ def parse_inference(parser, argv):
     args = parser.parse_args(argv)
     args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
     for path, config in zip(args.model_path, args.configs, strict=True):
-        for name in ("train_cases", "unlabeled_cases", "val_cases"):
+        for name in ("train_cases", "unlabeled_cases", "val_cases", "fold_cases"):
             cases = config.get(name) or []
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
     given, la = args.root_path, str(flags.HOME / "data/LA")
     defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": flags.folder_name(given or la)}
     take_over(parser, args, args.configs[0], defaults)
-    if given and Path(given).resolve() != Path(str(args.configs[0].get("root_path"))).resolve():
+    elsewhere = given and Path(given).resolve() != Path(str(args.configs[0].get("root_path"))).resolve()
+    if elsewhere:
         args.dataset_name = flags.folder_name(given)  # the run's is that of other data
+    if args.split is None:
+        first, *others = (config.get("fold_cases") for config in args.configs)
+        args.split = "fold" if first and not elsewhere and all(other == first for other in others) else "test"
     if args.input is None and (args.labels or args.preprocessing):
         raise FlagError("--labels and --preprocessing are about scans: name them by --input")
     if args.input and args.save_result:

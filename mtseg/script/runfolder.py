@@ -31,11 +31,12 @@ class RunError(ValueError):
 
 
 def run_folder(args):
-    """`<output_dir>/model/<dataset>_<exp>_<labelnum>_labeled/<model>`, from the parsed flags."""
+    """`<output_dir>/model/<dataset>_<exp>_<labelnum>_labeled/<model>`, of a fold `<model>_fold_<K>`, from the flags."""
     for name in ("dataset_name", "exp", "model"):
         if "/" in getattr(args, name) or getattr(args, name) in ("", ".", ".."):
             raise RunError(f"--{name} {getattr(args, name)!r} names a folder of the run: it cannot be or hold a path")
-    return Path(args.output_dir) / "model" / f"{args.dataset_name}_{args.exp}_{args.labelnum}_labeled" / args.model
+    name = args.model if args.fold is None else f"{args.model}_fold_{args.fold}"
+    return Path(args.output_dir) / "model" / f"{args.dataset_name}_{args.exp}_{args.labelnum}_labeled" / name
 
 
 def numbered_weights(folder, prefix=""):
@@ -190,7 +191,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
         length = config["max_iterations"]
         raise RunError(f"{path}: at iteration {state['iteration']}, past --max_iterations {length}; raise it")
     before = {**defaults, **state["config"]}
-    for name in ("train_cases", "val_cases", "unlabeled_cases"):
+    for name in ("train_cases", "val_cases", "unlabeled_cases", "fold_cases"):
         if before.get(name) != config.get(name):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
     if before.get("data_crc32") not in (None, config.get("data_crc32")):

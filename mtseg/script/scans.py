@@ -70,14 +70,15 @@ class Cases(NamedTuple):
 
 
 def listed_scans(args):
-    """The Cases of the list <split>.list of --root_path."""
+    """The Cases of the list <split>.list of --root_path, or those that the run's fold kept out of training."""
     if args.save_result and args.save_format == "nifti":
         need("nibabel", "--save_format nifti")
     root = data_root(args.root_path)
     source = Source(args.root_path)
     if args.save_result and args.save_format == "png" and source.dims == 3:
         raise FlagError("--save_format png is for images; take hdf5 or nifti")
-    dataset = source.dataset(args, read_list(root / f"{args.split}.list")[: args.num])
+    of_fold = args.split == "fold" and args.configs[0].get("fold_cases")
+    dataset = source.dataset(args, (of_fold or read_list(root / f"{args.split}.list"))[: args.num])
     channels = dataset.n_channels * (2 * args.context + 1)
     if channels != args.n_channels:
         raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {channels}")
