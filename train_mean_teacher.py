@@ -45,7 +45,7 @@ def train(args, run):
     student, teacher = build.make_forward(args, run, model), build.make_forward(args, run, ema_model)
     updater = build.make_updater(args, run, model.parameters())
     strengths = build.make_strengths(args)
-    masked = bool(strengths) or args.consistency_threshold > 0  # some voxels are not compared
+    masked = bool(strengths) or args.consistency_threshold > 0 or args.ignore_padding  # some voxels are not compared
     first = 0 if args.consistency_on == "all" else data.labeled_bs  # the patches from here on are compared
     # A strong view of a labelled patch has voxels without a label: out of view, or cut out.
     supervised = build.make_supervised(args, run, unknown=masked and first == 0)
@@ -57,7 +57,8 @@ def train(args, run):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             compared = volume[first:]
             noise = torch.clamp(torch.randn_like(compared) * 0.1, -0.2, 0.2)
-            view = strong_view(compared, strengths, label[first:], volume[: data.labeled_bs], ignore_index=data.unknown)
+            known = {"ignore_index": data.unknown, "inside": run.inside[first:] if args.ignore_padding else None}
+            view = strong_view(compared, strengths, label[first:], volume[: data.labeled_bs], **known)
             with run.autocast:
                 outputs = student(torch.cat([volume[:first], view.image]))
                 with torch.no_grad():

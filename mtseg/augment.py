@@ -49,6 +49,8 @@ class Strengths:
     blur: voxels, at least 0: standard deviation of a Gaussian kernel
     cutout: 0 to 1: share of the volume in three boxes, which are set to the mean of the image
     mixin: 0 to 1: share of the volume in a box, which is replaced by the same box of a labelled image
+    in_plane: of volumes: rotation about D alone, scaling and deformation along W and H alone, the same in all slices,
+        as nnU-Net has it for stacks whose slices lie far apart; no component by itself
 
     Raises ValueError for a number outside its range.
     """
@@ -61,6 +63,7 @@ class Strengths:
     blur: float = 1.0
     cutout: float = 0.2
     mixin: float = 0.2
+    in_plane: bool = False
 
     def __post_init__(self):
         largest = {"rotation": 180, "scaling": 1, "elastic": LARGEST_ELASTIC, "cutout": 1, "mixin": 1}
@@ -73,7 +76,7 @@ class Strengths:
 
     def __bool__(self):
         """Whether any component is on."""
-        return any(astuple(self))
+        return any(astuple(self)[:-1])  # without in_plane
 
 
 @dataclass
@@ -108,7 +111,9 @@ class StrongView:
 
 
 @torch.no_grad()
-def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None, spacing=None, ignore_index=255):
+def strong_view(
+    images, strengths, labels=None, mix_images=None, mix_labels=None, spacing=None, ignore_index=255, inside=None
+):
     """A strong view of each image of a batch: geometry, pasted box, blur, gamma, noise, cut-out, in this order.
 
     `images`: floating point (N, C, *spatial). `labels`: integer (N, *spatial), which follow the geometry by nearest
@@ -119,14 +124,15 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
 
     `spacing`: the size of a voxel along each spatial axis, in any unit; by default all sides are equal. Rotations are
     rotations in this space, about an axis in any direction; of 2-D images, in the plane. `elastic` then counts voxels
-    of the finest axis. Outside the patch its mirror image is sampled.
+    of the finest axis. Outside the patch its mirror image is sampled. `inside`, bool (N, 1, *spatial): the voxels that
+    are not padding; only those are compared that come from such alone.
 
     With all strengths 0 nothing is drawn, and image and labels of the view are the given tensors themselves. What one
     component draws does not depend on the strengths of the others. Raises ValueError where shapes do not fit.
     """
     _check(images, strengths, labels, mix_images, mix_labels, spacing)
     number, size, device = images.shape[0], images.shape[2:], images.device
-    compared = torch.ones((number, 1, *size), dtype=torch.bool, device=device)
+    compared = torch.ones((number, 1, *size), dtype=torch.bool, device=device) if inside is None else inside
     if not strengths:
         return StrongView(images, labels, compared, None)
 
@@ -140,13 +146,19 @@ def strong_view(images, strengths, labels=None, mix_images=None, mix_labels=None
     view, grid = images.float(), None
     if strengths.rotation or strengths.scaling or strengths.elastic:
         sides = torch.as_tensor([1.0] * len(size) if spacing is None else spacing, **cpu)
+        if flat := strengths.in_plane and len(size) == 3:
+            plane[:, 2], plane[:, :, 2] = 0, 0
         turned = rotation_matrix(plane, math.radians(strengths.rotation) * (2 * angle - 1))
-        magnification = 1 + strengths.scaling * (2 * scale - 1)
-        matrix = turned * sides / sides[:, None] / magnification[:, None, None]
+        magnification = (1 + strengths.scaling * (2 * scale - 1))[:, None].repeat(1, len(size))
         reach = strengths.elastic * sides.min() / sides
+        if flat:
+            magnification[:, 2], reach[2], control = 1, 0, control[..., :1].expand(control.shape)
+        matrix = turned * sides / sides[:, None] / magnification[:, :, None]
         control = reach.view(-1, *[1] * len(size)) * (2 * control - 1) if strengths.elastic else None
         grid, in_view = sampling_grid(size, matrix, control, device)
         view = _sample(view, grid, "bilinear")
+        if inside is not None:
+            compared = _sample(inside, grid, "bilinear") > 1 - TOLERANCE
         compared = compared & in_view
         if labels is not None:
             moved = _sample(labels[:, None], grid, "nearest")[:, 0].to(labels.dtype)

@@ -33,7 +33,7 @@ def train(args, run):
     first, second = build.make_forward(args, run, model_one), build.make_forward(args, run, model_two)
     updater = build.make_updater(args, run, chain(model_one.parameters(), model_two.parameters()))
     supervised = build.make_supervised(args, run)
-    labeled_bs = data.labeled_bs
+    labeled_bs, ignored = data.labeled_bs, data.unknown if args.ignore_padding else None
     ramp = (args.consistency_ramp, args.consistency_rampup, args.consistency_warmup)
 
     # ---------------------------------------------------------------------------------------------------- training
@@ -46,7 +46,12 @@ def train(args, run):
             loss_one, parts = supervised(run.joint([level[:labeled_bs] for level in outputs_one]), label)
             loss_two, _ = supervised(run.joint([level[:labeled_bs] for level in outputs_two]), label)
             one, two = run.joint(outputs_one[0][labeled_bs:]), run.joint(outputs_two[0][labeled_bs:])
-            cross_loss = cross_entropy_loss(one, two.argmax(1)) + cross_entropy_loss(two, one.argmax(1))
+            for_one, for_two = two.argmax(1), one.argmax(1)
+            if args.ignore_padding:
+                padded = ~run.joint(run.inside[labeled_bs:, 0])
+                for_one, for_two = (labels.masked_fill(padded, data.unknown) for labels in (for_one, for_two))
+            cross_loss = cross_entropy_loss(one, for_one, ignore_index=ignored)
+            cross_loss = cross_loss + cross_entropy_loss(two, for_two, ignore_index=ignored)
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = loss_one + loss_two + weight * cross_loss
 

@@ -55,7 +55,8 @@ def train(args, run):
         for iteration, volume, label, hidden in run.batches_with_hidden_labels():  # labelled patches first
             labeled, unlabeled = volume[:labeled_bs], volume[labeled_bs:]
             noise = torch.clamp(torch.randn_like(unlabeled) * 0.1, -0.2, 0.2)
-            view = strong_view(unlabeled, strengths, hidden[labeled_bs:], labeled, ignore_index=unknown)
+            known = {"ignore_index": unknown, "inside": run.inside[labeled_bs:] if args.ignore_padding else None}
+            view = strong_view(unlabeled, strengths, hidden[labeled_bs:], labeled, **known)
             with run.autocast:
                 outputs = student(torch.cat([labeled, view.image]))
                 with torch.no_grad():

@@ -61,6 +61,8 @@ def train(args, run):
             mean = torch.stack(passes).unflatten(1, (2, len(unlabeled))).mean((0, 1))
             uncertainty = -(mean * torch.log(mean + 1e-6)).sum(1)
             threshold = (0.75 + 0.25 * sigmoid_rampup(iteration - 1, args.max_iterations)) * math.log(args.num_classes)
+            if args.ignore_padding:
+                uncertainty = uncertainty.masked_fill(~run.inside[labeled_bs:, 0], math.inf)
             certain = run.joint(uncertainty) < threshold
 
             labeled_outputs = run.joint([level[:labeled_bs] for level in outputs])

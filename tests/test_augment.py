@@ -231,6 +231,45 @@ def test_images_of_two_dimensions():
         np.testing.assert_allclose(view.image[n, 1].numpy(), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("spacing", [None, (1.0, 2.0, 8.0)])
+def test_in_plane_every_slice_of_a_view_is_what_its_own_slice_gives(spacing):
+    """All slices move alike, each as SciPy moves it by itself."""
+    torch.manual_seed(0)
+    stack = torch.randn(4, 1, 24, 20, 6)
+    stack[..., 3] = 0  # nothing comes from a slice beside
+    labels = (stack[:, 0] > 0.5).long()
+    strengths = only(rotation=40.0, scaling=0.3, elastic=4.0, in_plane=True)
+    view = strong_view(stack, strengths, labels, spacing=spacing)
+    source, in_view = sources(view, (24, 20, 6))
+    source = np.moveaxis(source, 1, -1)
+    np.testing.assert_allclose(source[..., 2], np.broadcast_to(np.arange(6), source.shape[:-1]), atol=1e-4)
+    np.testing.assert_allclose(source[..., :2], source[..., :1, :2] + 0 * source[..., :2], atol=1e-4)
+    np.testing.assert_array_equal(in_view, np.broadcast_to(in_view[..., :1], in_view.shape))
+    assert (np.abs(source[:, 12, 10, 0, :2] - source[:, 4, 10, 0, :2])[:, 1] > 0.3).any(), "they are turned"
+    for n, k in np.ndindex(4, 6):
+        own, seen = np.moveaxis(source[n, :, :, k, :2], -1, 0), in_view[n, :, :, k]
+        moved = ndimage.map_coordinates(stack[n, 0, :, :, k].numpy(), own, order=1)
+        np.testing.assert_allclose(view.image[n, 0, :, :, k].numpy()[seen], moved[seen], atol=1e-3)
+        expected = ndimage.map_coordinates(labels[n, :, :, k].numpy(), own, order=0)
+        sure = seen & (np.abs(own - np.rint(own)) < 0.49).all(0)
+        assert (view.labels[n, :, :, k].numpy() == expected)[sure].all()
+    assert not Strengths(0, 0, 0, 0, 0, 0, 0, 0, in_plane=True)
+
+
+def test_padding_is_not_compared_wherever_the_view_moves_it():
+    torch.manual_seed(0)
+    image = torch.randn(3, 1, 20, 18, 16)
+    inside = torch.ones(3, 1, 20, 18, 16, dtype=torch.bool)
+    inside[..., :3] = inside[..., 13:] = False
+    assert strong_view(image, only(), inside=inside).compared is inside
+    assert torch.equal(strong_view(image, only(gamma=0.5), inside=inside).compared, inside)
+    view = strong_view(image, only(rotation=30.0, elastic=3.0), inside=inside)
+    source, in_view = sources(view, (20, 18, 16))
+    compared, z = view.compared[:, 0].numpy(), source[:, 2]
+    assert not compared[(z < 2.99) | (z > 12.01) | ~in_view].any()
+    assert compared[(z > 3.01) & (z < 11.99) & in_view].all()
+
+
 # -------------------------------------------------------------------------------------------- boxes and intensities
 def test_pasted_boxes_are_not_compared_and_bring_their_labels():
     torch.manual_seed(0)

@@ -1,17 +1,26 @@
-"""Networks with strides and kernels of their own along each axis, from the flags to the scores."""
+"""Stacks of few slices: networks with strides and kernels of their own along each axis, padding that no loss counts,
+files with the slices first, from the flags to the scores."""
 
+import copy
 import json
+import math
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_OF, ball, make_data, write_case
+import torch.nn.functional as F
+from conftest import TINY, TINY_OF, ball, make_data, make_stacks, write_case
+from test_recipe import batches
 
 import inference
 import train_mean_teacher
+from mtseg.losses import SupervisedLoss
 from mtseg.networks import UNet, VNet
+from mtseg.samplers import ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import methods
+from mtseg.seeding import seed_iteration
 
 SCRIPTS = {methods.method_of(path): methods.load_script(path) for path in methods.training_scripts()}
 SIZES = {"patch_size": "16 16 4", "strides": "2,2,1 2,2,2 2,1,1 1,1,1", "kernel_sizes": "3,3,1 3,3,1 3 3 1,1,3"}
@@ -111,3 +120,126 @@ def test_windows_that_the_strides_of_the_weights_do_not_divide_end_in_a_sentence
     assert stopped.value.code == 2
     assert "12 is no positive multiple of 8" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- padding
+
+
+# Over the two values at the bottom batch norm amplifies, step by step, what is rounded otherwise; but without it no
+# untrained network is certain anywhere.
+NORMALIZATION = {"supervised": "none", "MT": "none", "UAMT": "batchnorm", "CPS": "none", "PL": "none"}
+
+
+def padded_weights(model, root, consistency, iterations):
+    """The weights after iterations whose losses see the ten slices of the outputs that are no padding: all that
+    is computed of outputs is computed of outputs[..., 3:13]. The network itself sees the padded patch."""
+    seed_iteration(1337, -1)
+    nets = [VNet(1, 2, 2, NORMALIZATION[model], has_dropout=True)]
+    nets += [VNet(1, 2, 2, NORMALIZATION[model], has_dropout=True)] if model == "CPS" else []
+    if model == "UAMT":
+        with torch.no_grad():
+            nets[0].out_conv.weight.mul_(20)
+            nets[0].out_conv.bias.copy_(torch.tensor([2.0, 0.0]))
+    torch.save(nets[0].state_dict(), root / "start.pth")
+    teacher = copy.deepcopy(nets[0]).requires_grad_(False)
+    optimizer = torch.optim.SGD([p for net in nets for p in net.parameters()], lr=0.01, momentum=0.9, weight_decay=1e-4)
+    sampler = TwoStreamBatchSampler(range(3), range(3, 6), 4, 2, seed=1337)
+    sampler = ShuffledBatchSampler(range(3), 2, seed=1337) if model == "supervised" else sampler
+
+    def inner(tensor):
+        assert tensor.shape[-1] == 16
+        return tensor[..., 3:13]
+
+    for t, (volumes, labels) in enumerate(batches(root, sampler, iterations)):
+        assert not volumes[..., :3].any() and not volumes[..., 13:].any() and volumes[..., 3:13].any()
+        seed_iteration(1337, t + 1)
+
+        def perturbed(x):
+            return x + (torch.randn_like(x) * 0.1).clamp(-0.2, 0.2)
+
+        x, rise = volumes[2:], math.exp(-5 * (1 - t / iterations) ** 2)
+        noisy = perturbed(x) if model in ("MT", "PL") else None  # drawn before the student's dropout, or after it
+        outputs = [inner(net(volumes)) for net in nets]
+        supervised = SupervisedLoss()  # which test_losses.py compares with its formula
+        loss = sum(supervised(output[:2], inner(labels[:2]))[0] for output in outputs)
+        student, other = outputs[0][2:], outputs[-1][2:]
+        if model == "CPS":
+            unlabelled = F.cross_entropy(student, other.argmax(1)) + F.cross_entropy(other, student.argmax(1))
+        elif model in ("MT", "PL"):
+            target = inner(teacher(noisy))
+            unlabelled = (student.softmax(1) - target.softmax(1)).square().mean()
+            if model == "PL":
+                unlabelled = supervised(student, target.argmax(1))[0]
+        elif model == "UAMT":
+            target = inner(teacher(perturbed(x)))
+            mean = sum(inner(teacher(perturbed(torch.cat([x, x])))).softmax(1).view(2, 2, 2, 16, 16, 10) for _ in "ab")
+            mean = mean.mean(0) / 2
+            certain = -(mean * torch.log(mean + 1e-6)).sum(1) < (3 / 4 + rise / 4) * math.log(2)
+            assert 0.1 < certain.float().mean() < 0.9
+            squares = (student.softmax(1) - target.softmax(1)).square().sum(1)
+            unlabelled = (certain * squares).sum() / (2 * certain.sum()).clamp_min(1)
+        if model != "supervised":
+            loss = loss + consistency * math.exp(-5) * unlabelled
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        alpha = min(1 - 1 / (t + 1), 0.99)
+        for average, parameter in zip(teacher.parameters(), nets[0].parameters(), strict=True):
+            average.copy_(alpha * average + (1 - alpha) * parameter.detach())
+    return nets[0].state_dict()
+
+
+@pytest.mark.parametrize("model", NORMALIZATION)
+def test_padding_counts_in_no_loss(model, tmp_path):
+    root = make_data(tmp_path / "data")
+    for number in range(8):
+        rng = np.random.default_rng(number)
+        label = ball((24, 20, 10), rng.uniform(7, 13, 3) * (1, 1, 0.5), 4).astype(np.uint8)
+        write_case(root, f"case_{number}", label + 0.3 * rng.standard_normal(label.shape, np.float32), label)
+    iterations = 1 if NORMALIZATION[model] == "batchnorm" else 3
+    more = {"patch_size": "16 16 16", "strides": None, "kernel_sizes": None, "normalization": NORMALIZATION[model]}
+    more |= {"max_iterations": iterations}
+    if model != "supervised":
+        more |= {"consistency": 20.0}
+    more |= {"UAMT": {"uncertainty_passes": 4}, "PL": {"pseudo_threshold": 0}}.get(model, {})
+    expected = padded_weights(model, root, 20.0, iterations)
+    more |= {} if model == "CPS" else {"pretrained": root / "start.pth"}
+    folder = SCRIPTS[model].main([*flags(root, tmp_path, **more), "--ignore_padding"])
+    for name, value in torch.load(folder / f"iter_{iterations}.pth", weights_only=True).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_padding_without_a_label_of_its_own_ends_in_a_sentence(capsys, stacks, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        train_mean_teacher.main([*flags(stacks, tmp_path / "out", ignore_index=254), "--ignore_padding"])
+    assert stopped.value.code == 2
+    assert "--ignore_padding" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------------------- slices first
+
+
+def test_files_with_the_slices_first_give_what_volumes_with_the_slices_last_give(tmp_path):
+    """The same stacks as (S, H, W) and as (H, W, S): the same weights, and the same scores, also in millimetres."""
+    first = make_stacks(tmp_path / "first", slices=4)
+    last = tmp_path / "last"
+    shutil.copytree(first, last)
+    for path in (last / "data").glob("*.h5"):
+        with h5py.File(first / "data" / path.name, "a") as file:
+            image, label = (np.moveaxis(file[name][:], 0, -1) for name in ("image", "label"))
+            file.attrs["spacing"] = [8.0, 1.0, 1.5]
+        path.unlink()
+        write_case(last, path.stem, image, label)
+        with h5py.File(last / "data" / path.stem / "mri_norm2.h5", "a") as file:
+            file.attrs["spacing"] = [1.0, 1.5, 8.0]
+    found = []
+    for root, more in ((first, ["--slices_first"]), (last, [])):
+        words = flags(root, tmp_path / f"out_{root.name}", dims=3, dataset_name="stacks", val_list=root / "test.list")
+        folder = train_mean_teacher.main([*words, *more])
+        scores = tmp_path / f"scores_{root.name}"
+        inference.main(["--model_path", str(folder / "iter_2.pth"), "--output_dir", str(scores), "--unit", "mm"])
+        found.append((torch.load(folder / "iter_2.pth", weights_only=True), (scores / "metrics.csv").read_text()))
+    (weights, scores), (other_weights, other_scores) = found
+    assert all(torch.equal(value, other_weights[name]) for name, value in weights.items())
+    assert scores == other_scores

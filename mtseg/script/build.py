@@ -215,9 +215,10 @@ def choose_cases(args, source, unlabeled):
 def training_set(args, source, dataset):
     """(the cases of `dataset`, which is of `source`, cached, augmented, in slices as the flags ask; notes on them)."""
     outside = 0 if args.background == 0 else unknown_label(args)
+    padding = flags.PADDED if args.ignore_padding else outside
     turn = RandomGenerator(outside) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
     steps = [turn, args.resize and Resize(args.resize)]
-    steps += [RandomCrop(args.patch_size, outside, args.foreground_patches, counted_classes(args)), ToTensor("uint8")]
+    steps += [RandomCrop(args.patch_size, padding, args.foreground_patches, counted_classes(args)), ToTensor("uint8")]
     dataset.transform = Compose([step for step in steps if step])
     axes = {len(shape) for shape in dataset.shapes.values()}
     if args.dims == 3 and axes != {3}:
@@ -302,7 +303,8 @@ def make_supervised(args, run, unknown=False):
     """The supervised loss of the flags, losses.SupervisedLoss. Voxels with the label --ignore_index take no part, nor,
     with `unknown`, those with the label `Data.unknown`: give it where labels are pseudo-labels or of strong views."""
     no_background = args.background is None  # what is padded has no label then
-    ignore_index = unknown_label(args) if unknown or no_background else args.ignore_index
+    unknown = unknown or no_background or args.ignore_padding
+    ignore_index = unknown_label(args) if unknown else args.ignore_index
     weights = args.deep_supervision_weights
     return SupervisedLoss(args.loss, args.class_weights, ignore_index, weights, no_background).to(run.device)
 
@@ -320,4 +322,5 @@ def make_updater(args, run, parameters, hold=0):
 
 def make_strengths(args):
     """The Strengths of the strong views that the flags ask for."""
-    return Strengths(**{name[7:]: value for name, value in vars(args).items() if name.startswith("strong_")})
+    strengths = {name[7:]: value for name, value in vars(args).items() if name.startswith("strong_")}
+    return Strengths(**strengths, in_plane=args.in_plane)

@@ -3,6 +3,8 @@
 import math
 from pathlib import Path
 
+PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding
+
 
 class FlagError(ValueError):
     """Flags that contradict each other or the data; the message is one sentence that names them."""
@@ -81,6 +83,10 @@ def check_network(args):
             raise FlagError(
                 f"--{name} {','.join(map(str, wrong[0]))} with --dims {args.dims}: give {args.dims} numbers, or one"
             )
+    if args.ignore_padding and PADDED in (args.ignore_index, *range(args.num_classes)):
+        raise FlagError(
+            f"--ignore_padding: it needs the label {PADDED}, which is a class or --ignore_index; leave it out"
+        )
     if args.max_filters and args.max_filters < args.n_filters:
         raise FlagError(f"--max_filters {args.max_filters} is below --n_filters {args.n_filters}: raise it")
     check_network_fits(args.patch_size, divisors(args))
@@ -112,6 +118,8 @@ def check_dims(args):
     for name, value in (("resize", args.resize), ("context", args.context)):
         if args.dims == 3 and value:
             raise FlagError(f"--{name} with --dims 3: it is about the slices of stacks, which --dims 2 trains on")
+    if args.dims == 2 and args.slices_first:
+        raise FlagError("--slices_first with --dims 2: slices are found without it; it is about volumes")
     if args.classes and args.classes.get("ignore") is not None and args.ignore_index != 255:
         raise FlagError(
             f"--ignore_index {args.ignore_index}, but classes.json names the value {args.classes['ignore']} that is to "
@@ -141,6 +149,7 @@ def check_used(args, given, terms):
         "lr_power": (schedule == "poly", "--lr_schedule poly"),
         "lr_patience": (schedule == "plateau", "--lr_schedule plateau"),
         "class_weights": (terms.keys() & {"ce", "focal"}, "ce or focal in --loss"),
+        "in_plane": (any(v for k, v in vars(args).items() if k.startswith("strong_")), "a --strong_... above 0"),
         "deep_supervision_weights": (args.deep_supervision, "--deep_supervision"),
         "val_freq": (args.val_list, "--val_list"),
         "patience": (args.val_list, "--val_list"),

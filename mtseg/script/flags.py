@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mtseg.script.checks import (  # noqa: F401
+    PADDED,
     FlagError,
     check_flags,
     check_network_fits,
@@ -112,6 +113,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--rotflip", choices=("mirror", "all", "flips", "ssl4mis", "none"), default="mirror", help=ROTFLIP)
     share = "share of the patches that are drawn around a voxel of a foreground class, every class as often"
     rare("--foreground_patches", type=fraction, default=0, help=share)
+    padding = "what pads a case to the patch counts in no supervised loss, nor in the others of MT, UAMT, CPS and PL"
+    rare("--ignore_padding", action=switch, default=False, help=padding)
     sets = "of several data sets in one index: 0 draws from them by their sizes, 1 from all alike, or between"
     rare("--set_balance", type=fraction, default=0, help=sets)
     image_flags(rare)
@@ -156,6 +159,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
 
     if strong_views:
         flag, rare = parser.group("strong views of the patches on which student and teacher are compared")
+        plane = "rotate, scale and deform in the W-H plane alone, as stacks want it whose slices lie far apart"
+        rare("--in_plane", action=switch, default=False, help=plane)
         flag("--strong_rotation", type=within(180), default=0, help="degrees: rotation by up to this about any axis")
         rare("--strong_scaling", type=within(0.99), default=0, help="magnification between 1 - this and 1 + this")
         moved = "voxels: largest move of a smooth deformation, up to 6.4"
@@ -233,6 +238,8 @@ def image_flags(rare, training=True):
     rare("--resize", type=positive, nargs=2, metavar=("H", "W"), help=size)
     channels = "of slices: so many on either side are further channels (2.5-D)"
     rare("--context", type=natural, default=default(0), help=channels)
+    first = "of volumes: the files hold (S, H, W), as ACDC's; they are read as (H, W, S), with the slices last"
+    rare("--slices_first", action=argparse.BooleanOptionalAction, default=default(False), help=first)
     snap = "of masks: take the nearest class for a value or colour that is none, instead of refusing it"
     rare("--snap", action=argparse.BooleanOptionalAction, default=default(False), help=snap)
 

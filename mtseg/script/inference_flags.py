@@ -26,6 +26,7 @@ INFERENCE_SETTINGS = {
     "intensity": "none",
     "resize": None,
     "context": 0,
+    "slices_first": False,
     "snap": False,
 }
 

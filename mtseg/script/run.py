@@ -74,7 +74,8 @@ class Run:
     """Where and on what a script trains. Nothing is written before `started`.
 
     `folder`: the run's. `device`, `autocast`: of the forward passes. `resume_from`: the checkpoint to go on from, or
-    None. `ranks`: distributed.Ranks. `notes`: sentences for the log.
+    None. `ranks`: distributed.Ranks. `notes`: sentences for the log. `inside`: with --ignore_padding, of the batch that
+    is trained on, bool (N, 1, *spatial) on the device: which voxels are not padding; else None.
     """
 
     def __init__(self, args, ranks, command, defaults):
@@ -92,6 +93,7 @@ class Run:
         set_deterministic(args.deterministic)
         seed_iteration(args.seed, -1)  # for the initial weights
         args.has_dropout = True
+        self.inside = None
 
     def joint(self, batch):
         """The joint batch of all processes that torchrun started: their `batch`es, (N, ...), one after the other.
@@ -232,6 +234,9 @@ class Run:
             ranks.reseed()
             volume = batch["image"].to(self.device, non_blocking=True)
             hidden = batch["label"].to(self.device, non_blocking=True).long()
+            if args.ignore_padding:
+                padded = hidden == flags.PADDED
+                self.inside, hidden = ~padded.unsqueeze(1), hidden.masked_fill(padded, data.unknown)
             label = hidden.clone()
             label[data.labeled_bs :] = data.unknown
             self.ended = False

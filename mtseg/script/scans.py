@@ -97,7 +97,8 @@ def listed_scans(args):
         unit = choose_unit(args, map(dataset.path, dataset.image_list))
         spacings = dict.fromkeys(dataset.image_list)
         for case in dataset.image_list if unit == "mm" else ():
-            spacings[case] = read_volume(dataset.path(case), header_only=True).spacing
+            spacing = read_volume(dataset.path(case), header_only=True).spacing
+            spacings[case] = np.roll(spacing, -1) if args.slices_first else spacing
     readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
     return Cases(readers, unit, {case: [dataset.path(case)] for case in readers}, {})
 
@@ -122,6 +123,8 @@ def input_scans(args):
             f"{raw}: how it is to be prepared is recorded neither in {args.model_path[0].parent / 'config.json'} nor "
             f"in {find_root(args.root_path) / 'preprocessing.json'}; give a preprocessing.json by --preprocessing"
         )
+    if args.slices_first and not raw:
+        raise FlagError("--input with --slices_first: predictions would lie across the files; name a list by --split")
     for kind in {ending(case.images[0]) for case in cases}:  # one sentence, not one a case
         if kind in PACKAGES:
             need(PACKAGES[kind], f"{args.input}: reading {kind} files")

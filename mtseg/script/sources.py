@@ -72,7 +72,9 @@ class Source:
         checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
         if self.files is None:
             how = {"cases": cases, "labelnum": labelnum, "transform": transform}
-            return VolumeCases(self.root_path, args.intensity, **how, **checked)
+            first = getattr(args, "slices_first", False)
+            self.axis = 2 if first else self.axis
+            return VolumeCases(self.root_path, args.intensity, first, **how, **checked)
         return ImageCases(self, args, cases, labelnum, transform)
 
     def without_lists(self):
@@ -130,14 +132,18 @@ def one_table(path, tables):
 
 
 class VolumeCases(LAHeart):
-    """LAHeart's cases, each normalised anew as `intensity` says."""
+    """LAHeart's cases, each normalised anew as `intensity` says; `slices_first`: of files (S, H, W), as (H, W, S)."""
 
-    def __init__(self, base_dir, intensity, **settings):
-        self.intensity = intensity
+    def __init__(self, base_dir, intensity, slices_first=False, **settings):
+        self.intensity, self.slices_first = intensity, slices_first
         super().__init__(base_dir, **settings)
+        if slices_first:
+            self.shapes = {case: (*shape[1:], shape[0]) for case, shape in self.shapes.items()}
 
     def read(self, case):
         sample = super().read(case)
+        if self.slices_first and sample["label"].ndim == 3:
+            sample = {name: np.moveaxis(array, -3, -1) for name, array in sample.items()}
         return sample | {"image": normalised(sample["image"], self.intensity, sample["label"].ndim)}
 
 
