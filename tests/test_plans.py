@@ -247,6 +247,13 @@ def test_images_and_slices_are_trained_by_their_plans(tmp_path):
         assert got["dims"] == 2 and got["patch_size"] == made["patch_size"] and got["strides"] == made["strides"]
 
 
+def test_stacks_are_trained_as_volumes_with_the_slices_last(tmp_path):
+    root = make_stacks(tmp_path / "stacks")
+    made = make_plan([str(root), *TINY, "--spacing", "1", "1", "4"])
+    got = trained(train_sup, root, tmp_path, "--plan", root / "plan.json")
+    assert got["slices_first"] and got["patch_size"] == made["patch_size"] and made["patch_size"][-1] <= 4
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_plan_of_nnunet_is_trained_by(tmp_path, data, dims):
     made = make_plan([str(data), *TINY, "--dims", str(dims)])

@@ -229,6 +229,8 @@ def plan_settings(parser, path, root_path, chosen):
     there = len(source.table.names) if source.table else len(labels) if isinstance(labels, list) else None
     check_same(path, {"classes": (made.get("num_classes"), there)})
     settings = {name: value_of(parser, path, name, made[name]) for name in PLANNED if name in made and name in known}
+    if settings["dims"] == 3 and source.axis == 0 and source.files is None:
+        settings["slices_first"] = True  # as the plan's sides are
     batch, labelnum = (
         {**settings, **chosen}.get(name, parser.get_default(name)) for name in ("batch_size", "labelnum")
     )
