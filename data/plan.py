@@ -17,7 +17,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, insta
 from mtseg.nnunet_plans import to_nnunet
 from mtseg.script import plans
 from mtseg.script.flags import Parser, one_sentence
-from mtseg.script.sources import Source
 
 
 def main(argv=None):
@@ -25,7 +24,13 @@ def main(argv=None):
     flag = parser.add_argument
     flag("root", type=Path, help="folder of the data set, or an index.json of images")
     flag("--dims", type=int, choices=(2, 3), help="2: images, or slice by slice; 3: volumes (default: the data's)")
-    flag("--spacing", type=plans.above_zero, nargs="+", metavar="MM", help="of prepared files that do not say theirs")
+    flag(
+        "--spacing",
+        type=plans.above_zero,
+        nargs="+",
+        metavar="MM",
+        help="of prepared files that do not say theirs, across the slices last",
+    )
     flag("--out", type=Path, metavar="FILE", help="default: <root>/plan.json")
     flag("--nnunet", type=Path, metavar="FILE", help="write it as nnU-Net's nnUNetPlans.json, too")
     args = parser.parse_args(argv)
@@ -34,7 +39,7 @@ def main(argv=None):
         made = plans.plan_of(args)
         plans.write_plan(out, made)
         if args.nnunet:
-            plans.write_plan(args.nnunet, to_nnunet(made, plans.axes_of(Source(args.root))))
+            plans.write_plan(args.nnunet, to_nnunet(made, made["made_from"]["axes"]))
         print(plans.description(made))
         print(f"{'plan.json':14}{out}: train with --plan {out}")
     return made

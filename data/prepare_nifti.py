@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
 from mtseg.layouts import LayoutError, find_cases
-from mtseg.preprocess import CHOICES, PreprocessError, check_settings, grid_attributes, prepare
+from mtseg.preprocess import CHOICES, IGNORED, PreprocessError, check_settings, grid_attributes, prepare
 from mtseg.script import plans
 from mtseg.script.flags import Parser, given_flags, natural, one_sentence
 from mtseg.script.newdata import new_folder, told_by, write_case
@@ -54,15 +54,15 @@ def settings_of(args, cases, channels):
 
 def planned(args, cases, split, settings, names):
     """(the plan, the settings that it changes): of the split's training cases, or the one in the file --plan."""
-    training = {*split["train"], *split["unlabeled"]}
+    training, labelnum = {*split["train"], *split["unlabeled"]}, split["labelnum"] or len(split["train"])
     if args.plan is True:
-        labelled = split["train"][: split["labelnum"]]
-        made = plans.plan_of_scans(args, [case for case in cases if case.name in training], labelled, settings, names)
+        cases = [case for case in cases if case.name in training]
+        made = plans.plan_of_scans(args, cases, split["train"][:labelnum], settings, names)
     else:
         made = plans.read_plan(args.plan)
-        made["num_classes"] = made.get("num_classes", len(settings["labels"]))
-    settings = check_settings({**settings, **plans.preparation_of(args.plan, made, cases, settings)})
-    return made | {"labelnum": split["labelnum"] or len(split["train"])}, settings
+    settings = plans.preparation_of(args.plan, made, settings)
+    made |= {"num_classes": len(settings["labels"]), "intensity": "none"} | ({"labelnum": labelnum} if labelnum else {})
+    return made | ({} if settings.get("ignore") is None else {"ignore_index": IGNORED}), settings
 
 
 def prepare_case(case, settings):
@@ -88,8 +88,10 @@ def prepare_all(args, folder):
     if prepared:
         raise LayoutError(f"{prepared.images[0]}: is HDF5 already; give the folder with the scans")
     labeled = [case.name for case in cases if case.label and case.part != "Ts"]
-    if args.plan and not args.test and labeled and not any(case.label and case.part == "Ts" for case in cases):
-        args.test = len({*patients_of(labeled, args.patient_id)[0].values()}) // 5  # as many as a fold of nnU-Net's has
+    if args.test is None:
+        own = not labeled or any(case.label and case.part == "Ts" for case in cases)
+        patients = 0 if own else len({*patients_of(labeled, args.patient_id)[0].values()})
+        args.test = max(patients // 5, int(patients > 2))  # as many as a fold of nnU-Net's has
     asked = {name: getattr(args, name) for name in ("labelnum", "unlabeled", "val", "test", "seed", "patient_id")}
     split = split_by_patient(
         labeled,
@@ -167,6 +169,7 @@ def parse_flags(argv):
         args.spacing = []
     if args.spacing is not None and not (len(args.spacing) == 3 and all(0 < side < 1e4 for side in args.spacing)):
         parser.error("--spacing takes three lengths in millimetres, or none")
+    args.test = None if args.plan and "test" not in given else args.test
     if args.plan and (decided := given.keys() & {"spacing", "crop", "normalization", "window", "like"}):
         parser.error(f"--plan decides --{min(decided)}; leave that out")
     if args.plan is not True and (unused := given.keys() & plans.FLAGS):

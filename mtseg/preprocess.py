@@ -141,7 +141,7 @@ def prepare(image, affine, spacing, settings, label=None):
     if kinds[0] == "by_channel":
         kinds = settings["by_channel"]
         if len(kinds) != len(channels):
-            raise PreprocessError(f"it has {len(channels)} channels, the preprocessing {len(kinds)}; they must agree")
+            raise PreprocessError(f"has {len(channels)} channels, its preprocessing or plan {len(kinds)}; take another")
     rows = [normalization(c, {**settings, "normalization": k}) for c, k in zip(channels, kinds, strict=True)]
     rows = np.array(rows)
     channels = np.stack([normalize(c, *row) for c, row in zip(channels, rows, strict=True)])

@@ -95,6 +95,7 @@ def test_a_plan_of_prepared_volumes_stacks_and_images(tmp_path, capsys):
     assert make_plan([str(volumes), *TINY, "--dims", "2"])["patch_size"] == [24, 20]
     stacks = make_plan([str(make_stacks(tmp_path / "stacks")), *TINY])
     assert stacks["made_from"]["median_size"] == [22, 25, 3.5] and stacks["num_classes"] == 3
+    assert stacks["slices_first"] and stacks["patch_size"] == [24, 28, 4] and stacks["in_plane"]
     images = make_plan([str(make_images(tmp_path / "images")), *TINY])
     assert images["dims"] == 2 and images["patch_size"] == [28, 24] and images["made_from"]["cases"] == 6
 
@@ -168,7 +169,7 @@ def test_mistakes_in_preparing_by_a_plan(tmp_path, capsys):
     made, path = make_plan([str(root), *TINY]), tmp_path / "other.json"
     for change, said in (
         ({"num_classes": 3}, "is of data with 3 classes, here are 2"),
-        ({"made_from": {"channels": 2}}, "is of data with 2 channels, here are 1"),
+        ({"by_channel": ["zscore"] * 2}, "ct_0_0000.nii.gz: has 1 channels, its preprocessing or plan 2"),
         ({"spacing": [1, 0, 5]}, "cannot have spacing [1, 0, 5]"),
         ({"spacing": None}, "has the spacing None"),
         ({"by_channel": [[1, 0, 0, 1]]}, "cannot have by_channel [1, 0, 0, 1]"),

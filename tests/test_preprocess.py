@@ -147,7 +147,7 @@ def test_each_channel_by_numbers_of_the_data_set_or_by_its_own():
     first, second = prepare(channels, affine, SPACING, check_settings(settings)).image
     np.testing.assert_allclose(first, (image[inside].clip(80, 120) - 95) / 11, atol=1e-5)
     np.testing.assert_allclose(second, (image - image[image != 0].mean())[inside] / image[image != 0].std(), atol=1e-4)
-    with pytest.raises(PreprocessError, match="it has 1 channels, the preprocessing 2"):
+    with pytest.raises(PreprocessError, match="has 1 channels, its preprocessing or plan 2"):
         prepare(image, affine, SPACING, settings)
 
 

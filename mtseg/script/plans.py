@@ -17,7 +17,7 @@ from mtseg.datasets import read_list, training_cases
 from mtseg.layouts import LayoutError, find_cases
 from mtseg.nnunet_plans import NnUnetPlanError, from_nnunet
 from mtseg.plan import N_FILTERS, fingerprint, plan, words
-from mtseg.preprocess import IGNORED, canonical_axes, orient
+from mtseg.preprocess import IGNORED, canonical_axes, check_settings, orient
 from mtseg.script.checks import FlagError, divisors
 from mtseg.script.config import read_config, value_of
 from mtseg.script.newdata import told_by
@@ -29,11 +29,9 @@ HOUNSFIELD = -500  # values below: air, which no MR image has
 PREPARATION = ("spacing", "crop", "over", "by_channel")
 PLANNED = ("dims", "num_classes", "ignore_index", "network", "n_filters", "max_filters", "strides", "kernel_sizes")
 PLANNED += ("normalization", "patch_size", "batch_size", "labeled_bs", "labelnum", "stride_xy", "stride_z")
-PLANNED += ("intensity", "ignore_padding", "in_plane", "exp")
+PLANNED += ("intensity", "ignore_padding", "in_plane", "slices_first", "exp")
 NEEDED = {"dims": int, "patch_size": list, "batch_size": int, "by_channel": list, "made_from": dict}
 above_zero = checked(float, lambda number: 0 < number < 1e6, "is not above 0")
-
-
 FLAGS = ("memory_gb", "batch_cap", "max_patch", "network", "n_filters")
 
 
@@ -58,7 +56,7 @@ def make_plan(args, found, dims, num_classes, channel_names=None):
     made = plan(found, dims, num_classes, memory_gb, *asked)
     if args.memory_gb is None:
         made["why"]["memory"] += f"; {'a' if torch.cuda.is_available() else 'no'} GPU was found (--memory_gb)"
-    return {**made, "exp": "plan"}
+    return made
 
 
 def plan_of(args):
@@ -107,30 +105,36 @@ def plan_of_scans(args, cases, labelled, settings, names=None, dims=3):
     made = make_plan(args, found, dims, len(settings["labels"]), names)
     if any(isinstance(row, list) for row in made["by_channel"]):
         made["why"]["normalisation"] += f" ({', '.join(names)}: {because})"
-    return made | {"intensity": "none"} | ({} if settings.get("ignore") is None else {"ignore_index": IGNORED})
+    made["made_from"]["axes"] = (2, 1, 0)
+    return made
 
 
 def plan_of_prepared(args, source):
     """The plan of the data set of a Source. Nothing resamples its files: all voxels count as the median ones."""
-    names, dims = training_names(source), args.dims or source.dims
+    names = training_names(source)
     how = argparse.Namespace(num_classes=256, ignore_index=None, intensity="none", snap=True)
     dataset = source.dataset(how, names, labelnum=0)
-    sizes = [sliced_last(dataset.shapes[case], source) for case in names]
+    shapes = [dataset.shapes[case][-2:] if source.files else dataset.shapes[case] for case in names]
+    dims, median = args.dims or min(source.dims, len(shapes[0])), np.median(shapes, axis=0)
+    # Volumes (W, H, D) lie in the same files as stacks (S, H, W), which have few slices.
+    first = len(median) == 3 and source.axis == 0 and (dims == 2 or median[0] < median[1:].min())
     widths, num_classes = [], len(source.table.names) if source.table else 2
     for case in names if source.files is None else ():
         width = read_volume(dataset.path(case), header_only=True).spacing
-        widths += [] if width is None else [sliced_last(width, source)]
+        widths += [] if width is None else [slices_last(width, first)]
         if source.table is None:
             label = dataset.read(case)["label"]
             num_classes = max(num_classes, 1 + int(label[label < IGNORED].max(initial=0)))
     said = args.spacing
     if source.dims == 2 and source.table and source.table.pixel_size:
         said = said or source.table.pixel_size[:2]
-    spacing = np.median(widths, axis=0) if widths else np.array(said or [1.0] * len(sizes[0]))
-    if len(spacing) != len(sizes[0]):
-        raise FlagError(f"--spacing {words(spacing)}: the cases have {len(sizes[0])} axes; give a number for each")
-    found = {"shapes": [list(map(int, size)) for size in sizes], "spacings": [spacing.tolist()] * len(sizes)}
+    spacing = np.median(widths, axis=0) if widths else np.array(said or [1.0] * len(median))
+    if len(spacing) != len(median):
+        raise FlagError(f"--spacing {words(spacing)}: the cases have {len(median)} axes; give a number for each")
+    found = {"shapes": [slices_last(shape, first) for shape in shapes], "spacings": [spacing.tolist()] * len(shapes)}
     made = make_plan(args, {**found, "channels": dataset.n_channels, "kept": 1.0, "intensities": []}, dims, num_classes)
+    made["made_from"]["axes"] = axes_of(source, first)
+    made |= {"slices_first": True} if first and dims == 3 else {}
     preparation, split = (read_config(source.root / name) for name in ("preprocessing.json", "splits.json"))
     made |= {"intensity": "none" if preparation else "zscore"}
     made |= {"ignore_index": IGNORED} if source.ignores or preparation.get("ignore") is not None else {}
@@ -143,21 +147,19 @@ def plan_of_prepared(args, source):
     if not widths:
         unknown = "assumed, since the files do not say: give it by --spacing where slices lie farther apart than pixels"
         made["why"]["spacing"] = f"{words(spacing)}: {'as was said' if said else unknown}"
-    elif np.ptp(widths, axis=0).max() > 0.01 * spacing.min():
-        made["why"]["spacing"] += "; they differ, and files that are prepared are not resampled"
+    elif len(widths) < len(names) or np.ptp(widths, axis=0).max() > 0.01 * spacing.min():
+        made["why"]["spacing"] += "; not all have it, and files that are prepared are not resampled"
     return made
 
 
-def sliced_last(sides, source):
-    """`sides` of a case, the one across the slices of a stack last."""
-    sides = list(sides)
-    return sides if len(sides) < 3 else [*np.delete(sides, source.axis), sides[source.axis]]
+def slices_last(sides, first):
+    """The `sides` of a stack (S, H, W), where the slices are its `first` axis, as those of (H, W, S)."""
+    return [*map(float, sides[1:]), float(sides[0])] if first else [*map(float, sides)]
 
 
-def axes_of(source):
+def axes_of(source, slices_first):
     """Which axis of nnU-Net's arrays each axis of a Source's cases is: of images (H, W), stacks (H, W, S), volumes."""
-    stacks = source.axis == 0 and (source.root / "data").is_dir()
-    return (1, 2) if source.files else (1, 2, 0) if stacks else (2, 1, 0)
+    return (1, 2) if source.files else (1, 2, 0) if slices_first else (2, 1, 0)
 
 
 def training_names(source):
@@ -197,9 +199,12 @@ def write_plan(path, made):
 # -------------------------------------------------------------------------------------------------------- reading one
 
 
-def read_plan(path, dims=3, axes=(2, 1, 0)):
-    """The plan in a plan.json, or in an nnUNetPlans.json: its 3d_fullres, or with `dims` 2 its 2d; FlagError."""
+def read_plan(path, dims=3, source=None, slices_first=False):
+    """The plan in a plan.json, or in an nnUNetPlans.json: its 3d_fullres, or with `dims` 2 its 2d, along the axes of a
+    Source's cases, None for scans; FlagError."""
     path = Path(path)
+    stacks = source is not None and source.axis == 0 and (dims == 2 or slices_first)
+    axes = axes_of(source, stacks) if source else (2, 1, 0)
     if not path.is_file():
         raise FlagError(f"--plan {path}: no such file; data/plan.py makes one")
     content = read_config(path)
@@ -210,7 +215,7 @@ def read_plan(path, dims=3, axes=(2, 1, 0)):
     for name, kind in NEEDED.items():
         if type(made.get(name)) is not kind:
             raise FlagError(f"--plan {path}: is no plan, its {name} is {made.get(name)!r}; make one with data/plan.py")
-    return made
+    return {"exp": "plan", **made}
 
 
 def plan_settings(parser, path, root_path, chosen):
@@ -220,25 +225,20 @@ def plan_settings(parser, path, root_path, chosen):
     dimensions. A batch holds no more labelled cases than there are.
     """
     source, known = Source(root_path), {action.dest for action in parser._actions}
-    made = read_plan(path, chosen.get("dims") or source.dims, axes_of(source))
+    made = read_plan(path, chosen.get("dims") or source.dims, source, chosen.get("slices_first"))
     if chosen.get("dims") not in (None, made["dims"]):
-        raise FlagError(
-            f"--plan {path}: is for --dims {made['dims']}, not {chosen['dims']}; make another, or leave --dims"
-        )
+        raise FlagError(f"--plan {path}: is for --dims {made['dims']}, not {chosen['dims']}; make another")
     labels = read_config(source.root / "preprocessing.json").get("labels")
     there = len(source.table.names) if source.table else len(labels) if isinstance(labels, list) else None
     check_same(path, {"classes": (made.get("num_classes"), there)})
     settings = {name: value_of(parser, path, name, made[name]) for name in PLANNED if name in made and name in known}
-    if settings["dims"] == 3 and source.axis == 0 and source.files is None:
-        settings["slices_first"] = True  # as the plan's sides are
-    batch, labelnum = (
-        {**settings, **chosen}.get(name, parser.get_default(name)) for name in ("batch_size", "labelnum")
-    )
-    if settings["dims"] == 3 and "labeled_bs" in known:
-        settings["labeled_bs"] = min(batch // 2, labelnum)
-        settings["batch_size"] = batch - batch // 2 + settings["labeled_bs"]
-    elif settings["dims"] == 3:
-        settings["batch_size"] = min(batch, labelnum)
+    if settings["dims"] == 3:
+        labelnum = {**settings, **chosen}.get("labelnum", parser.get_default("labelnum"))
+        batch = chosen.get("batch_size", settings["batch_size"])
+        labeled = batch // 2 if "labeled_bs" in known else batch
+        settings |= {"labeled_bs": min(labeled, labelnum), "batch_size": batch - max(labeled - labelnum, 0)}
+        if labeled > labelnum and "batch_size" not in chosen:
+            print(f"{path}: --batch_size {settings['batch_size']} instead of {batch}, since --labelnum is {labelnum}")
     return settings
 
 
@@ -247,7 +247,7 @@ def check_plan(args, source, dataset):
     patch that none of them fills, even if it is padded to what the strides divide."""
     if not args.plan:
         return
-    made = read_plan(args.plan, args.dims, axes_of(source))
+    made = read_plan(args.plan, args.dims, source, getattr(args, "slices_first", False))
     check_same(args.plan, {"channels": (made["made_from"].get("channels"), dataset.n_channels)})
     if args.resize or args.patch_size != made["patch_size"]:
         return
@@ -260,25 +260,13 @@ def check_plan(args, source, dataset):
         )
 
 
-def preparation_of(path, made, cases, settings):
-    """The settings of the preprocessing that a plan decides; FlagError where it is of other data than these `cases`."""
-    files = cases[0].images
-    channels = len(files) if len(files) > 1 else channels_of(read_channels(files).array)
-    facts = {"channels": (made["made_from"].get("channels"), channels)}
-    facts["classes"] = (made["num_classes"], len(settings["labels"]))
-    check_same(path, facts)
+def preparation_of(path, made, settings):
+    """The `settings` of the preprocessing with what a plan decides; FlagError where it is of other classes."""
+    check_same(path, {"classes": (made.get("num_classes"), len(settings["labels"]))})
     decided = {name: made.get(name) for name in PREPARATION}
     if not isinstance(decided["spacing"], list) or len(decided["spacing"]) != 3:
         raise FlagError(f"--plan {path}: has the spacing {decided['spacing']}, not 3 millimetres; make a 3-D plan")
-    kinds = decided["by_channel"]
-    if all(kind == kinds[0] and isinstance(kind, str) for kind in kinds):
-        return {**decided, "by_channel": None, "normalization": kinds[0]}
-    return {**decided, "normalization": "by_channel"}
-
-
-def channels_of(image):
-    """The channels of an image (W, H, D) or (C, W, H, D)."""
-    return 1 if image.ndim == 3 else len(image)
+    return check_settings({**settings, **decided, "normalization": "by_channel"})
 
 
 def check_same(path, facts):
