@@ -102,6 +102,7 @@ def prepare_all(args, folder):
     settings, names = settings_of(args, cases, channels)
     if args.plan:
         made, settings = planned(args, cases, split, settings, names)
+    settings |= {} if args.like or settings["spacing"] is None else {"coarse_axis": "nearest"}
     for case in cases:
         arrays, attributes, cut = prepare_case(case, settings)
         write_case(folder, case.name, arrays, {**attributes, "fixed_test": bool(case.label and case.part == "Ts")})

@@ -11,6 +11,8 @@ What is done is a dict of settings that JSON can hold:
     over            "nonzero" or "all": the voxels that statistics are over; no such key: "nonzero" with that crop
     window          [centre, width] for "ct", in the image's unit (Hounsfield), else None
     spacing         [x, y, z] millimetres along the axes after orientation, None keeps the scan's own
+    coarse_axis     "nearest": an axis that is more than 3 times coarser than the finest is resampled apart, see
+                    `coarse_axis`; None, or no such key: all axes alike
     labels          the value that each class has in label files, ascending, background first: [0, 1, 2, 4]
     ignore          the value that label files have where nobody labelled, which becomes IGNORED; None, or no such
                     key: there is none
@@ -48,7 +50,8 @@ class Grid(NamedTuple):
     """How a prepared volume lies in its scan; shapes are (W, H, D).
 
     `original_shape`: the scan's. `axes`: its axis that became W, H and D; `flips`: 1 for those mirrored after that.
-    `box`: first and past-the-last voxel of the crop along each of them. `shape`: the prepared volume's.
+    `box`: first and past-the-last voxel of the crop along each of them. `shape`: the prepared volume's. `coarse`: the
+    axis of it that was resampled apart, -1 for none.
     """
 
     original_shape: tuple
@@ -56,6 +59,7 @@ class Grid(NamedTuple):
     flips: tuple
     box: tuple
     shape: tuple
+    coarse: int = -1
 
 
 class Prepared(NamedTuple):
@@ -83,6 +87,8 @@ def check_settings(settings):
     spacing, window, labels, channels = (settings.get(name) for name in ("spacing", "window", "labels", "channels"))
     if spacing is not None and not (numbers(spacing, 3) and min(spacing) > 0):
         problems.append(f"spacing {spacing!r}")
+    if settings.get("coarse_axis") not in (None, "nearest"):
+        problems.append(f"coarse_axis {settings['coarse_axis']!r}")
     if settings.get("over", "all") not in ("nonzero", "all"):
         problems.append(f"over {settings['over']!r}")
     for row in settings.get("by_channel") or [None] if settings.get("normalization") == "by_channel" else ():
@@ -110,8 +116,8 @@ def prepare(image, affine, spacing, settings, label=None):
     """The Prepared of a scan: orientation, crop, normalisation, resampling, in this order.
 
     `image`: (W, H, D) or (C, W, H, D) numbers; `affine`, `spacing`: as in volumes.Volume, None where not known;
-    `label`: (W, H, D) values of settings["labels"], or None. Images are resampled linearly, labels class by class
-    (`resample_label`). Raises PreprocessError.
+    `label`: (W, H, D) values of settings["labels"], or None. Images are resampled linearly (`resample`), labels class
+    by class (`resample_label`). Raises PreprocessError.
     """
     channels = np.asarray(image, dtype=np.float32)
     channels = channels[None] if channels.ndim == 3 else channels
@@ -146,7 +152,7 @@ def prepare(image, affine, spacing, settings, label=None):
     rows = np.array(rows)
     channels = np.stack([normalize(c, *row) for c, row in zip(channels, rows, strict=True)])
 
-    size = channels.shape[1:]
+    size, coarse = channels.shape[1:], -1
     if spacing is not None:
         spacing = np.asarray(spacing, dtype=float)[list(axes)]
     if settings["spacing"] is not None:
@@ -160,15 +166,16 @@ def prepare(image, affine, spacing, settings, label=None):
                 f"its voxels are {spacing} mm wide, and at {wanted} mm it would have {resampled.prod():.3g} of them "
                 f"instead of {math.prod(size):.3g}; repair the header, or leave the case out"
             )
+        coarse = coarse_axis(spacing, wanted) if settings.get("coarse_axis") else -1
         size, spacing = tuple(int(n) for n in resampled), wanted
-    channels = np.stack([resample(c, size) for c in channels])
+    channels = np.stack([resample(c, size, coarse) for c in channels])
     cut = 0
     if label is not None:
         label = orient(label, axes, flips)
         labelled = (label > 0) & (label != (IGNORED if settings.get("ignore") is not None else 0))
         cut = int(np.count_nonzero(labelled) - np.count_nonzero(labelled[inside]))
-        label = resample_label(label[inside], size)
-    grid = Grid(original_shape, axes, flips, box, size)
+        label = resample_label(label[inside], size, coarse)
+    grid = Grid(original_shape, axes, flips, box, size, coarse)
     return Prepared(channels[0] if np.ndim(image) == 3 else channels, label, grid, spacing, rows, cut)
 
 
@@ -243,26 +250,43 @@ def normalize(channel, low, high, shift, scale):
     return ((channel.clip(low, high) - shift) / scale).astype(np.float32)
 
 
-def resample(volume, shape):
+def coarse_axis(*spacings):
+    """The axis to be resampled apart: of the first of `spacings`, the scan's and the new one, whose largest is more
+    than 3 times its smallest, the axis with the largest; -1 where none is so, or two axes share it. nnU-Net's rule."""
+    for spacing in map(np.asarray, spacings):
+        if spacing.max() > 3 * spacing.min():
+            return int(spacing.argmax()) if (spacing == spacing.max()).sum() == 1 else -1
+    return -1
+
+
+def resample(volume, shape, coarse=-1):
     """`volume` (W, H, D) linearly interpolated to `shape`, float32, over the same extent in space.
 
     Voxels are boxes: the outer faces of both grids meet, not the centres of the outer voxels. Beyond the outermost
-    centres the nearest value goes on. No low-pass filter comes first, as in nnU-Net.
+    centres the nearest value goes on. No low-pass filter comes first, as in nnU-Net. Across the axis `coarse`, if it is
+    not -1, planes are interpolated, and along it comes the nearest of them: between slices that lie far apart there is
+    nothing to be seen of what lies between. So does nnU-Net, by splines of order 3 in the planes of images.
     """
     volume = np.ascontiguousarray(volume, dtype=np.float32)
     if volume.shape == tuple(shape):
         return volume
-    tensor = torch.from_numpy(volume)[None, None]
-    return F.interpolate(tensor, size=tuple(shape), mode="trilinear", align_corners=False)[0, 0].numpy()
+    tensor = torch.from_numpy(volume)
+    if coarse < 0:
+        return F.interpolate(tensor[None, None], size=tuple(shape), mode="trilinear", align_corners=False)[0, 0].numpy()
+    old, new = volume.shape[coarse], shape[coarse]
+    size = [side for axis, side in enumerate(shape) if axis != coarse]
+    planes = F.interpolate(tensor.movedim(coarse, 0)[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    nearest = (2 * torch.arange(new) + 1) * old // (2 * new)
+    return planes[nearest].movedim(0, coarse).contiguous().numpy()
 
 
-def resample_label(label, shape):
+def resample_label(label, shape, coarse=-1):
     """Each class's mask resampled as an image; every voxel gets the class with most of it, the lowest of equals."""
     if label.shape == tuple(shape):
         return np.ascontiguousarray(label)
     best, result = np.zeros(shape, np.float32), np.zeros(shape, label.dtype)
     for value in np.unique(label):
-        share = resample(label == value, shape)
+        share = resample(label == value, shape, coarse)
         result[share > best] = value
         np.maximum(best, share, out=best)
     return result
@@ -275,7 +299,7 @@ def restore(volume, grid, outside=0.0):
     """A float volume (W, H, D) of the prepared grid on the scan's own grid, `outside` where it was cropped away."""
     size = tuple(b - a for a, b in grid.box)
     whole = np.full([grid.original_shape[axis] for axis in grid.axes], outside, dtype=np.float32)
-    whole[tuple(slice(*side) for side in grid.box)] = resample(volume, size)
+    whole[tuple(slice(*side) for side in grid.box)] = resample(volume, size, grid.coarse)
     whole = np.flip(whole, [axis for axis in range(3) if grid.flips[axis]])
     return np.ascontiguousarray(np.transpose(whole, np.argsort(grid.axes)))
 
@@ -297,15 +321,22 @@ def grid_attributes(grid):
 
 def grid_from_attributes(attributes):
     """The Grid in attributes that `grid_attributes` made, None without them; PreprocessError for an impossible one."""
-    fields = {name: attributes.get(f"grid_{name}") for name in Grid._fields}
+    fields = {name: attributes.get(f"grid_{name}") for name in Grid._fields[:-1]}
     if all(value is None for value in fields.values()):
         return None
     try:
         fields = {name: value.tolist() for name, value in fields.items()}
         fields["box"] = map(tuple, fields["box"])
-        grid = Grid(**{name: tuple(value) for name, value in fields.items()})
+        coarse = int(attributes.get("grid_coarse", -1))  # files that were prepared before have none
+        grid = Grid(**{name: tuple(value) for name, value in fields.items()}, coarse=coarse)
         inside = all(0 <= a < b <= grid.original_shape[axis] for (a, b), axis in zip(grid.box, grid.axes, strict=True))
-        if not inside or sorted(grid.axes) != [0, 1, 2] or len(grid.flips) != 3 or min(grid.shape) < 1:
+        if (
+            not inside
+            or sorted(grid.axes) != [0, 1, 2]
+            or len(grid.flips) != 3
+            or min(grid.shape) < 1
+            or not -1 <= coarse < 3
+        ):
             raise ValueError("the box lies outside the scan")
         if math.prod(grid.original_shape) > MOST_VOXELS:
             raise ValueError(f"grid_original_shape has more than {MOST_VOXELS} voxels")

@@ -12,6 +12,7 @@ from mtseg.preprocess import (
     PreprocessError,
     canonical_axes,
     check_settings,
+    coarse_axis,
     grid_attributes,
     grid_from_attributes,
     orient,
@@ -98,6 +99,70 @@ def test_resampling_is_scipys_on_voxels_that_are_boxes(shape):
     zoom = [n / m for n, m in zip(shape, volume.shape, strict=True)]
     expected = ndimage.zoom(volume, zoom, order=1, mode="nearest", grid_mode=True)
     np.testing.assert_allclose(resample(volume, shape), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(17, 9, 31, 2), (9, 30, 20, 1), (5, 12, 25, 0), (7, 13, 12, 2)])
+def test_a_coarse_axis_takes_the_nearest_of_interpolated_planes(shape):
+    """By SciPy: each plane linearly, then along the axis order 0, both on voxels that are boxes."""
+    *shape, axis = shape
+    volume = np.random.default_rng(0).standard_normal((12, 15, 10)).astype(np.float32)
+
+    def mapped(array, size, order):
+        places = [(np.arange(n) + 0.5) * old / n - 0.5 for n, old in zip(size, array.shape, strict=True)]
+        return ndimage.map_coordinates(array, np.meshgrid(*places, indexing="ij"), order=order, mode="nearest")
+
+    planes = np.moveaxis(volume, axis, 0)
+    flat = [side for other, side in enumerate(shape) if other != axis]
+    planes = np.stack([mapped(plane, flat, 1) for plane in planes])
+    nearest = mapped(planes, (shape[axis], *flat), 0)
+    found = np.moveaxis(resample(volume, shape, axis), axis, 0)
+    places = (np.arange(shape[axis]) + 0.5) * volume.shape[axis] / shape[axis] - 0.5
+    alone = np.abs(places % 1 - 0.5) > 1e-6  # else two planes are as near
+    assert alone.sum() >= shape[axis] / 2
+    np.testing.assert_allclose(found[alone], nearest[alone], atol=1e-5)
+    label = np.random.default_rng(1).integers(0, 3, (12, 15, 10)).astype(np.uint8)
+    expected = np.stack([resample(label == value, shape, axis) for value in range(3)]).argmax(0)
+    np.testing.assert_array_equal(resample_label(label, shape, axis), expected)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "axis"),
+    [
+        ((1, 1, 3.01), (1, 1, 1), 2),
+        ((1, 1, 3), (1, 1, 1), -1),
+        ((1, 1, 1), (4, 1, 1), 0),
+        ((1, 5, 1.5), (1, 1, 4), 1),
+        ((5, 1, 5), (1, 1, 5), -1),
+    ],
+)
+def test_the_coarse_axis_is_of_the_scan_else_of_the_new_spacing(old, new, axis):
+    assert coarse_axis(old, new) == axis
+
+
+def test_a_stack_comes_back_to_its_own_slices_and_old_settings_resample_as_before():
+    rng = np.random.default_rng(0)
+    image = 100 + 20 * rng.standard_normal((24, 20, 9)).astype(np.float32)
+    label = np.zeros(image.shape, np.uint8)
+    label[6:18, 5:15, 2:7] = 1
+    given = np.diag([1.5, 1.5, 8.0, 1.0]), (1.5, 1.5, 8.0)
+    settings = {**SETTINGS, "orientation": "file", "spacing": [1.0, 1.0, 2.0]}
+    before, done = (prepare(image, *given, {**settings, **more}, label) for more in ({}, {"coarse_axis": "nearest"}))
+    assert before.grid.coarse == -1 and done.grid.coarse == 2 and done.image.shape == before.image.shape == (36, 30, 36)
+    _, _, shift, scale = before.normalization[0]
+    normal = (image - shift) / scale
+    np.testing.assert_allclose(before.image, resample(normal, (36, 30, 36)), atol=1e-4)
+    np.testing.assert_allclose(done.image, np.repeat(resample(normal, (36, 30, 9), 2), 4, axis=2), atol=1e-4)
+    np.testing.assert_array_equal(done.label, np.repeat(resample_label(label, (36, 30, 9), 2), 4, axis=2))
+    slices = resample(done.image[..., ::4], (24, 20, 9), 2)
+    np.testing.assert_array_equal(restore(done.image, done.grid), slices)
+    attributes = grid_attributes(done.grid)
+    assert grid_from_attributes(attributes) == done.grid
+    del attributes["grid_coarse"]
+    assert grid_from_attributes(attributes) == done.grid._replace(coarse=-1)
+    with pytest.raises(PreprocessError, match="grid_ attributes contradict"):
+        grid_from_attributes({**attributes, "grid_coarse": np.int64(3)})
+    with pytest.raises(PreprocessError, match="coarse_axis 'cubic'"):
+        check_settings({**settings, "coarse_axis": "cubic"})
 
 
 def test_labels_stay_labels():
