@@ -40,8 +40,6 @@ from mtseg.splits import (
     write_split,
 )
 
-SPLIT = ("test", "val", "labelnum", "unlabeled", "seed")  # flags that ask for other lists
-
 
 def cases_of(root):
     """(labelled, without a label, labelled and for testing whatever the seed): the case names of the folder `root`."""
@@ -89,8 +87,9 @@ def main(argv=None):
     parser.add_argument("--folds", type=int, metavar="N", help="write N folds of train.list too, to splits_final.json")
     args = add_split_flags(parser).parse_args(argv)
     asked = {name: getattr(args, name) for name in ("labelnum", "unlabeled", "val", "test", "seed", "patient_id")}
+    other_lists = any(value for name, value in asked.items() if name != "patient_id")
     with one_sentence():
-        if args.folds is not None and (args.root / "train.list").is_file() and not any(asked[name] for name in SPLIT):
+        if args.folds is not None and (args.root / "train.list").is_file() and not other_lists:
             split, train, patients = None, *listed(args.root, args.patient_id)
         else:
             labeled, without_label, fixed_test = cases_of(args.root)

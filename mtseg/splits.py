@@ -69,23 +69,20 @@ def patients_of(cases, pattern=None, needed=True):
 def known_patients(root, cases, pattern=None, needed=False):
     """{case: patient} of `cases` and others: by `pattern`; else as <root>/splits.json has them, and where that names a
     case not, by `patients_of`."""
-    known = {} if pattern else {case: who for who, members in _record(root)["patients"].items() for case in members}
+    known = {} if pattern else _record(root)["patients"]
     return patients_of([case for case in cases if case not in known], pattern, needed)[0] | known
 
 
 def _record(root):
-    """What <root>/splits.json holds; nobody is a patient where there is none."""
+    """What <root>/splits.json holds, with 'patients' turned into {case: patient}; nobody is one where it is missing."""
     path = Path(root) / "splits.json"
     try:
-        record = {"patients": {}} | json.loads(path.read_text("utf-8"))
-        known = record["patients"].values()
-        if all(isinstance(members, list) and all(isinstance(case, str) for case in members) for members in known):
-            return record
-    except FileNotFoundError:
-        return {"patients": {}}
-    except (OSError, ValueError, TypeError, AttributeError):
-        pass
-    raise SplitError(f"{path}: does not say which cases are of which patient; make it again, or move it away")
+        record = json.loads(path.read_text("utf-8")) if path.exists() else {}
+        cases_of = record.get("patients", {})
+        return {**record, "patients": {case: patient for patient, cases in cases_of.items() for case in cases}}
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        says = "does not say which cases are of which patient"
+        raise SplitError(f"{path}: {says} ({error}); make it again, or move it away") from error
 
 
 def _series(cases):

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from mtseg.checkpoint import write_whole
-from mtseg.datasets import read_list, training_cases
+from mtseg.datasets import training_cases
 from mtseg.export import convert
 from mtseg.metrics import dice
 from mtseg.script.flags import HOME, FlagError, Parser, one_sentence, positive, read_config
 from mtseg.script.inference_flags import INFERENCE_SETTINGS, add_settings, take_over
+from mtseg.script.scans import listed_cases
 from mtseg.script.segment import load_network
 from mtseg.script.sources import Source
 from mtseg.script.windows import predict, score_cases
@@ -63,7 +64,8 @@ def parse_flags(argv):
 
 def export(args):
     net, *_ = load_network(args, args.model_path[0])
-    cases = measured_cases(args) if args.quantize else None  # a mistake here leaves no file behind
+    # Before anything is written: a mistake here leaves no file behind.
+    cases = listed_cases(args, Source(args.root_path)) if args.quantize else None
     formats = {
         "onnx": (convert.to_onnx, convert.OnnxNet),
         "torchscript": (convert.to_torchscript, lambda content: torch.jit.load(io.BytesIO(content))),
@@ -93,19 +95,6 @@ def export(args):
         smaller = quantize_and_measure(contents["onnx"], cases, args)
         write_whole(path, smaller)
         print(f"written to {path}")
-
-
-def measured_cases(args):
-    """The cases on which the quantized network is compared."""
-    source = Source(args.root_path)
-    cases = source.dataset(args, read_list(source.root / f"{args.split}.list")[: args.num])
-    channels = cases.n_channels * (2 * args.context + 1)
-    if channels != args.n_channels:
-        raise convert.ExportError(
-            f"the network takes {args.n_channels} channels, the cases in {args.root_path} have {channels}; name other "
-            f"data by --root_path"
-        )
-    return cases
 
 
 def quantize_and_measure(content, cases, args):

@@ -5,6 +5,8 @@ import html
 import json
 import math
 
+from mtseg.report.rows import differing
+
 # Nothing but what stands in the file itself may be loaded or run.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CSS = """
@@ -100,13 +102,10 @@ def html_settings(settings):
             return f"{len(value)} entries: {value[0]} .. {value[-1]}"
         return value if isinstance(value, str) else json.dumps(value)
 
-    def values(name):
-        return {json.dumps(settings[run].get(name), sort_keys=True) for run in settings}
-
-    names.sort(key=lambda name: len(values(name)) == 1)
+    differ = set(differing(settings.values(), names))
+    names.sort(key=lambda name: name not in differ)
     rows = [[name, *(text(run, name) for run in settings)] for name in names]
-    differs = {number for number, name in enumerate(names) if len(values(name)) > 1}
-    return html_table(["setting", *settings], [[[cell] for cell in row] for row in rows], rows, differs)
+    return html_table(["setting", *settings], [[[cell] for cell in row] for row in rows], rows, range(len(differ)))
 
 
 def page(title, sections):

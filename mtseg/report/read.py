@@ -135,8 +135,7 @@ def read_result(path):
     protocol = DEFAULTS | protocol if protocol else {}
     if number("tolerance") is not None:
         protocol["tolerance"] = number("tolerance")
-    fold = tuple(content.get(name) for name in ("fold", "folds"))
-    fold = fold if {*map(type, fold)} == {int} else (None, None)
+    fold, folds = (value if isinstance(value, int) else None for value in map(content.get, ("fold", "folds")))
     cases = {row["case"] for row in rows}
     segmented, seconds = number("segmented") or len(cases), number("inference_seconds")
     learned = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
@@ -153,19 +152,16 @@ def read_result(path):
         cases=rows,
         sha256=sha256,
         replaced=replaced,
-        parameters=number("parameters"),
         inference_seconds=None if seconds is None else seconds / segmented,
-        training_seconds=number("training_seconds"),
-        iteration_seconds=number("iteration_seconds"),
-        peak_memory_mb=number("peak_memory_mb"),
+        **{cost: number(cost) for cost in ("parameters", "training_seconds", "iteration_seconds", "peak_memory_mb")},
         run=run if config else None,
         config=config,
         network=network,
         input=None if scans is None else plain(scans),
         preprocessing=settings(content.get("preprocessing") or config.get("preprocessing")) or None,
         trained_on=tuple(sorted(cases & {plain(case) for case in [*listed(content.get("trained_on")), *learned]})),
-        fold=fold[0],
-        folds=fold[1],
+        fold=None if folds is None else fold,
+        folds=folds,
         images=all({"pixel_accuracy", "tp"} <= row.keys() for row in rows),
     )
 

@@ -77,11 +77,7 @@ def listed_scans(args):
     source = Source(args.root_path)
     if args.save_result and args.save_format == "png" and source.dims == 3:
         raise FlagError("--save_format png is for images; take hdf5 or nifti")
-    of_fold = args.split == "fold" and args.configs[0].get("fold_cases")
-    dataset = source.dataset(args, (of_fold or read_list(root / f"{args.split}.list"))[: args.num])
-    channels = dataset.n_channels * (2 * args.context + 1)
-    if channels != args.n_channels:
-        raise FlagError(f"the network takes {args.n_channels} channels, the cases in {root} have {channels}")
+    dataset = listed_cases(args, source, args.split == "fold" and args.configs[0].get("fold_cases"))
     if args.dims == 3 and source.dims == 2:
         raise FlagError(f"the network is one of volumes, the cases in {root} are images; name other data")
     check_classes(args, source)
@@ -101,6 +97,16 @@ def listed_scans(args):
             spacings[case] = np.roll(spacing, -1) if args.slices_first else spacing
     readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
     return Cases(readers, unit, {case: [dataset.path(case)] for case in readers}, {})
+
+
+def listed_cases(args, source, cases=None):
+    """The `cases`, else those of <split>.list, but no more than --num; FlagError where the network takes no such."""
+    dataset = source.dataset(args, (cases or read_list(source.root / f"{args.split}.list"))[: args.num])
+    channels = dataset.n_channels * (2 * args.context + 1)
+    if channels != args.n_channels:
+        has = f"the cases in {source.root_path} have {channels}"
+        raise FlagError(f"the network takes {args.n_channels} channels, {has}; name other data by --root_path")
+    return dataset
 
 
 def read_listed(dataset, source, case, spacing):
