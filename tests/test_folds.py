@@ -13,6 +13,7 @@ from test_report import write_run
 import inference
 import train_mean_teacher
 import train_sup
+from mtseg.figures.runs import find_runs, read_runs
 from mtseg.report.__main__ import main as show
 from mtseg.report.table import report
 from mtseg.splits import SplitError, known_patients, make_folds, read_folds
@@ -165,7 +166,10 @@ def test_five_folds_end_in_one_row(data, tmp_path, capsys):
     # The test cases are another result of the same run, which is not pooled.
     result = inference.main(["--model_path", str(folder / "iter_1.pth"), "--split", "test"])
     assert {row["case"] for row in result["cases"]} == {"case_10", "case_11"} and "fold" not in result
-    assert len(report([tmp_path / "model"])[1]) == 2
+    inference.main(["--model_path", str(folder.parent / "supervised_fold_0/iter_1.pth"), "--split", "test"])
+    names = [row.name for row in report([tmp_path / "model"])[1]]
+    assert len(names) == 3 and all(name.startswith("supervised (") and "_cases" not in name for name in names)
+    assert {name for name, *_ in read_runs(find_runs([tmp_path / "model"]))} == {"supervised, 3 labels"}
 
 
 def test_semi_supervised_runs_leave_out_every_scan_of_the_folds_patients(tmp_path):
@@ -223,7 +227,7 @@ def test_each_seed_pools_its_folds_and_what_is_missing_is_said(tmp_path):
     write_results(tmp_path / "MT", (0, 1, 3), 3, "MT")
     table, (whole, part) = report([tmp_path], baseline="supervised")
     assert part.name == "MT (3 of 5 folds), student" and "other test cases" in part.incomparable and not whole.mark
-    assert any("MT (3 of 5 folds), student, 8 labels: not tested is fold 2, 4" in note for note in table.notes)
+    assert "MT (3 of 5 folds), student, 8 labels: still to be tested: fold 2, fold 4." in table.notes
 
 
 def test_settings_make_another_row_and_the_same_case_twice_is_refused(tmp_path, capsys):

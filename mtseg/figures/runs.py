@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mtseg.figures.canvas import FigureError, subplots
-from mtseg.report.rows import frozen, settings_to_compare, tell_apart
+from mtseg.report.rows import OF_FOLD, frozen, settings_to_compare, tell_apart
 from mtseg.script import progress
 from mtseg.script.flags import read_config
 from mtseg.script.progress import moving_average, panels_of, read_columns, thinned
@@ -35,8 +35,8 @@ def find_runs(paths):
 def read_runs(runs):
     """[(name, seed, {column: (iterations, values)})] of the folders of `runs`, for `curves`.
 
-    Runs that differ in the seed alone have one name; others of one method and number of labels are told apart by the
-    settings in which they differ. Raises FigureError, FlagError for a damaged config.json, and MetricsError.
+    Runs that differ in seed and fold alone have one name; others of one method and number of labels are told apart by
+    the settings in which they differ. Raises FigureError, FlagError for a damaged config.json, and MetricsError.
     """
     configs = [read_config(Path(run) / "config.json") for run in runs]
     columns = [read_columns(Path(run) / "metrics.csv")[0] for run in runs]
@@ -53,7 +53,8 @@ def read_runs(runs):
         compared = settings_to_compare([configs[number] for number in members])
         alike = {}
         for number in members:
-            settings = {setting: configs[number][setting] for setting in compared}
+            of_fold = OF_FOLD if configs[number].get("fold") is not None else set()
+            settings = {setting: configs[number][setting] for setting in compared - of_fold}
             alike.setdefault(frozen(settings), []).append(number)
         words = tell_apart([configs[same[0]] for same in alike.values()]) if len(alike) > 1 else [""]
         names |= {number: name + w for w, same in zip(words, alike.values(), strict=True) for number in same}

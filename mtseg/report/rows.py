@@ -195,9 +195,9 @@ def group_results(results):
     for row in rows:
         one = row.results[0]
         if one.fold is not None:
-            missing = [str(number) for number in range(one.folds) if number not in one.fold]
+            missing = [f"fold {number}" for number in range(one.folds) if number not in one.fold]
             row.method += f" ({f'{len(one.fold)} of ' * bool(missing)}{one.folds} folds)"
-            notes += [f"{row.title}: not tested is fold {', '.join(missing)}."] * bool(missing)
+            notes += [f"{row.title}: still to be tested: {', '.join(missing)}."] * bool(missing)
     for row in rows:
         same = [r for r in rows if (r.dataset, r.labelnum, r.name) == (row.dataset, row.labelnum, row.name)]
         if len(same) > 1:
@@ -295,6 +295,8 @@ def tell_apart(configs, tests=None):
     by_training = differing(known, settings_to_compare(configs))
     if len({frozen(config.get("config")) for config in configs}) == len(configs):
         by_training = ["config"]
+    if "fold" in by_training:  # it says which cases
+        by_training = [name for name in by_training if name == "fold" or name not in OF_FOLD]
     if "exp" in by_training:
         by_training = ["exp"]
     tests = tests or [{}] * len(configs)
