@@ -115,8 +115,9 @@ def test_the_same_plan_in_another_memory(tmp_path):
     root = make_data(tmp_path / "data")
     small, large = (make_plan([str(root), "--memory_gb", gb, "--n_filters", "8"]) for gb in ("0.02", "8"))
     assert np.prod(small["patch_size"]) <= np.prod(large["patch_size"]) and small["batch_size"] <= large["batch_size"]
-    default = make_plan([str(root), "--n_filters", "8"])
-    assert default["made_from"]["memory_gb"] == (8 if torch.cuda.is_available() else 1)
+    default = make_plan([str(root)])  # for this machine
+    asked = default["made_from"]["memory_gb"], default["n_filters"]
+    assert asked == ((8, 32) if torch.cuda.is_available() else (1, 8))
     four = make_plan([str(root), "--network", "vnet", "--memory_gb", "0.1"])
     assert (len(four["strides"]), four["network"], four["n_filters"]) == (4, "vnet", 16)
 

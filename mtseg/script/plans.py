@@ -25,6 +25,7 @@ from mtseg.script.sources import Source
 from mtseg.script.values import checked, positive
 from mtseg.volumes import VolumeError, read_channels, read_on_grid, read_volume
 
+CPU_FILTERS = 8  # with more, a CPU takes days
 HOUNSFIELD = -500  # values below: air, which no MR image has
 PREPARATION = ("spacing", "crop", "over", "by_channel")
 PLANNED = ("dims", "num_classes", "ignore_index", "network", "n_filters", "max_filters", "strides", "kernel_sizes")
@@ -32,17 +33,19 @@ PLANNED += ("normalization", "patch_size", "batch_size", "labeled_bs", "labelnum
 PLANNED += ("intensity", "ignore_padding", "in_plane", "slices_first", "exp")
 NEEDED = {"dims": int, "patch_size": list, "batch_size": int, "by_channel": list, "made_from": dict}
 above_zero = checked(float, lambda number: 0 < number < 1e6, "is not above 0")
+MEMORY = "memory of the device that trains (default: 8 with a GPU, else 1)"
+FILTERS = "channels on the finest level (default: 32 of unet, 16 of vnet; 8 without a GPU and --memory_gb)"
 FLAGS = ("memory_gb", "batch_cap", "max_patch", "network", "n_filters")
 
 
 def add_plan_flags(parser):
     """The flags of a new plan, as an argument group."""
     flag = parser.add_argument_group("plan").add_argument
-    flag("--memory_gb", type=above_zero, metavar="GB", help="memory of the device (default: 8 with a GPU, else 1)")
+    flag("--memory_gb", type=above_zero, metavar="GB", help=MEMORY)
     flag("--batch_cap", type=above_zero, default=0.05, metavar="X", help="largest share of all voxels in a batch")
     flag("--max_patch", type=positive, metavar="SIDE", help="longest side of a patch (default: any)")
     flag("--network", choices=tuple(N_FILTERS), default="unet", help="network to plan for")
-    flag("--n_filters", type=positive, help=f"channels on its finest level (default: {N_FILTERS})")
+    flag("--n_filters", type=positive, help=FILTERS)
     return parser
 
 
@@ -50,12 +53,17 @@ def add_plan_flags(parser):
 
 
 def make_plan(args, found, dims, num_classes, channel_names=None):
-    """The plan of a fingerprint by the flags of `add_plan_flags`."""
-    memory_gb = args.memory_gb or (8 if torch.cuda.is_available() else 1)
-    asked = (args.batch_cap, args.max_patch, args.network, args.n_filters, channel_names)
-    made = plan(found, dims, num_classes, memory_gb, *asked)
+    """The plan of a fingerprint by the flags of `add_plan_flags`; without them for this machine."""
+    memory_gb, n_filters = args.memory_gb, args.n_filters
+    if memory_gb is None:
+        gpu = torch.cuda.is_available()
+        memory_gb, n_filters = (8, n_filters) if gpu else (1, n_filters or CPU_FILTERS)
+    made = plan(
+        found, dims, num_classes, memory_gb, args.batch_cap, args.max_patch, args.network, n_filters, channel_names
+    )
     if args.memory_gb is None:
-        made["why"]["memory"] += f"; {'a' if torch.cuda.is_available() else 'no'} GPU was found (--memory_gb)"
+        without = "no GPU was found, so memory and channels are few (--memory_gb is for another machine)"
+        made["why"]["memory"] += f"; {'a GPU was found' if gpu else without}"
     return made
 
 
