@@ -6,14 +6,13 @@
     python inference.py --model_path model/Heart_vnet_8_labeled/MT/iter_6000.pth --input Task02_Heart/imagesTs
     python inference.py --model_path run1/iter_6000.pth run2/iter_6000.pth --tta --weighting gaussian --input scans
 
-Without --input: the cases of a list, of a run with --fold those that it kept out, by the UA-MT protocol. Prints a row
-per case and mean (standard deviation), and writes metrics.csv and metrics.json into <folder of the checkpoint>/<its
-name>_<split>/. With --input: scans as they are; they are prepared as the training data was (the run's preprocessing),
-and predictions are written on the scan's own grid, with the values its labels have, into <output_dir>/predictions/; a
-broken file is passed over, named at the end, and makes the exit code 1. A case's folder, or one of its files, is an
---input too. Settings come from the flags, else from the run's config.json beside the checkpoint, else they are those of
-the UA-MT protocol: windows of 112 x 112 x 80 voxels, strides 18 and 4. Weights of UA-MT, LASeg and MC-Net load as they
-are.
+Without --input: the cases of a list, or of a run's fold, by the UA-MT protocol. Prints a row per case and mean
+(standard deviation), and writes metrics.csv and metrics.json into <folder of the checkpoint>/<its name>_<split>/. With
+--input: scans as they are; they are prepared as the training data was (the run's preprocessing), and predictions are
+written on the scan's own grid, with the values its labels have, into <output_dir>/predictions/; a broken file is passed
+over, named at the end, and makes the exit code 1. A case's folder, or one of its files, is an --input too. Settings
+come from the flags, else from the run's config.json beside the checkpoint, else they are those of the UA-MT protocol:
+windows of 112 x 112 x 80 voxels, strides 18 and 4. Weights of UA-MT, LASeg and MC-Net load as they are.
 """
 
 from mtseg.script import flags

@@ -62,12 +62,11 @@ def cases_of(root):
 def listed(root, pattern):
     """(the cases of train.list, {case: patient} of all listed cases), of lists that lie there; no patient is in
     train.list and in test.list."""
-    sides = {"train": training_cases(root), "test": test_cases(root), "val": [], "unlabeled": []}
-    if (root / "unlabeled.list").is_file():
-        sides["unlabeled"] = read_list(root / "unlabeled.list")
-    patients = known_patients(root, [case for cases in sides.values() for case in cases], pattern, needed=True)
-    check_split(sides, patients)
-    return sides["train"], patients
+    train, test, unlabeled = training_cases(root), test_cases(root), root / "unlabeled.list"
+    cases = [*train, *test, *(read_list(unlabeled) if unlabeled.is_file() else [])]
+    patients = known_patients(root, cases, pattern, needed=True)
+    check_split({"train": train, "test": test, "val": [], "unlabeled": []}, patients)
+    return train, patients
 
 
 def choose_folds(root, patients, count, overwrite):
@@ -103,9 +102,7 @@ def main(argv=None):
         if args.folds is not None:
             write_folds(args.root, folds, patients)
             sizes = ", ".join(str(len(fold["val"])) for fold in folds)
-            print(
-                f"{args.root / FOLDS}: {len(folds)} folds, which test {sizes} cases; train with --fold 0, --fold 1, ..."
-            )
+            print(f"{args.root / FOLDS}: {len(folds)} folds, which test {sizes} cases; train each by --fold 0, 1, ...")
     return split
 
 
