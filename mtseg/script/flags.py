@@ -78,10 +78,7 @@ INTENSITY = (
     "how each case is normalised anew, over the whole of it and each channel by itself; none: as its file holds it "
     "(default: zscore of images, none of HDF5 files)"
 )
-PLAN = (
-    "patch, batch, network and more as data/plan.py found them for this data set, or as an nnUNetPlans.json has them "
-    "(of --dims 2 its 2d); --config and the command line win"
-)
+PLAN = "a plan.json of data/plan.py, or an nnUNetPlans.json (--dims 2: its 2d); --config wins"
 DIMS = "2: images, or the slices of stacks; 3: volumes (default: 2 where root_path holds images, else 3)"
 
 
@@ -98,7 +95,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     parser.add_argument("--plan", metavar="FILE", help=PLAN)
 
     flag, rare = parser.group("data")
-    where = "folder with train.list, test.list, and data/ or images/ (default: data/LA, else the built-in data)"
+    where = "folder with train.list, test.list, and data/ or images/ (default: data/LA, or built-in data)"
     flag("--root_path", help=where)
     name = "name of the data, for the run's folder (default: its folder's); Phantom and Electrode are built in"
     rare("--dataset_name", help=name)
