@@ -167,6 +167,9 @@ def test_five_folds_end_in_one_row(data, tmp_path, capsys):
     result = inference.main(["--model_path", str(folder / "iter_1.pth"), "--split", "test"])
     assert {row["case"] for row in result["cases"]} == {"case_10", "case_11"} and "fold" not in result
     inference.main(["--model_path", str(folder.parent / "supervised_fold_0/iter_1.pth"), "--split", "test"])
+    scan = str(data / "data/case_10/mri_norm2.h5")
+    assert "fold" not in inference.main(["--model_path", str(folder / "iter_1.pth"), "--input", scan])
+    (folder / "iter_1_mri_norm2/metrics.json").unlink()
     names = [row.name for row in report([tmp_path / "model"])[1]]
     assert len(names) == 3 and all(name.startswith("supervised (") and "_cases" not in name for name in names)
     assert {name for name, *_ in read_runs(find_runs([tmp_path / "model"]))} == {"supervised, 3 labels"}

@@ -116,7 +116,8 @@ def parse_inference(parser, argv):
         args.dataset_name = flags.folder_name(given)  # the run's is that of other data
     if args.split is None:
         first, *others = (config.get("fold_cases") for config in args.configs)
-        args.split = "fold" if first and not elsewhere and all(other == first for other in others) else "test"
+        own = first and not elsewhere and not args.input and all(other == first for other in others)
+        args.split = "fold" if own else "test"
     if args.input is None and (args.labels or args.preprocessing):
         raise FlagError("--labels and --preprocessing are about scans: name them by --input")
     if args.input and args.save_result:

@@ -88,7 +88,6 @@ def result_of(args, trained, cases, entries):
         "method": one_or_all(config.get("model") for config in args.configs),
         "labelnum": one_or_all(config.get("labelnum") for config in args.configs),
         "seed": one_or_all(config.get("seed") for config in args.configs),
-        **({name: args.configs[0].get(name) for name in ("fold", "folds")} if args.split == "fold" else {}),
         "trained_on": sorted(learned & {row["case"] for row in rows}),
         "parameters": trained.parameters,
         "inference_seconds": sum(entry["seconds"] for entry in entries.values()),
@@ -99,6 +98,8 @@ def result_of(args, trained, cases, entries):
         "summary": summarize(rows),
         "cases": rows,
     }
+    if args.split == "fold" and args.num is None:  # of the whole fold: the report pools it with the others
+        result |= {name: args.configs[0].get(name) for name in ("fold", "folds")}
     if args.input:
         result |= {"input": str(args.input), "preprocessing": cases.settings}
         result |= {"segmented": len(entries), "failures": cases.failures}
