@@ -47,7 +47,7 @@ def to_nnunet(plan, axes=(2, 1, 0)):
     configuration = {
         "batch_size": plan["batch_size"],
         "patch_size": turned(plan["patch_size"]),
-        "median_image_size_in_voxels": turned(plan["made_from"]["resampled_size"]),
+        "median_image_size_in_voxels": turned(plan["made_from"]["resampled_shape"]),
         "spacing": turned(plan["spacing"]),
         "normalization_schemes": names,
         "use_mask_for_norm": [name != CT and plan["over"] == "nonzero" for name in names],

@@ -6,13 +6,11 @@ along the axes of the arrays: (W, H, D) of volumes, D across the slices, (H, W) 
 that of their slices along D: nnU-Net's are along the coarsest axis, which D is of stacks.
 """
 
-import itertools
 import math
 
 import numpy as np
 
-REFERENCE = {3: (560e6, 2), 2: (85e6, 12)}  # feature-map elements that REFERENCE_GB hold, of a batch of so many patches
-REFERENCE_GB = 8
+REFERENCE = {3: (560e6, 2), 2: (85e6, 12)}  # feature-map elements that 8 GB hold, of a batch of so many patches
 WHOLE = {3: 256**3, 2: 2048**2}  # voxels of the patch that shrinking begins with
 COARSE = 3  # times coarser than the other axes: that axis is treated apart
 SMALLEST = 4  # voxels that a side keeps at the network's bottom
@@ -150,30 +148,29 @@ def plan(
     found,
     dims=3,
     num_classes=2,
-    memory_gb=REFERENCE_GB,
+    memory_gb=8,
     batch_cap=0.05,
     max_patch=None,
     network="unet",
     n_filters=None,
-    channel_names=None,
+    names=None,
 ):
     """The plan of a data set, as JSON holds it: flags of the training scripts, and what preparing needs.
 
     `found`: from `fingerprint`. `memory_gb`: of the device; patch and batch grow with it. `batch_cap`: the largest
     share of all training voxels in a batch, None for none. `max_patch`: the longest side of a patch. `network`: unet,
-    or vnet, which has four downsamplings. `n_filters`: on its finest level (default: N_FILTERS). `channel_names`: 'CT',
-    one of CHANNEL_NAMES, or any other for the z-score of each image. Memory is that of nnU-Net's network, of two
-    convolutions a level, whichever is trained. Raises PlanError.
+    or vnet, which has four downsamplings. `n_filters`: on its finest level (default: N_FILTERS). `names`: of the
+    channels, 'CT', one of CHANNEL_NAMES, or any other for the z-score of each image. Memory is that of nnU-Net's
+    network, of two convolutions a level, whichever is trained. Raises PlanError.
     """
-    axes = len(found["shapes"][0])
-    if dims > axes:
+    if dims > len(found["shapes"][0]):
         raise PlanError("the data set holds images, of which there is no 3-D plan; take dims 2")
     spacing = target_spacing(found["spacings"], found["shapes"])
     shapes = np.rint(np.array(found["shapes"]) * found["spacings"] / spacing)
     median = np.median(shapes, axis=0)
     n_filters, most, depth = n_filters or N_FILTERS[network], MOST_FILTERS[dims], 4 if network == "vnet" else None
     reference, reference_batch = REFERENCE[dims]
-    reference *= memory_gb / REFERENCE_GB
+    reference *= memory_gb / 8
     wide, size = spacing[:dims], median[:dims]
     patch = np.minimum(np.rint((WHOLE[dims] * wide.prod()) ** (1 / dims) / wide), size)
     while True:
@@ -199,7 +196,6 @@ def plan(
     cap = held if batch_cap is None else round(batch_cap * median.prod() * len(shapes) / patch.prod())
     batch = max(min(held, cap), 2)
 
-    normalization, over = normalizations(found, channel_names)
     result = {"dims": dims, "num_classes": num_classes, "network": network, "n_filters": n_filters}
     result |= {"max_filters": most, "normalization": "instancenorm", "patch_size": patch.tolist()}
     result |= {"batch_size": batch, "labeled_bs": batch // 2}
@@ -207,57 +203,47 @@ def plan(
     result |= {"stride_xy": int(patch[:2].min()) // 2, "ignore_padding": bool((shapes[:, :dims] < patch).any())}
     if dims == 3:
         result |= {"stride_z": int(patch[2]) // 2, "in_plane": bool(patch.max() > COARSE * patch[2])}
-    result |= {"spacing": spacing.tolist(), "crop": "nonzero", "over": over, "by_channel": normalization}
-    result["made_from"] = {
-        "cases": len(shapes),
-        "channels": found["channels"],
-        "median_size": np.median(found["shapes"], axis=0).tolist(),
-        "median_spacing": np.median(found["spacings"], axis=0).tolist(),
-        "resampled_size": median.tolist(),
-        "intensities": found["intensities"],
-        "memory_gb": memory_gb,
-        "batch_cap": batch_cap,
-        "max_patch": max_patch,
-        "feature_map_elements": elements,
-    }
+    result |= {"spacing": spacing.tolist(), "crop": "nonzero", "over": "nonzero" if found["kept"] < MASKED else "all"}
+    result["by_channel"] = normalizations(found, names)
+    made_from = {name: np.median(found[f"{name}s"], axis=0).tolist() for name in ("shape", "spacing")}
+    made_from |= {"cases": len(shapes), "channels": found["channels"], "intensities": found["intensities"]}
+    made_from |= {"resampled_shape": median.tolist(), "memory_gb": memory_gb, "batch_cap": batch_cap}
+    result["made_from"] = made_from | {"max_patch": max_patch, "feature_map_elements": elements}
     result["why"] = reasons(result, held, cap)
     return result
 
 
-def normalizations(found, channel_names=None):
-    """(each channel's normalisation: a name, or [low, high, shift, scale] for the whole data set; the voxels that a
-    name's statistics are over: 'nonzero' where the crop leaves less than MASKED of a scan, else 'all')."""
-    names = [name.lower() for name in channel_names or ["?"] * found["channels"]]
+def normalizations(found, names=None):
+    """Of each channel 'zscore' or 'minmax', of each image, or [low, high, shift, scale], the same for all images."""
+    names = [name.lower() for name in names or ["?"] * found["channels"]]
     if len(names) != found["channels"]:
         raise PlanError(f"{len(names)} channels have names ({', '.join(names)}), but there are {found['channels']}")
     if "ct" in names and not found["intensities"]:
         raise PlanError("no label has a foreground, whose values would say how CT is normalised; give labelled cases")
-    channels = []
-    for name, value in itertools.zip_longest(names, found["intensities"]):
-        ct = name == "ct" and [value["low"], value["high"], value["mean"], max(value["std"], 1e-8)]
-        channels.append(ct or CHANNEL_NAMES.get(name, "zscore"))
-    return channels, "nonzero" if found["kept"] < MASKED else "all"
+    rows = [[c["low"], c["high"], c["mean"], max(c["std"], 1e-8)] for c in found["intensities"]] or names
+    return [row if name == "ct" else CHANNEL_NAMES.get(name, "zscore") for name, row in zip(names, rows, strict=True)]
 
 
 def reasons(plan, held, cap):
     """{what: what was decided and why, a sentence} of a plan, for a person. `held`, `cap`: the batches that the memory
     and the share of all voxels allow."""
-    made, dims, patch = plan["made_from"], plan["dims"], plan["patch_size"]
-    median = np.allclose(plan["spacing"], made["median_spacing"])
+    made, patch, dims = plan["made_from"], plan["patch_size"], plan["dims"]
+    median = np.allclose(plan["spacing"], made["spacing"])
     apart = ", along the coarse axis the 10th percentile, so that few of them lose slices"
     over = {"nonzero": "what is not 0, since the crop cannot take all that is 0 away", "all": "all its voxels"}
-    fixed = "the data set's own mean and deviation of the foreground, clipped to its 0.5th and 99.5th percentile, since"
-    kinds = {str(kind): kind for kind in plan["by_channel"]}.values()
-    rows = [f"{kind} of each image over {over[plan['over']]}" for kind in kinds if isinstance(kind, str)]
-    rows += [f"{fixed} the values of CT mean the same in every scan" for kind in kinds if not isinstance(kind, str)]
-    halved = [sum(stride == 2 for stride in along) for along in zip(*plan["strides"], strict=True)] or [0] * dims
+    fixed = "clipped to {0:.4g} and {1:.4g}, less {2:.4g}, over {3:.4g}: the 0.5th and 99.5th percentile, mean and "
+    fixed += "deviation of all foreground, since a value of CT means the same in every scan"
+    rows = [f"{k} of each image over {over[plan['over']]}" if isinstance(k, str) else k for k in plan["by_channel"]]
+    rows = ["by the channel's name" if row in CHANNEL_NAMES.values() else row for row in rows]
+    rows = dict.fromkeys(row if isinstance(row, str) else fixed.format(*row) for row in rows)
+    halved = [sum(stride == 2 for stride in along) for along in zip(*plan["strides"], strict=True)]
     thin = any(1 in kernel for kernel in plan["kernel_sizes"])
     limit = "the memory holds so many" if held <= cap else f"more would be over {made['batch_cap']} of all voxels"
     half = [plan["stride_xy"]] * 2 + ([plan["stride_z"]] if dims == 3 else [])
     why = {
         "spacing": f"{words(plan['spacing'])} mm: the median of the cases{'' if median else apart}",
         "normalisation": "; ".join(rows),
-        "patch": f"{words(patch)} voxels: the largest of the median case's shape ({words(made['resampled_size'])}) "
+        "patch": f"{words(patch)} voxels: the largest of the median case's shape ({words(made['resampled_shape'])}) "
         f"that the memory holds, in multiples of what the strides divide",
         "strides": f"{words(halved)} halvings: each axis while {SMALLEST} voxels are left and it is not twice as "
         f"coarse as the finest one",

@@ -14,7 +14,7 @@ LOST = {"num_classes", "ignore_padding", "in_plane", "why", "made_from"}
 
 def made(dims=3, names=("CT", "MR"), shape=(208, 237, 18), spacing=(1.5, 1.6, 5.0)):
     found = {"shapes": [shape] * 20, "spacings": [spacing] * 20, "channels": 2, "kept": 0.5, "intensities": [CT] * 2}
-    return plan(found, dims, 4, channel_names=names)
+    return plan(found, dims, 4, names=names)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

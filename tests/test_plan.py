@@ -156,11 +156,11 @@ def test_what_a_fingerprint_refuses():
 def test_normalisation_by_the_channels_names_and_the_crop():
     statistics = {"mean": 50.0, "std": 9.0, "low": -20.0, "high": 130.0}
     data = found((40, 40, 40), (1, 1, 1), channels=4, intensities=[statistics] * 4, kept=0.5)
-    made = plan(data, channel_names=["CT", "T1", "noNorm", "rescale_to_0_1"])
+    made = plan(data, names=["CT", "T1", "noNorm", "rescale_to_0_1"])
     assert made["by_channel"] == [[-20, 130, 50, 9], "zscore", [-1e30, 1e30, 0, 1], "minmax"]
     assert made["over"] == "nonzero" and plan({**data, "kept": 0.8})["over"] == "all"
     assert plan(data)["by_channel"] == ["zscore"] * 4
     with pytest.raises(PlanError, match="have names"):
-        plan(data, channel_names=["CT"])
+        plan(data, names=["CT"])
     with pytest.raises(PlanError, match="foreground"):
-        plan(found((40, 40, 40), (1, 1, 1)), channel_names=["CT"])
+        plan(found((40, 40, 40), (1, 1, 1)), names=["CT"])

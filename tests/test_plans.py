@@ -62,13 +62,13 @@ def test_a_plan_of_ct_scans(tmp_path, capsys, told):
     made = make_plan([str(root), *TINY, "--nnunet", str(tmp_path / "nnUNetPlans.json")])
     assert json.loads((root / "plan.json").read_text()) == json.loads(json.dumps(made))
     assert made["dims"] == 3 and made["num_classes"] == 2 and made["made_from"]["cases"] == 5
-    assert made["spacing"] == [1, 1, 5] and made["made_from"]["median_size"] == [48, 40, 11]
+    assert made["spacing"] == [1, 1, 5] and made["made_from"]["shape"] == [48, 40, 11]
     assert made["kernel_sizes"][0] == [3, 3, 1] and made["strides"][0] == [2, 2, 1]
     ((low, high, mean, std),) = made["by_channel"]
     values = organ(root, range(5))  # a case counts as much as another, however many voxels it has
     assert abs(mean - np.mean([v.mean() for v in values])) < 0.1
     assert min(map(np.min, values)) <= low < 30 < 70 < high <= max(map(np.max, values)) and 9 < std < 11
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "5 for training, with 1 channel and 2 classes" in out
     assert ("dataset.json says so" if told else "values go below -500") in out
     theirs = json.loads((tmp_path / "nnUNetPlans.json").read_text())["configurations"]["3d_fullres"]
@@ -83,7 +83,7 @@ def test_other_images_are_normalised_one_by_one(tmp_path):
 def test_a_plan_of_prepared_volumes_stacks_and_images(tmp_path, capsys):
     volumes = make_data(tmp_path / "volumes")
     made = make_plan([str(volumes), *TINY])
-    assert made["made_from"]["cases"] == 6 and made["made_from"]["median_size"] == [24, 20, 14]
+    assert made["made_from"]["cases"] == 6 and made["made_from"]["shape"] == [24, 20, 14]
     assert made["intensity"] == "zscore" and made["num_classes"] == 2 and made["spacing"] == [1, 1, 1]
     assert "assumed, since the files do not say" in capsys.readouterr().out
     said = make_plan([str(volumes), *TINY, "--spacing", "1", "1", "4"])
@@ -94,7 +94,7 @@ def test_a_plan_of_prepared_volumes_stacks_and_images(tmp_path, capsys):
     assert make_plan([str(volumes), *TINY])["strides"] == said["strides"]
     assert make_plan([str(volumes), *TINY, "--dims", "2"])["patch_size"] == [24, 20]
     stacks = make_plan([str(make_stacks(tmp_path / "stacks")), *TINY])
-    assert stacks["made_from"]["median_size"] == [22, 25, 3.5] and stacks["num_classes"] == 3
+    assert stacks["made_from"]["shape"] == [22, 25, 3.5] and stacks["num_classes"] == 3
     assert stacks["slices_first"] and stacks["patch_size"] == [24, 28, 4] and stacks["in_plane"]
     images = make_plan([str(make_images(tmp_path / "images")), *TINY])
     assert images["dims"] == 2 and images["patch_size"] == [28, 24] and images["made_from"]["cases"] == 6

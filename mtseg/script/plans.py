@@ -52,15 +52,14 @@ def add_plan_flags(parser):
 # --------------------------------------------------------------------------------------------------------- making one
 
 
-def make_plan(args, found, dims, num_classes, channel_names=None):
+def make_plan(args, found, dims, num_classes, names=None):
     """The plan of a fingerprint by the flags of `add_plan_flags`; without them for this machine."""
     memory_gb, n_filters = args.memory_gb, args.n_filters
     if memory_gb is None:
         gpu = torch.cuda.is_available()
         memory_gb, n_filters = (8, n_filters) if gpu else (1, n_filters or CPU_FILTERS)
-    made = plan(
-        found, dims, num_classes, memory_gb, args.batch_cap, args.max_patch, args.network, n_filters, channel_names
-    )
+    asked = args.batch_cap, args.max_patch, args.network, n_filters
+    made = plan(found, dims, num_classes, memory_gb, *asked, names)
     if args.memory_gb is None:
         without = "no GPU was found, so memory and channels are few (--memory_gb is for another machine)"
         made["why"]["memory"] += f"; {'a GPU was found' if gpu else without}"
@@ -192,7 +191,7 @@ def description(made):
     source = made["made_from"]
     channels = f"{source['channels']} channel{'s' if source['channels'] > 1 else ''}"
     rows = {"cases": f"{source['cases']} for training, with {channels} and {made['num_classes']} classes"}
-    rows["size"] = f"{words(source['median_size'])} voxels of {words(source['median_spacing'])} (medians)"
+    rows["size"] = f"{words(source['shape'])} voxels of {words(source['spacing'])} (medians)"
     lines = []
     for name, sentence in (rows | made["why"]).items():
         lines += textwrap.wrap(f"{name:14}{sentence}", 118, subsequent_indent=" " * 14)
