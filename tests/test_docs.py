@@ -151,7 +151,7 @@ def small(line):
         return line
     words = shlex.split(rest)
     small = dict(SMALL)
-    if IMAGES.search(line):
+    if IMAGES.search(line) and not re.search("slices_first|acdc_thin", line):
         small |= {"--patch_size": "32 32"} | ({"--resize": "32 32"} if "--resize" in words or "acdc" in line else {})
     for name in small.keys() & set(words):
         begin = words.index(name)
