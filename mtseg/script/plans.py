@@ -146,13 +146,15 @@ def plan_of_prepared(args, source):
     made |= {"intensity": "none" if preparation else "zscore"}
     made |= {"ignore_index": IGNORED} if source.ignores or preparation.get("ignore") is not None else {}
     made |= {"labelnum": split["labelnum"]} if split.get("labelnum") else {}
+    unknown = "" if source.files else ": how the files were normalised is not recorded"
     made["why"]["normalisation"] = (
         "as preprocessing.json says, and not once more (--intensity none)"
         if preparation
-        else "z-score of each case anew (--intensity zscore): how the files were normalised is not recorded"
+        else f"z-score of each case (--intensity zscore){unknown}"
     )
     if not widths:
-        unknown = "assumed, since the files do not say: give it by --spacing where slices lie farther apart than pixels"
+        apart = "" if source.files else ": give it by --spacing where slices lie farther apart than pixels"
+        unknown = f"assumed, since {'classes.json does' if source.files else 'the files do'} not say{apart}"
         made["why"]["spacing"] = f"{words(spacing)}: {'as was said' if said else unknown}"
     elif len(widths) < len(names) or np.ptp(widths, axis=0).max() > 0.01 * spacing.min():
         made["why"]["spacing"] += "; not all have it, and files that are prepared are not resampled"
