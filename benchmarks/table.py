@@ -26,6 +26,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -95,7 +96,10 @@ def train_and_test(folder, words, args, deadline):
     asked, record = {"train": [shown, *words[1:]], "test": test}, folder / "command.json"
     begun = (folder / "model").exists()  # else the flags of before were refused, and may be mended
     if begun and record.exists() and (before := read_config(record)) != asked:
-        raise BenchmarkError(f"{folder}: holds another run ({json.dumps(before)}); give its flags, or another --out")
+        # In groups of a flag and its values.
+        had, asks = (re.split(" (?=--)", " ".join([*run["train"], *run["test"]])) for run in (before, asked))
+        had, asks = (" ".join(x for x in a if x not in b) or "less" for a, b in ((had, asks), (asks, had)))
+        raise BenchmarkError(f"{folder}: holds another run ({had}; now {asks}); give its flags, or another --out")
     write_whole(record, json.dumps(asked).encode())
     if trained_weights(folder) is None:
         call([*words, "--output_dir", folder, "--resume"], folder / "train.log", deadline)
@@ -137,11 +141,20 @@ def split(text):
     raise BenchmarkError(f"{json.dumps(text)}: {problem}; write the words of a command in one string, as in a shell")
 
 
+def named(word, known):
+    """(name, words) of a row or a data set: of NAME=WORDS, of a name of the grid's, or of words, whose script or folder
+    gives the name."""
+    name, is_named, words = word.partition("=")
+    if is_named and len(name.split()) == 1:
+        return name, words
+    return Path(next(iter(split(word)), "")).stem, known.get(word, word)
+
+
 def chosen(given, known):
     """{name: words} of what a grid or the command line gives; a word of the latter may be a name of the grid's."""
     if isinstance(given, dict):
         return given
-    pairs = [word.partition("=")[::2] if "=" in word else (Path(word).stem, known.get(word, word)) for word in given]
+    pairs = [named(word, known) for word in given]
     names = Counter(name for name, _ in pairs)
     if twice := [name for name, count in names.items() if count > 1]:
         raise BenchmarkError(f"{twice[0]}: there are {names[twice[0]]} of this name; give others, as NAME=WORDS")

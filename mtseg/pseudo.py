@@ -64,7 +64,7 @@ def settled_labels(one, two, own, threshold=0.8, ignore_index=255):
     weights = (p * torch.log2(p + 1e-10)).sum(2, keepdim=True).softmax(0)
     confidence, labels = (weights * p).sum(0).max(1)
     own_confidence, own_labels = own.detach().float().softmax(1).max(1)
-    differ = p[0].argmax(1) != p[1].argmax(1)
+    differ = torch.ne(*p.max(2).indices)
     overruled = differ & (own_labels != labels) & (own_confidence > confidence)
     used = torch.where(overruled, own_confidence, confidence) >= threshold
     return torch.where(overruled, own_labels, labels).masked_fill(~used, ignore_index), differ

@@ -46,7 +46,8 @@ def train(args, run):
             loss_one, parts = supervised(run.joint([level[:labeled_bs] for level in outputs_one]), label)
             loss_two, _ = supervised(run.joint([level[:labeled_bs] for level in outputs_two]), label)
             one, two = run.joint(outputs_one[0][labeled_bs:]), run.joint(outputs_two[0][labeled_bs:])
-            for_one, for_two = two.argmax(1), one.argmax(1)
+            # max, since argmax takes 15 times as long on a CPU
+            for_one, for_two = two.max(1).indices, one.max(1).indices
             if args.ignore_padding:
                 padded = ~run.joint(run.inside[labeled_bs:, 0])
                 for_one, for_two = (labels.masked_fill(padded, data.unknown) for labels in (for_one, for_two))

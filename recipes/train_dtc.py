@@ -34,6 +34,8 @@ from mtseg.script.run import script_main
 
 
 def train(args, run):
+    if not args.steepness:
+        raise flags.FlagError("--steepness 0: every distance would be a probability of one half; take a number above 0")
     # ---------------------------------------------------------------------------- data, network, its head, optimizer
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)

@@ -75,7 +75,7 @@ def train(args, run):
             supervised_loss, parts = supervised(labeled_outputs, run.joint(label[:labeled_bs]))
             smooth_loss = dice_distance(run.joint(perturbed), run.joint(clean))
             sizes = [labeled_bs, len(volume) - labeled_bs]
-            features, named = features.split(sizes), outputs[0].argmax(1).split(sizes)
+            features, named = features.split(sizes), outputs[0].max(1).indices.split(sizes)
             labeled, truth, guess = run.joint(draw_voxels(voxels, features[0], label[:labeled_bs], named[0]))
             unlabeled = run.joint(draw_voxels(voxels, features[1], named[1]))
             right = torch.where(truth == guess, truth, -1)  # -1 is no class

@@ -139,6 +139,18 @@ def test_differences_are_those_that_are_not_allowed():
     assert sentence == "losses differ by 0.1 where 0.001 is allowed"
 
 
+def test_a_row_has_the_name_of_its_script_unless_it_is_given_another():
+    rows = table.chosen(["CPS --loss=ce:1", "b=CPS --loss=ce:1", "MT", "x/mine.py"], {"MT": "train_mean_teacher"})
+    assert rows == {
+        "CPS": "CPS --loss=ce:1",
+        "b": "CPS --loss=ce:1",
+        "MT": "train_mean_teacher",
+        "mine": "x/mine.py",
+    }
+    with pytest.raises(table.BenchmarkError, match="there are 2 of this name; give others, as NAME=WORDS"):
+        table.chosen(["CPS", "CPS --seed 1"], {})
+
+
 FLAGS = "--max_iterations 3 --n_filters 2 --patch_size 16 16 16 --num_workers 0 --stride_xy 8 --stride_z 8".split()
 
 
@@ -166,7 +178,8 @@ def test_the_table_goes_on_until_it_is_full(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         table.main([*words, "--flags", "--max_iterations", "4"])
     assert stopped.value.code == 2
-    assert "holds another run" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "holds another run (--max_iterations 3 " in message and "; now --max_iterations 4); give its flags" in message
     # A test that was cut off between two cases goes on with the second.
     (folder,) = tmp_path.glob("out/data/train_sup_3/seed1337/model/*/*/iter_3_test")
     whole, log = json.loads((folder / "metrics.json").read_text()), folder / "cases.jsonl"

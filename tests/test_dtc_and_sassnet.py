@@ -114,9 +114,12 @@ def test_without_weights_both_are_supervised_by_dice(data, tmp_path, model):
     assert weights(folder, "iter_2.pth").keys() == VNet(1, 2, 2, "none").state_dict().keys()
 
 
-@pytest.mark.parametrize("model", ["DTC", "SASSNet"])
-def test_a_negative_weight_is_refused(data, tmp_path, capsys, model):
+@pytest.mark.parametrize(
+    ("model", "flag", "value"),
+    [("DTC", "distance_weight", -1), ("SASSNet", "distance_weight", -1), ("DTC", "steepness", 0)],
+)
+def test_values_that_make_no_sense_are_refused(data, tmp_path, capsys, model, flag, value):
     with pytest.raises(SystemExit) as stopped:
-        run(model, data, tmp_path / "runs", distance_weight=-1)
-    assert stopped.value.code == 2 and "--distance_weight" in capsys.readouterr().err
+        run(model, data, tmp_path / "runs", **{flag: value})
+    assert stopped.value.code == 2 and f"--{flag}" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
