@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY, TINY_OF, ball, make_data, make_stacks, write_case
+from conftest import TINY, TINY_OF, ball, make_data, make_stacks, only_on_the_cpu, write_case
 from test_recipe import batches
 
 import inference
@@ -189,8 +189,9 @@ def padded_weights(model, root, consistency, iterations):
     return nets[0].state_dict()
 
 
+@only_on_the_cpu  # where dropout is drawn as by hand
 @pytest.mark.parametrize("model", NORMALIZATION)
-def test_padding_counts_in_no_loss(model, tmp_path):
+def test_padding_counts_in_no_loss(model, tmp_path, device):
     root = make_data(tmp_path / "data")
     for number in range(8):
         rng = np.random.default_rng(number)
