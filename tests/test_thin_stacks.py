@@ -210,6 +210,26 @@ def test_padding_counts_in_no_loss(model, tmp_path, device):
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--in_plane"], "--in_plane without a --strong_"),
+        (
+            ["--dims", "2", "--patch_size", "16", "16", "--strides", "2", "2", "2", "2", "--slices_first"],
+            "--slices_first",
+        ),
+    ],
+)
+def test_flags_that_would_change_nothing(capsys, stacks, tmp_path, words, said):
+    with pytest.raises(SystemExit) as stopped:
+        train_mean_teacher.main(
+            [*flags(stacks, tmp_path / "out", strides=None, patch_size=None, kernel_sizes=None), *words]
+        )
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_padding_without_a_label_of_its_own_ends_in_a_sentence(capsys, stacks, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         train_mean_teacher.main([*flags(stacks, tmp_path / "out", ignore_index=254), "--ignore_padding"])

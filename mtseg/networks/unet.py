@@ -94,19 +94,9 @@ class Decoder(nn.Module):
         self.add_decoder(**settings)
 
     def add_decoder(
-        self,
-        n_classes,
-        channels,
-        strides,
-        kernels,
-        has_dropout,
-        dims,
-        how,
-        deep_supervision,
-        upsampling,
-        out_kernel,
-        drop,
+        self, n_classes, channels, strides, kernels, has_dropout, how, deep_supervision, upsampling, out_kernel, drop
     ):
+        dims, *_ = how
         self.strides, self.dims = strides, dims
         self.has_dropout, self.deep_supervision = has_dropout, deep_supervision
         self.interpolation = {"linear": ("bilinear", "trilinear")[dims - 2]}.get(upsampling, upsampling)
@@ -202,8 +192,7 @@ class UNet(Decoder):
         self.encoder = nn.ModuleList(DoubleConv(before, n, kernel, *how, drop) for before, n, kernel, drop in blocks)
         self.pool = (F.max_pool2d, F.max_pool3d)[dims - 2]
         self.settings = {"n_classes": n_classes, "channels": self.channels, "strides": strides, "kernels": kernels}
-        self.settings |= {"has_dropout": has_dropout, "dims": dims, "how": how}
-        self.settings |= {"out_kernel": out_kernel, "drop": dropouts is None}
+        self.settings |= {"has_dropout": has_dropout, "how": how, "out_kernel": out_kernel, "drop": dropouts is None}
         self.add_decoder(**self.settings, deep_supervision=deep_supervision, upsampling=upsampling)
 
     def another_decoder(self, upsampling):
