@@ -564,7 +564,7 @@ def test_real_volumes_through_the_whole_path(la_root, tmp_path):
         ),
         (train_sup.main, ["--save_result", "x"], "--save_result is a flag of inference.py"),
         (train_sup.main, ["-labelnum", "4"], "did you mean --labelnum?"),
-        (inference.main, ["--model_path", "x", "--labelnum=4"], "--labelnum is a flag of train_mean_teacher.py"),
+        (inference.main, ["--model_path", "x", "--labelnum=4"], "--labelnum is a flag of every training script"),
     ],
 )
 def test_a_flag_of_another_script_is_called_that(main, words, remedy, capsys):

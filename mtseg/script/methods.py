@@ -67,8 +67,11 @@ def all_flags():
 
 def scripts_with(flag):
     """The names of the scripts, inference.py too, that have the flag `flag`, such as '--input'."""
-    scripts = parsers([*training_scripts(), flags.HOME / "inference.py"])
-    return [path.name for path, parser in scripts.items() if flag in parser._option_string_actions]
+    training = training_scripts()
+    scripts = parsers([*training, flags.HOME / "inference.py"])
+    names = [path.name for path, parser in scripts.items() if flag in parser._option_string_actions]
+    everywhere = {path.name for path in training} <= {*names}
+    return ["every training script", *names[len(training) :]] if everywhere else names
 
 
 def find_script(word):
