@@ -261,6 +261,12 @@ def test_files_with_the_slices_first_give_what_volumes_with_the_slices_last_give
         scores = tmp_path / f"scores_{root.name}"
         inference.main(["--model_path", str(folder / "iter_2.pth"), "--output_dir", str(scores), "--unit", "mm"])
         found.append((torch.load(folder / "iter_2.pth", weights_only=True), (scores / "metrics.csv").read_text()))
+        assert "need --slices_first" not in (folder / "log.txt").read_text()
+    folder = train_mean_teacher.main(flags(first, tmp_path / "wrong", dims=3))
+    assert (
+        "the first side of every case is its shortest ((4, 22, 25)): files (S, H, W) need --slices_first"
+        in (folder / "log.txt").read_text()
+    )
     (weights, scores), (other_weights, other_scores) = found
     assert all(torch.equal(value, other_weights[name]) for name, value in weights.items())
     assert scores == other_scores

@@ -232,17 +232,22 @@ def training_set(args, source, dataset):
     else:
         dataset = CachedDataset(dataset)
         notes = intensity_notes(((case, dataset.views(case)["image"]) for case in dataset.image_list), dims)
-    notes += padding_notes(args, dataset)
+    notes += shape_notes(args, [*dataset.shapes.values()])
     snapped = [count for count in getattr(files, "snapped", {}).values() if count]
     if snapped:
         notes.append(f"--snap: {sum(snapped)} pixels of {len(snapped)} masks are no class's, and got the nearest class")
     return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
 
 
-def padding_notes(args, dataset):
-    """A sentence where every case is smaller than the patch, along some axis, so that each is padded; else []."""
-    sizes = [args.resize or shape[-2:] for shape in dataset.shapes.values()] if args.dims == 2 else []
-    if sizes and all(any(side < patch for side, patch in zip(s, args.patch_size, strict=True)) for s in sizes):
+def shape_notes(args, shapes):
+    """A sentence where the slices of every volume seem to be its first axis, or every image is padded, as smaller than
+    the patch; else []."""
+    if args.dims == 3:
+        if args.slices_first or not all(2 * shape[0] < min(shape[1:]) for shape in shapes):
+            return []
+        return [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]
+    sizes = [args.resize or shape[-2:] for shape in shapes]
+    if all(any(side < patch for side, patch in zip(s, args.patch_size, strict=True)) for s in sizes):
         patch, largest = (" x ".join(map(str, size)) for size in (args.patch_size, max(sizes)))
         return [f"--patch_size {patch}: no image is so large (the largest is {largest}); each is padded to it"]
     return []
