@@ -153,6 +153,7 @@ def small(line):
     small = dict(SMALL)
     if IMAGES.search(line) and not re.search("slices_first|acdc_thin", line):
         small |= {"--patch_size": "32 32"} | ({"--resize": "32 32"} if "--resize" in words or "acdc" in line else {})
+    small |= {"--consistency_warmup": 1} if "--consistency_warmup" in words else {}
     for name in small.keys() & set(words):
         begin = words.index(name)
         end = next((i for i in range(begin + 1, len(words)) if words[i].startswith("--")), len(words))
@@ -164,7 +165,7 @@ def small(line):
 
 def run_page(page, workspace):
     """Run all commands of a page; those that failed, with what they printed."""
-    for made in ("data/LA_half", "data/Heart", "data/both", "made"):
+    for made in ("data/LA_half", "data/Heart", "data/Planned", "data/both", "made"):
         shutil.rmtree(workspace / made, ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": str(workspace)}
     failed = []
