@@ -179,14 +179,14 @@ def run_page(page, workspace):
 
 
 def write_scans(root):
-    """A folder in the Decathlon's layout: twelve labelled scans and two others."""
+    """A folder in the Decathlon's layout: twenty labelled scans and two others."""
     nibabel = pytest.importorskip("nibabel")
     (root / "dataset.json").parent.mkdir(parents=True)
     (root / "dataset.json").write_text(
         json.dumps({"labels": {"0": "background", "1": "heart"}, "modality": {"0": "MR"}})
     )
-    for number in range(14):
-        rng, part = np.random.default_rng(number), "Tr" if number < 12 else "Ts"
+    for number in range(22):
+        rng, part = np.random.default_rng(number), "Tr" if number < 20 else "Ts"
         label = np.zeros((24, 22, 18), np.uint8)
         label[8:16, 6:14, 5:12] = 1
         image = np.float32(100 + 50 * label + 10 * rng.standard_normal(label.shape))
