@@ -151,7 +151,7 @@ def small(line):
         return line
     words = shlex.split(rest)
     small = dict(SMALL)
-    if IMAGES.search(line) and not re.search("slices_first|acdc_thin", line):
+    if IMAGES.search(line) and not re.search("slices_first|acdc_thin|plan_acdc", line):
         small |= {"--patch_size": "32 32"} | ({"--resize": "32 32"} if "--resize" in words or "acdc" in line else {})
     small |= {"--consistency_warmup": 1} if "--consistency_warmup" in words else {}
     for name in small.keys() & set(words):
@@ -224,7 +224,7 @@ def workspace(repository):
     for made in (repository / "data/Steel", repository / "data/Coating"):
         for path in made.glob("*.list"):
             path.unlink()
-    make_stacks(repository / "data/ACDC", train=16, test=2)
+    make_stacks(repository / "data/ACDC", train=32, test=2)
     (repository / "data/ACDC/classes.json").unlink()
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
