@@ -24,7 +24,7 @@ setup(
         "test": [
             *("pytest", "pytest-xdist", "ruff==0.17.5", "medpy", "monai", "nibabel", "pynrrd", "SimpleITK", "wandb"),
             *("tensorboard", "matplotlib>=3.10", "scikit-image", "pillow", "tifffile", "onnx", "onnxruntime"),
-            "markdown-it-py",
+            *("markdown-it-py", "transformers", "safetensors"),
         ],
     },
 )

@@ -55,7 +55,8 @@ def train(args, run):
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)
     # The student's own upsampling, and then one of the others for each further decoder, under MC-Net's names for them.
-    own = "linear" if args.network == "unet_ssl4mis" else "deconv"
+    own = "nearest" if args.network in flags.ENCODED else "deconv"
+    own = "linear" if args.network.endswith(("_ssl4mis", "_deeplab")) else own
     others = [how for how in ("deconv", "linear", "nearest") if how != own][: args.decoders - 1]
     further = {f"decoder{n}": model.another_decoder(how) for n, how in enumerate(others, start=2)}
     net = MCNet(model, build.prepare(args, run, nn.ModuleDict(further)))

@@ -23,10 +23,11 @@ from mtseg.datasets import (
 )
 from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
-from mtseg.networks import NETWORKS, initialize_kaiming
+from mtseg.networks import initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import flags
+from mtseg.script.networks import NETWORKS, load_pretrained
 from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, data_root
@@ -257,7 +258,7 @@ def make_network(args, run, n_channels):
     """The network of the flags, on the run's device; a script may make several, each with its own initial weights."""
     net = prepare(args, run, NETWORKS[args.network](**flags.network_settings(args, n_channels)))
     if args.pretrained and run.resume_from is None:
-        run.notes += load_fitting(net, load_checkpoint(args.pretrained), args.pretrained)
+        run.notes += load_fitting(net, load_pretrained(args.pretrained), args.pretrained)
     if args.winograd:
         left = "; ".join(f"{name} ({why})" for name, why in left_to_pytorch(net).items())
         note = f"--winograd leaves to PyTorch: {left}"

@@ -3,6 +3,10 @@
 import math
 from pathlib import Path
 
+# Encoders with decoders, by their --network: the encoder's output stride, which divides the sides of the patch.
+ENCODED = dict.fromkeys((f"{name}_unet" for name in ("resnet18", "resnet34", "resnet50", "efficientnet_b0")), 32)
+ENCODED |= dict.fromkeys((name.replace("unet", "deeplab") for name in ENCODED), 16)
+ENCODED |= {"convnext_t_unet": 32, "dinov2_vits14_unet": 14, "dinov2_vits14_reg_unet": 14}
 PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding
 
 
@@ -70,9 +74,11 @@ def check_network(args):
         raise FlagError(f"--residual with {network}: only the blocks of unet can add their input")
     if args.deep_supervision and args.network != "unet":
         raise FlagError(f"--deep_supervision with {network}: only unet has outputs on coarser levels")
+    if args.network in ENCODED and args.dims != 2:
+        raise FlagError(f"{network} takes images and slices: give --dims 2, or take vnet or unet")
     for name in ("strides", "kernel_sizes", "max_filters"):
-        if getattr(args, name) and args.network == "unet_ssl4mis":
-            raise FlagError(f"--{name} with {network}, whose sizes are SSL4MIS's: take unet, or leave it out")
+        if getattr(args, name) and args.network in ("unet_ssl4mis", *ENCODED):
+            raise FlagError(f"--{name} with {network}, whose sizes are given: take unet, or leave it out")
     if args.network == "vnet" and levels != 5:
         raise FlagError(f"--strides gives {levels - 1} and {network} downsamples four times: give 4, or take unet")
     for name, number in (("strides", levels - 1), ("kernel_sizes", levels), ("deep_supervision_weights", levels - 1)):
@@ -94,6 +100,8 @@ def check_network(args):
 
 def divisors(args):
     """For each axis the product of the network's strides: how many times smaller it is at the bottom."""
+    if args.network in ENCODED:
+        return [ENCODED[args.network]] * args.dims
     strides = args.strides or [2] * 4
     return [math.prod(s[axis] if isinstance(s, list) else s for s in strides) for axis in range(args.dims)]
 
@@ -219,6 +227,7 @@ def check_pairs(args, world_size, views_together=False):
 def check_normalization(args, patches):
     """FlagError where a batch of `patches` patches leaves one voxel a channel at the bottom, which has no variance."""
     voxels = math.prod(side // divisor for side, divisor in zip(args.patch_size, divisors(args), strict=True))
+    voxels = 1 if args.network.endswith("_deeplab") and args.normalization == "batchnorm" else voxels  # their mean
     if voxels * (patches if args.normalization == "batchnorm" else 1) == 1 and args.normalization in (
         "batchnorm",
         "instancenorm",

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from mtseg.script.checks import (  # noqa: F401
+    ENCODED,
     PADDED,
     FlagError,
     check_flags,
@@ -20,6 +21,7 @@ from mtseg.script.endings import answer_help, one_sentence  # noqa: F401
 from mtseg.script.parser import Parser, defaults_of, given_flags  # noqa: F401
 from mtseg.script.values import (  # noqa: F401
     below_one,
+    checked,
     classes,
     even,
     fraction,
@@ -55,7 +57,9 @@ BUILT_IN = {
 }
 
 
-NETWORKS = ("vnet", "unet", "unet_ssl4mis")
+NETWORKS = ("vnet", "unet", "unet_ssl4mis", *ENCODED)
+NETWORK = "vnet, unet, unet_ssl4mis, or encoder_decoder as in docs/images.md"
+network = checked(str, NETWORKS.__contains__, f"is none of {', '.join(NETWORKS)}")
 INTENSITIES = ("none", "zscore", "percentile", "minmax")
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
@@ -123,7 +127,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
         rare("--unlabeled_root", metavar="DIR", help=where)
 
     flag, rare = parser.group("network")
-    flag("--network", choices=NETWORKS, default="vnet", help="architecture")
+    flag("--network", type=network, default="vnet", help=NETWORK)
     flag("--n_filters", type=positive, default=16, help="channels on the finest level")
     rare("--max_filters", type=positive, help="most channels of a level, which has twice those above it")
     rare("--strides", type=per_axis(positive), nargs="+", metavar="S", help=STRIDES)
@@ -132,7 +136,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
     rare("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
     rare("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
-    flag("--pretrained", metavar="FILE", help="weights to start from: what fits is loaded, what does not is listed")
+    flag("--pretrained", metavar="FILE", help="weights to start from, an encoder's too; what does not fit is listed")
 
     flag, rare = parser.group("optimizer")
     rare("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="which one")

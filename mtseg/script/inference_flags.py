@@ -83,7 +83,7 @@ def add_settings(parser):
     """The settings of a trained network, and of its windows, that its run's config.json knows."""
     flag, rare = parser.group("settings, by default the run's")
     rare("--dims", type=int, choices=(2, 3), help="2: images, or stacks slice by slice; 3: volumes")
-    flag("--network", choices=flags.NETWORKS, help="architecture")
+    flag("--network", type=flags.network, help="architecture")
     rare("--n_channels", type=positive, help="channels of the image")
     flag("--num_classes", type=classes, help="classes, background included")
     flag("--n_filters", type=positive, help="channels on the finest level")

@@ -14,7 +14,6 @@ from mtseg.datasets import DataError
 from mtseg.images import ENDINGS as IMAGES
 from mtseg.images import ImageError, png_bytes
 from mtseg.metrics import all_metrics, pixel_accuracy
-from mtseg.networks import NETWORKS
 from mtseg.postprocess import fill_holes, largest_component
 from mtseg.preprocess import PreprocessError, restore_scores
 from mtseg.results import OF_LARGEST
@@ -22,6 +21,7 @@ from mtseg.script import scans
 from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
+from mtseg.script.networks import NETWORKS
 from mtseg.script.sources import plain_table
 from mtseg.script.windows import class_name, counted_classes, predict
 from mtseg.seeding import seed_iteration
