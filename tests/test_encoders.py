@@ -19,7 +19,7 @@ from mtseg.networks.decoders import DeepLabV3Plus, EncoderDecoder, Pyramid, UNet
 from mtseg.networks.dinov2 import DINOv2
 from mtseg.networks.efficientnet import EfficientNetB0
 from mtseg.networks.resnet import ResNet
-from mtseg.safetensors import SafetensorsError, load_safetensors
+from mtseg.safetensors_file import SafetensorsError, load_safetensors
 from mtseg.script import flags, networks
 from mtseg.sliding_window import optimize_for_inference
 

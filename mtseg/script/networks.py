@@ -10,7 +10,7 @@ from mtseg.networks.decoders import DeepLabV3Plus, EncoderDecoder, Pyramid, UNet
 from mtseg.networks.dinov2 import DINOv2
 from mtseg.networks.efficientnet import EfficientNetB0
 from mtseg.networks.resnet import ResNet
-from mtseg.safetensors import load_safetensors
+from mtseg.safetensors_file import load_safetensors
 from mtseg.script.checks import ENCODED
 
 # Each takes a number of channels and an output stride; ConvNeXt and DINOv2 have but one.
