@@ -24,9 +24,9 @@ from conftest import ball, make_data, start_python, write_case
 import inference
 import train_mean_teacher
 import train_sup
-from mtseg import losses, networks, optim, ramps
+from mtseg import losses, optim, ramps
 from mtseg.networks import unet
-from mtseg.script import build, endings, flags, run, runfolder
+from mtseg.script import build, endings, flags, networks, run, runfolder
 from mtseg.script.runlog import RunLog
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -594,7 +594,7 @@ def test_flags_offer_what_the_modules_have():
     """The flags' names are written down a second time, since --help answers before PyTorch is loaded."""
     parser = train_mean_teacher.PARSER
     choices = {action.dest: action.choices for action in parser._actions}
-    assert set(choices["network"]) == set(networks.NETWORKS)
+    assert set(flags.NETWORKS) == set(networks.NETWORKS)
     assert tuple(choices["normalization"]) == unet.NORMALIZATIONS
     assert tuple(choices["lr_schedule"]) == optim.SCHEDULES
     for name in choices["optimizer"]:

@@ -68,8 +68,10 @@ def value_of(parser, path, key, value):
     action = next(action for action in parser._actions if action.dest == key)
     switch = isinstance(action, argparse.BooleanOptionalAction)
     entries = value if isinstance(value, list) else [value]
+    nested = any(isinstance(entry, list) and len(entry) < 2 for entry in entries)  # such as [[2], 2], which is no [2, 2]
     entries = [",".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in entries]
-    if isinstance(value, bool) != switch or isinstance(value, dict) or any(e.startswith("--") for e in entries):
+    wrong = nested or isinstance(value, dict) or any(entry.startswith("--") for entry in entries)
+    if wrong or isinstance(value, bool) != switch:
         raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
     words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
     with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
