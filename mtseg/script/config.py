@@ -68,7 +68,7 @@ def value_of(parser, path, key, value):
     action = next(action for action in parser._actions if action.dest == key)
     switch = isinstance(action, argparse.BooleanOptionalAction)
     entries = value if isinstance(value, list) else [value]
-    nested = any(isinstance(entry, list) and len(entry) < 2 for entry in entries)  # such as [[2], 2], which is no [2, 2]
+    nested = any(isinstance(entry, list) and len(entry) < 2 for entry in entries)  # [[2], 2] is no [2, 2]
     entries = [",".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in entries]
     wrong = nested or isinstance(value, dict) or any(entry.startswith("--") for entry in entries)
     if wrong or isinstance(value, bool) != switch:
