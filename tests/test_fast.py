@@ -73,6 +73,17 @@ def test_fast_without_a_compiler_leaves_winograd_out_and_says_so(no_gpu, no_comp
 
 
 @needs_compiler
+def test_fast_takes_a_network_in_which_no_layer_suits_winograd(no_gpu, data, tmp_path, capsys):
+    small = ["--network", "unet", "--strides", "2", "--n_filters", "2"]
+    folder = run(data, tmp_path / "fast", "--fast", *small, max_iterations=1)
+    assert "encoder.0.conv1 (1 to 2 channels, not multiples of 16)" in (folder / "log.txt").read_text()
+    assert losses(folder) == losses(run(data, tmp_path / "slow", "--channels_last", *small, max_iterations=1))
+    with pytest.raises(SystemExit):
+        run(data, tmp_path / "asked", "--winograd", *small)
+    assert "no 3 x 3 (x 3) convolution here has channels in multiples of 16" in capsys.readouterr().err
+
+
+@needs_compiler
 def test_a_fast_run_is_not_resumed_without_its_compiler(no_gpu, data, tmp_path, capsys, monkeypatch):
     run(data, tmp_path, "--fast", max_iterations=1)
     monkeypatch.setattr(fast, "_why_not_winograd", lambda args: "; none")

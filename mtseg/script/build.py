@@ -26,7 +26,7 @@ from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
-from mtseg.script import flags
+from mtseg.script import fast, flags
 from mtseg.script.networks import NETWORKS, load_pretrained
 from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
@@ -43,7 +43,7 @@ from mtseg.transforms import (
     Resize,
     ToTensor,
 )
-from mtseg.winograd import left_to_pytorch, winograd_convolutions
+from mtseg.winograd import left_to_pytorch
 
 UNUSUAL = 1e3  # an intensity that no image of unit variance has
 FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
@@ -272,7 +272,7 @@ def prepare(args, run, net):
     if args.init == "kaiming":
         initialize_kaiming(net)
     net = net.to(run.device, memory_format=MEMORY[args.dims] if args.channels_last else torch.preserve_format)
-    return winograd_convolutions(net) if args.winograd else net
+    return fast.convolutions(args, net)
 
 
 def load_teacher_checkpoint(args, run, model, ema_model):

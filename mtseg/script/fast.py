@@ -5,7 +5,7 @@ import shutil
 
 import torch
 
-from mtseg.winograd import WinogradError, check_compiler
+from mtseg.winograd import WinogradError, check_compiler, winograd_convolutions
 
 WORDS = {
     "channels_last": "channels_last",
@@ -36,6 +36,16 @@ def switch_on(args, device):
         notes.append(f"--fast: {', '.join(WORDS[name] for name, on in settings.items() if on)}{why_not}")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
     return notes
+
+
+def convolutions(args, net):
+    """`net` with Winograd's convolutions where `args` ask for them; with --fast only where a layer suits them."""
+    try:
+        return winograd_convolutions(net) if args.winograd else net
+    except WinogradError:
+        if not args.fast:
+            raise
+        return net
 
 
 def _why_not_winograd(args):

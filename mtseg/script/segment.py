@@ -17,7 +17,7 @@ from mtseg.metrics import all_metrics, pixel_accuracy
 from mtseg.postprocess import fill_holes, largest_component
 from mtseg.preprocess import PreprocessError, restore_scores
 from mtseg.results import OF_LARGEST
-from mtseg.script import scans
+from mtseg.script import fast, scans
 from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
@@ -27,7 +27,6 @@ from mtseg.script.windows import class_name, counted_classes, predict
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference
 from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes
-from mtseg.winograd import winograd_convolutions
 
 POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_holes}  # in the order they are done
 
@@ -80,8 +79,7 @@ def load_networks(args, device):
     for net in (*nets, *partners):
         if args.channels_last:
             net.to(memory_format=MEMORY[args.dims])
-        if args.winograd:
-            winograd_convolutions(net)
+        fast.convolutions(args, net)
     return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters, told[0])
 
 
