@@ -62,6 +62,10 @@ def check_flags(args, given=()):
             "--ignore_index 0: a pseudo-label 0 would be background and no label at once; give voxels without a label "
             "another value, often 255"
         )
+    if args.ignore_padding and PADDED in (args.ignore_index, *range(args.num_classes)):
+        raise FlagError(
+            f"--ignore_padding: it needs the label {PADDED}, which is a class or --ignore_index; leave it out"
+        )
     for name, wanted in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
         if args.winograd and wanted:
             raise FlagError(f"--winograd with {name}: it has compiled loops of its own, in float32; choose one")
@@ -89,10 +93,6 @@ def check_network(args):
             raise FlagError(
                 f"--{name} {','.join(map(str, wrong[0]))} with --dims {args.dims}: give {args.dims} numbers, or one"
             )
-    if args.ignore_padding and PADDED in (args.ignore_index, *range(args.num_classes)):
-        raise FlagError(
-            f"--ignore_padding: it needs the label {PADDED}, which is a class or --ignore_index; leave it out"
-        )
     if args.max_filters and args.max_filters < args.n_filters:
         raise FlagError(f"--max_filters {args.max_filters} is below --n_filters {args.n_filters}: raise it")
     check_network_fits(args.patch_size, divisors(args))

@@ -276,9 +276,8 @@ def parse(parser, argv):
         from mtseg.script.plans import plan_settings  # not above: it loads PyTorch, and --help is answered before
 
         planned = plan_settings(parser, Path(chosen["plan"]), root, chosen)
-    settings = (
-        (IMAGE_SETTINGS if images or 2 in (data["dims"], planned.get("dims")) else {}) | data | settings | planned
-    )
+    images = images or 2 in (data["dims"], planned.get("dims"))
+    settings = (IMAGE_SETTINGS if images else {}) | data | settings | planned
     known = {action.dest for action in parser._actions}
     chosen = {name: value for name, value in {**settings, **config}.items() if name in known}
     args = parser.parse_args(argv, argparse.Namespace(**chosen))
