@@ -168,23 +168,34 @@ def load_weights(net, checkpoint, path):
     return net
 
 
-def load_fitting(net, checkpoint, path):
+def load_fitting(net, checkpoint, path, names=None, needed=()):
     """Load those weights in `checkpoint`, read from `path`, that `net` has under the same name and in the same shape.
 
-    Returns a line for each that was left out, in either direction, with name and shapes; CheckpointError where nothing
-    fits.
+    `names`: only these of `net` are looked at (default: all). `needed`: of these at least nine in ten must fit.
+    Returns (how many were loaded, a line for each that was left out, in either direction, with name and shapes).
+    CheckpointError where nothing fits, or too little of what is needed.
     """
-    state, wanted = weights_for(net, checkpoint, path), net.state_dict()
+    state, whole = weights_for(net, checkpoint, path), net.state_dict()
+    wanted = whole if names is None else {name: whole[name] for name in names}
     fitting = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
     if not fitting:
         raise CheckpointError(f"{path}: no weight in it fits the network by name and shape; give weights of its kind")
     lines = [f"{name}: not in {path}, left as it was" for name in wanted if name not in state]
-    lines += [f"{name}: not in the network, left out" for name in state if name not in wanted]
+    lines += [f"{name}: not in the network, left out" for name in state if name not in whole]
     for name in wanted.keys() & (state.keys() - fitting.keys()):
         shapes = f"{tuple(state[name].shape)} in {path}, {tuple(wanted[name].shape)} in the network"
         lines.append(f"{name}: {shapes}, left as it was")
+    # Not every kind of file has the counts.
+    needed = [name for name in needed if not name.endswith("num_batches_tracked")]
+    missing = [name for name in needed if name not in fitting]
+    if 10 * len(missing) > len(needed):
+        first = "; ".join(sorted(line for line in lines if line.partition(":")[0] in missing[:3]))
+        raise CheckpointError(
+            f"{path}: only {len(needed) - len(missing)} of the encoder's {len(needed)} weights fit ({first}); give "
+            f"weights of this network, with the settings it was trained with (--network, --n_filters, --normalization)"
+        )
     net.load_state_dict(fitting, strict=False)
-    return sorted(lines)
+    return len(fitting), sorted(lines)
 
 
 def file_sha256(path):

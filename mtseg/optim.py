@@ -3,7 +3,9 @@
 import torch
 from torch.optim import lr_scheduler
 
-SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
+SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau", "warmup", "sawtooth")
+PEAK = 0.1  # of the rate from scratch, in fine-tuning
+RISE = 0.05  # of all iterations: how long the rate of the whole network rises, and, before, how long a sawtooth's is
 
 
 def make_optimizer(name, parameters, lr, momentum=0.9, nesterov=False, weight_decay=1e-4, betas=(0.9, 0.999)):
@@ -23,7 +25,10 @@ class Schedule:
     `name`: `constant`; `step`, times `gamma` every `lr_step` iterations; `exponential`, `gamma` per `lr_step`
     iterations, evenly; `poly`, (1 - i / max_iterations)^power; `cosine`, half a cosine down to 0; `cosine_restarts`,
     the same every `lr_step` iterations (Loshchilov and Hutter, arXiv:1608.03983, equation 5); `plateau`, times `gamma`
-    after more than `patience` calls of `validated` without a better score.
+    after more than `patience` calls of `validated` without a better score. For fine-tuning (Wald et al., "Revisiting
+    MAE pre-training for 3D medical image segmentation", CVPR 2025, arXiv:2410.23132, and its code): `warmup`, a linear
+    rise to PEAK of the rate over RISE of the iterations, then poly; `sawtooth`, before that as long a rise and fall,
+    for which the encoder is to be frozen, see `sawtooth_end`.
     `warmup_iterations`: the rate rises linearly over so many iterations first. `hold`: the schedule begins after so
     many iterations only, and the rate stays until then. The schedule covers those that are left.
     """
@@ -49,6 +54,8 @@ class Schedule:
             "cosine": lambda: lr_scheduler.CosineAnnealingLR(optimizer, length),
             "cosine_restarts": lambda: lr_scheduler.CosineAnnealingWarmRestarts(optimizer, lr_step),
             "plateau": lambda: lr_scheduler.ConstantLR(optimizer, factor=1.0),
+            "warmup": lambda: lr_scheduler.LambdaLR(optimizer, lambda i: rise_and_fall(i, length, power)),
+            "sawtooth": lambda: lr_scheduler.LambdaLR(optimizer, lambda i: sawtooth(i, length, power)),
         }[name]
         self.optimizer = optimizer
         self.plateau = None
@@ -83,6 +90,23 @@ class Schedule:
         self.scheduler.load_state_dict(state["scheduler"])
         if self.plateau is not None:
             self.plateau.load_state_dict(state["plateau"])
+
+
+def rise_and_fall(i, length, power, rise=None):
+    """The factor of iteration i, from 0: PEAK after a linear rise over `rise` iterations, then poly down to 0."""
+    rise = max(round(RISE * length), 1) if rise is None else rise
+    return PEAK * ((i + 1) / rise if i < rise else (1 - (i - rise) / max(length - rise, 1)) ** power)
+
+
+def sawtooth_end(length):
+    """The iterations of a run of `length` in which the decoder of a sawtooth learns alone."""
+    return max(round(RISE * length), 2)
+
+
+def sawtooth(i, length, power):
+    """The factor of iteration i, from 0: a rise and a fall of the decoder's, then those of the whole network's."""
+    end = sawtooth_end(length)
+    return rise_and_fall(i, end, power, end // 2) if i < end else rise_and_fall(i - end, length - end, power)
 
 
 class Updater:

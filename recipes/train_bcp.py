@@ -23,7 +23,7 @@ flag("--mask_ratio", type=flags.fraction, default=2 / 3, help="share of each sid
 flag("--largest_component", action=argparse.BooleanOptionalAction, default=True, help="of each class of pseudo-labels")
 rare("--consistency_rampup", type=flags.rate, default=0.0, help="length of a ramp to it, in blocks of 150 iterations")
 PARSER.set_defaults(max_iterations=17000, consistency_warmup=2000, consistency_ramp="constant")
-PARSER.set_defaults(batch_size=8, labeled_bs=4, loss="ce:0.5,linear_dice:0.5")
+PARSER.set_defaults(batch_size=8, labeled_bs=4, loss="ce:0.5,linear_dice:0.5", pretrained_parts="network")
 flags.answer_help(PARSER, __name__)
 
 import copy

@@ -271,7 +271,7 @@ def test_pretrained_weights_are_loaded_where_they_fit_and_listed_where_not(data,
     del state["block_one.conv.0.bias"]
     state["decoder.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "theirs.pth")
-    settings = {"pretrained": tmp_path / "theirs.pth", "max_iterations": 1, "base_lr": 0}
+    settings = {"pretrained": tmp_path / "theirs.pth", "pretrained_parts": "network", "max_iterations": 1, "base_lr": 0}
     folder = run("supervised", data, tmp_path / "after", **settings)
     assert torch.equal(weights(folder, "iter_1.pth")["block_five.conv.0.weight"], state["block_five.conv.0.weight"])
     log = (folder / "log.txt").read_text()

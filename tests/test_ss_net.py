@@ -35,7 +35,7 @@ def test_ss_net_computes_its_equations(data, tmp_path, best):
     heads.extend([perceptron(32, 1, nn.LeakyReLU(0.2)) for _ in range(2)])
     projection, prediction, selector, memory_selector = heads
     settings = {"n_filters": 4, "consistency": CONSISTENCY, "normalization": "none"}
-    settings |= {"pretrained": tmp_path / "both.pth", "max_iterations": ITERATIONS}
+    settings |= {"pretrained": tmp_path / "both.pth", "pretrained_parts": "network", "max_iterations": ITERATIONS}
     switches = ["--best_prototypes"] if best else []
     folder = run("SSNet", data, tmp_path, *switches, **settings)
     optimizer = torch.optim.SGD([*net.parameters(), *heads.parameters()], lr=0.01, momentum=0.9, weight_decay=0.0001)

@@ -204,7 +204,7 @@ def test_padding_counts_in_no_loss(model, tmp_path, device):
         more |= {"consistency": 20.0}
     more |= {"UAMT": {"uncertainty_passes": 4}, "PL": {"pseudo_threshold": 0}}.get(model, {})
     expected = padded_weights(model, root, 20.0, iterations)
-    more |= {} if model == "CPS" else {"pretrained": root / "start.pth"}
+    more |= {} if model == "CPS" else {"pretrained": root / "start.pth", "pretrained_parts": "network"}
     folder = SCRIPTS[model].main([*flags(root, tmp_path, **more), "--ignore_padding"])
     for name, value in torch.load(folder / f"iter_{iterations}.pth", weights_only=True).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -37,7 +37,7 @@ def test_ua_mt_computes_its_equations(data, tmp_path):
         student.out_conv.bias.copy_(torch.tensor([2.0, 0.0]))
     torch.save(student.state_dict(), tmp_path / "sharp.pth")
     settings = {"consistency": CONSISTENCY, "uncertainty_passes": 4, "pretrained": tmp_path / "sharp.pth"}
-    folder = run("UAMT", data, tmp_path, max_iterations=ITERATIONS, **settings)
+    folder = run("UAMT", data, tmp_path, max_iterations=ITERATIONS, pretrained_parts="network", **settings)
 
     def perturbed(volume):
         return volume + (torch.randn(volume.shape) * 0.1).clamp(-0.2, 0.2)

@@ -45,6 +45,8 @@ class ConvNeXtT(nn.Module):
     """
 
     channels, strides, divisor = WIDTHS, (4, 8, 16, 32), 32
+    # Beginnings of the names of the stages' weights.
+    stages = (("features.0.",), ("features.1.",), *((f"features.{n}.", f"features.{n + 1}.") for n in (2, 4, 6)))
     stem = "features.0.0.weight"  # the one weight whose shape tells the number of input channels
 
     def __init__(self, n_channels=3):

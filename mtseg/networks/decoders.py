@@ -1,8 +1,8 @@
 """Decoders for encoders of images, and the network of an encoder and a decoder, with the methods of VNet and UNet.
 
 An encoder is a module whose `forward(x)` gives a list of features, finest first, and that has the attributes
-`channels` and `strides` of these, `divisor` of the sides of its input, `stem`, the name of its first weight, and a
-method `translate(state)`: see resnet.py, efficientnet.py, convnext.py, and dinov2.py in a `Pyramid`.
+`channels` and `strides` of these, `divisor` of the sides of its input, `stem`, the name of its first weight, `stages`,
+the beginnings of the names of the weights of each of its stages, and a method `translate(state)`: see resnet.py, efficientnet.py, convnext.py, and dinov2.py in a `Pyramid`.
 """
 
 import math
@@ -162,6 +162,7 @@ class Pyramid(nn.Module):
     def __init__(self, encoder, width=256):
         super().__init__()
         self.encoder, self.divisor, self.stem = encoder, encoder.divisor, f"encoder.{encoder.stem}"
+        self.stages = [tuple(f"encoder.{prefix}" for prefix in stage) for stage in encoder.stages]
         first, *_ = encoder.strides
         self.channels, self.strides = (width,) * 4, (first / 4, first / 2, first, first * 2)
         self.project = nn.ModuleList(nn.Conv2d(channels, width, 1) for channels in encoder.channels)
@@ -205,9 +206,12 @@ class EncoderDecoder(nn.Module):
     `channels`: of the features that `decode` gives, finest first, and then of the coarsest that `encode` gives.
     """
 
+    head = "decoder.out_conv."  # the beginning of the names of the last layer's weights
+
     def __init__(self, encoder, decoder, **settings):
         super().__init__()
         self.encoder, self.settings = encoder, settings
+        self.stages = [tuple(f"encoder.{prefix}" for prefix in stage) for stage in encoder.stages]
         self.kind, self.divisors = decoder, (encoder.divisor,) * 2
         self.decoder = self.another_decoder()
         self.channels = [*self.decoder.channels, encoder.channels[-1]]

@@ -55,6 +55,10 @@ class DINOv2(nn.Module):
     def __init__(self, n_channels=3, registers=0, width=384, depth=12, heads=6, grid=37):
         super().__init__()
         self.channels, self.strides, self.grid = (width,) * 4, (14,) * 4, grid
+        # Beginnings of the names of the stages' weights; here each block is one.
+        self.stages = [("cls_token", "register_tokens", "mask_token", "pos_embed", "patch_embed.")]
+        self.stages += [(f"blocks.{number}.",) for number in range(depth - 1)]
+        self.stages += [(f"blocks.{depth - 1}.", "norm.")]
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, grid**2 + 1, width))
         self.register_buffer("mask_token", torch.zeros(1, width))

@@ -73,6 +73,7 @@ class EfficientNetB0(nn.Module):
     The last convolution and the classifier, 1 693 160 of the 5 288 548 parameters, are left out.
     """
 
+    stages = tuple((f"features.{stage}.",) for stage in range(8))  # beginnings of the names of their weights
     stem = "features.0.0.weight"  # the one weight whose shape tells the number of input channels
 
     def __init__(self, n_channels=3, output_stride=32, tensorflow=False):

@@ -51,6 +51,7 @@ class ResNet(nn.Module):
     """
 
     folds = (("conv1", "bn1"),)
+    stages = (("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",))  # beginnings of names
     stem = "conv1.weight"  # the one weight whose shape tells the number of input channels
 
     def __init__(self, depth=50, n_channels=3, output_stride=32):

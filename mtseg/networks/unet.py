@@ -159,6 +159,8 @@ class UNet(Decoder):
     `channels`: of the features that `encode` gives, finest first, and, but for the last, of those that `decode` gives.
     """
 
+    head = "out_conv."  # the beginning of the names of the last layer's weights; `stages` has those of the encoder's
+
     def __init__(
         self,
         n_channels=1,
@@ -189,6 +191,7 @@ class UNet(Decoder):
         how = (dims, normalization, residual, slope)
         drops = dropouts or [0.0] * len(kernels)
         blocks = zip([n_channels, *self.channels[:-1]], self.channels, kernels, drops, strict=True)
+        self.stages = [(f"encoder.{level}.",) for level in range(len(kernels))]
         self.encoder = nn.ModuleList(DoubleConv(before, n, kernel, *how, drop) for before, n, kernel, drop in blocks)
         self.pool = (F.max_pool2d, F.max_pool3d)[dims - 2]
         self.settings = {"n_classes": n_classes, "channels": self.channels, "strides": strides, "kernels": kernels}

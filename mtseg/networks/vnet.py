@@ -143,6 +143,16 @@ class VNet(Decoder):
     `channels`: of the features that `encode` gives, finest first, and, but for the last, of those that `decode` gives.
     """
 
+    # The beginnings of the names of the encoder's weights, by stages, and of the last layer's.
+    stages = (
+        ("block_one.",),
+        ("block_one_dw.", "block_two."),
+        ("block_two_dw.", "block_three."),
+        ("block_three_dw.", "block_four."),
+        ("block_four_dw.", "block_five."),
+    )
+    head = "out_conv."
+
     def __init__(
         self,
         n_channels=3,

@@ -7,6 +7,7 @@ from pathlib import Path
 from mtseg.checkpoint import file_sha256
 from mtseg.results import case_means
 from mtseg.script.flags import read_config
+from mtseg.script.config import LEARNED
 
 # What inference.py records of its protocol only where it is not so.
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}
@@ -138,7 +139,7 @@ def read_result(path):
     fold, folds = (value if isinstance(value, int) else None for value in map(content.get, ("fold", "folds")))
     cases = {row["case"] for row in rows}
     segmented, seconds = number("segmented") or len(cases), number("inference_seconds")
-    learned = [case for name in ("train_cases", "unlabeled_cases") for case in listed(config.get(name))]
+    learned = [case for name in LEARNED for case in listed(config.get(name))]
     return Result(
         path=path,
         method=method,

@@ -305,7 +305,9 @@ def tell_apart(configs, tests=None):
         for name in names:
             values = without_common_folders([one.get(name) for one in settings])
             for parts, one, value in zip(words, settings, values, strict=True):
-                if isinstance(value, list) and len(value) > 3:
+                if name == "from_scratch":
+                    parts += ["from scratch"] if value else ["pretrained"] * bool(one.get("pretrained"))
+                elif isinstance(value, list) and len(value) > 3:
                     parts.append(f"{name} {values.index(value) + 1}")
                 elif value is not None:
                     parts.append(f"{name} {plain_setting(value)}")

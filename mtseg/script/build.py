@@ -1,10 +1,12 @@
 """Data, networks and optimizer as the flags of a training script ask for them. Nothing here is a method."""
 
+import argparse
 import math
 import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mtseg.augment import Strengths
@@ -21,6 +23,7 @@ from mtseg.datasets import (
     training_cases,
     unlabeled_cases,
 )
+from mtseg.finetuning import freeze, learning_rates, names_of
 from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import initialize_kaiming
@@ -32,6 +35,7 @@ from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, data_root
 from mtseg.script.windows import counted_classes
+from mtseg.seeding import seed_iteration
 from mtseg.splits import known_patients, read_folds
 from mtseg.transforms import (
     Compose,
@@ -46,8 +50,12 @@ from mtseg.transforms import (
 from mtseg.winograd import left_to_pytorch
 
 UNUSUAL = 1e3  # an intensity that no image of unit variance has
+STATISTICS_FROM = 50  # batches, for statistics that are estimated anew
 FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
 TURNS = {"mirror": RandomRotFlip(), "all": RandomRot90Flip(), "flips": RandomFlip()}  # --rotflip
+# What the log says of --pretrained_parts.
+WEIGHTS_OF = {"encoder": "of its encoder; the decoder starts anew", "all": "of all but its last layer, which starts anew"}
+WEIGHTS_OF["network"] = "of the whole network"
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}  # of networks, by the number of dimensions
 
 
@@ -55,7 +63,8 @@ MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}  # of networks, by 
 class Data:
     """The data of a run.
 
-    `train`: the data set, labelled cases first. `val`: the cases of --val_list. `axis`: along which the slices of
+    `train`: the data set, labelled cases first. `val`: the cases of --val_list; `held_out`: where no labels are used,
+    instead two patches of each of them, (N, C, *spatial), or None. `axis`: along which the slices of
     stacks follow each other. `sampler`: of the joint batches of all processes, labelled patches first.
     `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of this process's share. `unknown`:
     stands for the label of a voxel that has none. `n_channels`: of the images, as the network takes them.
@@ -78,6 +87,7 @@ class Data:
     preprocessing: dict | None
     description: str
     notes: list
+    held_out: torch.Tensor | None = None
 
     def unusual_image(self, seed, iteration):
         """What to look at when training went to NaN at `iteration`: a case of the last 50 iterations whose image is far
@@ -94,15 +104,16 @@ class Data:
 
 
 def read_data(args, run):
-    """The Data of a training script; of labelled cases alone where its flags have no --labeled_bs."""
-    unlabeled = hasattr(args, "labeled_bs")
+    """The Data of a training script; of labelled cases alone where its flags have no --labeled_bs, and of images alone,
+    of all cases and without their labels, where its --labelnum is 0."""
+    unlabeled, images_alone = hasattr(args, "labeled_bs"), args.labelnum == 0
     with run.ranks.main_first():
         root = data_root(args.root_path)
     source = Source(args.root_path)
     cases, more, notes = choose_cases(args, source, unlabeled)
-    labeled_bs = args.labeled_bs if unlabeled else args.batch_size
+    labeled_bs = args.labeled_bs if unlabeled else 0 if images_alone else args.batch_size
     unlabeled_bs = args.batch_size - labeled_bs
-    run.ranks.check_shares(args.labelnum, labeled_bs, unlabeled_bs)
+    run.ranks.check_shares(args.labelnum or args.batch_size, labeled_bs, unlabeled_bs)
     flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
 
     first = source.dataset(args, cases["train_cases"], args.labelnum)
@@ -118,7 +129,8 @@ def read_data(args, run):
         notes.append(
             f"no data workers can be started ({reason}): data is loaded between iterations, which takes longer"
         )
-    val = source.dataset(args, cases["val_cases"])
+    held_out = held_out_patches(args, source, cases["val_cases"]) if images_alone and cases["val_cases"] else None
+    val = source.dataset(args, [] if images_alone else cases["val_cases"])
     if len(val) and val.n_channels != first.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
     if args.fold is not None:  # what could not be tested is better found before the training
@@ -131,6 +143,8 @@ def read_data(args, run):
     if unlabeled:
         description = f"{args.labelnum} labelled and {len(train.image_list) - args.labelnum} unlabelled cases"
         slices = f" ({len(labeled)} and {len(rest)} slices)"
+    elif images_alone:
+        description, slices = f"{len(train.image_list)} cases without their labels", f" ({len(rest)} slices)"
     else:
         description, slices = f"{args.labelnum} labelled cases", f" ({len(labeled)} slices)"
     description += slices if len(train) > len(train.image_list) else ""
@@ -141,8 +155,9 @@ def read_data(args, run):
             labeled, rest, args.batch_size, unlabeled_bs, args.seed, strata=strata, balance=args.set_balance
         )
     else:
-        sampler = ShuffledBatchSampler(labeled, args.batch_size, args.seed, strata=strata, balance=args.set_balance)
-    selection, how = how_selected(cases["val_cases"], test_cases(root))
+        given = rest if images_alone else labeled
+        sampler = ShuffledBatchSampler(given, args.batch_size, args.seed, strata=strata, balance=args.set_balance)
+    selection, how = how_selected([] if images_alone else cases["val_cases"], test_cases(root))
     return Data(
         train=train,
         val=val,
@@ -158,6 +173,7 @@ def read_data(args, run):
         preprocessing=flags.read_config(root / "preprocessing.json") or None,
         description=description,
         notes=how + notes,
+        held_out=held_out,
     )
 
 
@@ -195,7 +211,7 @@ def choose_cases(args, source, unlabeled):
         fold, cases["folds"] = folds[args.fold], len(folds)
         cases["fold_cases"], out = fold["val"], {*listed}.difference(fold["train"])
     train = training_cases(root, out, args.max_samples)
-    if not unlabeled:
+    if not unlabeled and args.labelnum:
         flags.check_one_stream(args, len(train))
         return cases | {"train_cases": train[: args.labelnum]}, None, []
     other, more, notes = None, [], []
@@ -209,7 +225,12 @@ def choose_cases(args, source, unlabeled):
         patients = known_patients(root, [*listed, *more])
         held = {patients[case] for case in cases["fold_cases"]}
         more = [case for case in more if patients[case] not in held]
-    flags.check_two_streams(args, len(train), len(more))
+    if args.labelnum:
+        flags.check_two_streams(args, len(train), len(more))
+    elif args.dims == 3 and len(train) + len(more) < args.batch_size:
+        raise flags.FlagError(
+            f"--batch_size {args.batch_size} is more than the {len(train) + len(more)} cases to learn from: lower it"
+        )
     return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes
 
 
@@ -240,6 +261,35 @@ def training_set(args, source, dataset):
     return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
 
 
+def held_out_patches(args, source, cases):
+    """Two patches of each of the `cases`, (N, C, *spatial), always the same."""
+    args = argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
+    dataset, _ = training_set(args, source, source.dataset(args, cases, labelnum=0))
+    places = np.linspace(0, len(dataset), 2 * len(cases), endpoint=False).astype(int)  # a stack has many slices
+    return torch.stack([dataset[int(place), seed]["image"] for seed, place in enumerate(places)])
+
+
+def held_out_loss(args, run, data, net, errors):
+    """The mean of `errors`, a function of images that gives their errors by `net`, over data.held_out, in eval mode."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # hides the same every time
+        net.eval()
+        values = [errors(part.to(run.device)) for part in data.held_out.split(args.batch_size)]
+        net.train()
+    return torch.cat(values).mean()
+
+
+def estimate_statistics(args, run, data, net):
+    """After the last iteration: the statistics of the batch norms of `net` from the first batches as they are, where in
+    training it has seen altered ones."""
+    if run.iteration < args.max_iterations:
+        return
+    seed_iteration(args.seed, args.max_iterations + 1)  # of dropout
+    batches = IterationSampler(data.sampler, args.seed, 0, STATISTICS_FROM)
+    images = (torch.stack([data.train[index, seed]["image"] for index, seed in batch]) for batch in batches)
+    torch.optim.swa_utils.update_bn(images, net, run.device)
+
+
 def shape_notes(args, shapes):
     """A sentence where the slices of every volume seem to be its first axis, or every image is padded, as smaller than
     the patch; else []."""
@@ -257,8 +307,21 @@ def shape_notes(args, shapes):
 def make_network(args, run, n_channels):
     """The network of the flags, on the run's device; a script may make several, each with its own initial weights."""
     net = prepare(args, run, NETWORKS[args.network](**flags.network_settings(args, n_channels)))
-    if args.pretrained and run.resume_from is None:
-        run.notes += load_fitting(net, load_pretrained(args.pretrained), args.pretrained)
+    if args.pretrained and not args.from_scratch and run.resume_from is None:
+        loaded, left_out = load_fitting(
+            net,
+            load_pretrained(args.pretrained),
+            args.pretrained,
+            names_of(net, args.pretrained_parts),
+            names_of(net, "encoder"),
+        )
+        run.notes.append(f"--pretrained {args.pretrained}: {loaded} weights {WEIGHTS_OF[args.pretrained_parts]}")
+        run.notes += left_out
+        run.descend(args.pretrained, args.pretrained_parts, loaded, len(left_out))
+    run.rates |= learning_rates(net, args.encoder_lr_factor, args.layer_decay)
+    if args.freeze:
+        freeze(net, args.freeze)
+        run.frozen += [parameter for parameter in net.parameters() if not parameter.requires_grad]
     if args.winograd:
         left = "; ".join(f"{name} ({why})" for name, why in left_to_pytorch(net).items())
         note = f"--winograd leaves to PyTorch: {left}"
@@ -282,6 +345,7 @@ def load_teacher_checkpoint(args, run, model, ema_model):
         for name, net in (("student", model), ("teacher", ema_model)):
             if args.teacher_checkpoint_for in (name, "both"):
                 load_weights(net, load_checkpoint(args.teacher_checkpoint, run.device), args.teacher_checkpoint)
+        run.descend(args.teacher_checkpoint, "network", len(net.state_dict()))
     return 10**6 if args.teacher_checkpoint and args.teacher_checkpoint_for != "student" else 0
 
 
@@ -318,8 +382,12 @@ def make_supervised(args, run, unknown=False):
 def make_updater(args, run, parameters, hold=0):
     """Optimizer, schedule, scaler and clipping of the flags, for `parameters` of one or several networks. The schedule
     begins after `hold` iterations."""
+    groups = {1.0: []}  # by the factor of their learning rate; the one that the log has is the first
+    for parameter in parameters:
+        groups.setdefault(run.rates.get(parameter, 1.0), []).append(parameter)
+    groups = [{"params": group, "lr": factor * args.base_lr} for factor, group in groups.items() if group]
     optimizer = make_optimizer(
-        args.optimizer, parameters, args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
+        args.optimizer, groups, args.base_lr, args.momentum, args.nesterov, args.weight_decay, args.betas
     )
     settings = (args.lr_step, args.lr_gamma, args.lr_power, args.lr_patience, args.warmup_iterations, hold)
     schedule = Schedule(optimizer, args.lr_schedule, args.max_iterations, *settings)

@@ -25,6 +25,7 @@ def check_flags(args, given=()):
     check_used(args, given, terms)
     check_dims(args)
     check_network(args)
+    check_finetuning(args)
     if args.batch_size % args.accumulation_steps:
         raise FlagError(f"--accumulation_steps {args.accumulation_steps} must divide --batch_size {args.batch_size}")
     for name in ("warmup_iterations", "consistency_warmup"):
@@ -69,6 +70,55 @@ def check_flags(args, given=()):
     for name, wanted in ((f"--amp {args.amp}", args.amp != "off"), ("--compile", args.compile)):
         if args.winograd and wanted:
             raise FlagError(f"--winograd with {name}: it has compiled loops of its own, in float32; choose one")
+
+
+def check_finetuning(args):
+    """FlagError where flags of fine-tuning contradict each other. --lr_schedule sawtooth sets --freeze."""
+    from mtseg.optim import sawtooth_end  # not above: PyTorch takes seconds, and --help is answered before
+
+    schedule, end = args.lr_schedule, sawtooth_end(args.max_iterations)
+    if schedule in ("warmup", "sawtooth") and args.warmup_iterations:
+        raise FlagError(f"--warmup_iterations with --lr_schedule {schedule}, which has a rise of its own: leave it out")
+    if schedule == "sawtooth":
+        if args.freeze and (args.freeze, args.unfreeze_at) != ("encoder", end):
+            raise FlagError(f"--freeze {args.freeze} with --lr_schedule sawtooth, which freezes the encoder: choose one")
+        args.freeze, args.unfreeze_at = "encoder", end
+    if args.freeze and not (args.pretrained or getattr(args, "teacher_checkpoint", None)):
+        raise FlagError(
+            f"--freeze {args.freeze} without --pretrained: weights that were drawn by lot would stay; give FILE"
+            if schedule != "sawtooth"
+            else "--lr_schedule sawtooth without --pretrained: it freezes an encoder that has learned; give FILE"
+        )
+    if (args.unfreeze_at or 0) >= args.max_iterations:
+        raise FlagError(
+            f"--unfreeze_at {args.unfreeze_at} is not below --max_iterations {args.max_iterations}; lower it"
+        )
+
+
+def check_pretext(args):
+    """FlagError where the flags of pretraining contradict each other."""
+    pretext, blocks = f"--pretext {args.pretext}", [side // args.mask_block for side in args.patch_size]
+    if args.labelnum:
+        raise FlagError(f"--labelnum {args.labelnum}: no label is looked at in pretraining; leave it out")
+    for name in ("foreground_patches", "deep_supervision", "class_weights", "ignore_padding"):
+        if getattr(args, name):
+            raise FlagError(f"--{name} in pretraining, which has neither labels nor outputs on coarser levels: leave it out")
+    if args.pretext != "masked" and args.sparse:
+        raise FlagError(f"--sparse with {pretext}: only masked hides blocks; leave it out")
+    if args.sparse and args.network.startswith("dinov2"):
+        raise FlagError(f"--sparse with --network {args.network}: only convolutions keep hidden blocks hidden; leave it out")
+    if args.pretext != "masked":
+        return
+    if any(side % args.mask_block for side in args.patch_size):
+        raise FlagError(
+            f"--mask_block {args.mask_block} does not divide every side of --patch_size "
+            f"{' '.join(map(str, args.patch_size))}: take one that does, such as {math.gcd(*args.patch_size, 16)}"
+        )
+    if not 0 < int(args.mask_ratio * math.prod(blocks) + 1e-6) < math.prod(blocks):
+        raise FlagError(
+            f"--mask_ratio {args.mask_ratio} hides none or all of the {math.prod(blocks)} blocks of a patch: change it, or "
+            f"take a smaller --mask_block"
+        )
 
 
 def check_network(args):
@@ -154,7 +204,7 @@ def check_used(args, given, terms):
         "betas": (not sgd, "--optimizer adam or adamw"),
         "lr_step": (schedule in ("step", "exponential", "cosine_restarts"), "a --lr_schedule that has steps"),
         "lr_gamma": (schedule in ("step", "exponential", "plateau"), "--lr_schedule step, exponential or plateau"),
-        "lr_power": (schedule == "poly", "--lr_schedule poly"),
+        "lr_power": (schedule in ("poly", "warmup", "sawtooth"), "--lr_schedule poly, warmup or sawtooth"),
         "lr_patience": (schedule == "plateau", "--lr_schedule plateau"),
         "class_weights": (terms.keys() & {"ce", "focal"}, "ce or focal in --loss"),
         "in_plane": (any(v for k, v in vars(args).items() if k.startswith("strong_")), "a --strong_... above 0"),
@@ -162,11 +212,14 @@ def check_used(args, given, terms):
         "val_freq": (args.val_list, "--val_list"),
         "patience": (args.val_list, "--val_list"),
         "consistency_rampup": (getattr(args, "consistency_ramp", "") != "constant", "another --consistency_ramp"),
+        "pretrained_parts": (args.pretrained, "--pretrained"),
+        "from_scratch": (args.pretrained, "--pretrained"),
+        "unfreeze_at": (args.freeze, "--freeze"),
         "teacher_checkpoint_for": (getattr(args, "teacher_checkpoint", None), "--teacher_checkpoint"),
     }
     for name, (used, needed) in rules.items():
         value = getattr(args, name, None)
-        turned_on = name in ("nesterov", "class_weights", "deep_supervision_weights", "patience")
+        turned_on = name in ("from_scratch", "unfreeze_at", "nesterov", "class_weights", "deep_supervision_weights", "patience")
         if (turned_on or name in given) and value not in (None, False) and not used:
             raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
 

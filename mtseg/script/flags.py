@@ -14,6 +14,7 @@ from mtseg.script.checks import (  # noqa: F401
     check_normalization,
     check_one_stream,
     check_pairs,
+    check_pretext,
     check_two_streams,
 )
 from mtseg.script.config import config_settings, read_config  # noqa: F401
@@ -62,9 +63,11 @@ NETWORK = "vnet, unet, unet_ssl4mis, or encoder_decoder as in docs/images.md"
 network = checked(str, NETWORKS.__contains__, f"is none of {', '.join(NETWORKS)}")
 INTENSITIES = ("none", "zscore", "percentile", "minmax")
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
-SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau")
+SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau", "warmup", "sawtooth")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the levels, finest first, divided by their sum (default: 1, 1/2, 1/4, ...)"
+PARTS = ("encoder", "all", "network")
+PRETRAINED_PARTS = "what --pretrained gives: the encoder; all but the last layer, which starts anew; the whole network"
 STRIDES = (
     "of the downsamplings, finest first: each a number, or one for each axis, as 2,2,1 (default: 2 2 2 2; vnet has "
     "four, unet as many as are given); a side of a patch is a multiple of the product of its own"
@@ -136,7 +139,17 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
     rare("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
     rare("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
+
+    flag, rare = parser.group("pretrained weights")
     flag("--pretrained", metavar="FILE", help="weights to start from, an encoder's too; what does not fit is listed")
+    rare("--pretrained_parts", choices=PARTS, default="all", help=PRETRAINED_PARTS)
+    flag("--from_scratch", action=switch, default=False, help="leave --pretrained out: the row to compare it with")
+    rare("--encoder_lr_factor", type=rate, default=1.0, help="of the encoder's learning rate")
+    decay = "of the learning rate, from each stage of the encoder to the one before it"
+    rare("--layer_decay", type=positive_fraction, default=1.0, help=decay)
+    frozen = "what stays as it is: encoder, stem, or the weights whose names begin as this regular expression says"
+    rare("--freeze", metavar="PART", help=frozen)
+    rare("--unfreeze_at", type=positive, metavar="N", help="iterations after which --freeze ends (default: never)")
 
     flag, rare = parser.group("optimizer")
     rare("--optimizer", choices=("sgd", "adam", "adamw"), default="sgd", help="which one")
@@ -272,6 +285,8 @@ def parse(parser, argv):
     if chosen.get("root_path") and not Path(root).exists():
         raise FlagError(f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/")
     data, planned = data_settings(root), {}
+    if data["dims"] == 3:
+        del data["intensity"]  # of volumes it is the script's
     if chosen.get("plan"):
         from mtseg.script.plans import plan_settings  # not above: it loads PyTorch, and --help is answered before
 

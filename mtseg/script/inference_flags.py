@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtseg.script import flags
 from mtseg.script.checks import FlagError, check_dims
-from mtseg.script.config import read_config
+from mtseg.script.config import LEARNED, read_config
 from mtseg.script.parser import Parser
 from mtseg.script.values import classes, positive, rate
 
@@ -104,7 +104,7 @@ def parse_inference(parser, argv):
     args = parser.parse_args(argv)
     args.configs = [read_config(path.parent / "config.json") for path in args.model_path]
     for path, config in zip(args.model_path, args.configs, strict=True):
-        for name in ("train_cases", "unlabeled_cases", "val_cases", "fold_cases"):
+        for name in (*LEARNED, "val_cases", "fold_cases"):
             cases = config.get(name) or []
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")

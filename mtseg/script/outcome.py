@@ -12,6 +12,7 @@ from mtseg.averaging import rank_correlation
 from mtseg.checkpoint import write_whole
 from mtseg.layouts import stem
 from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
+from mtseg.script.config import LEARNED
 from mtseg.script.flags import FlagError
 from mtseg.script.inference_flags import listed_in
 from mtseg.script.runfolder import RESULT_FOLDERS, holds_run, selection_of
@@ -70,7 +71,7 @@ def result_of(args, trained, cases, entries):
     """What metrics.json says of the `cases` (scans.Cases), `entries`: {case: what segment.infer_case gave}."""
     rows = [row for case in cases.readers if case in entries for row in entries[case]["rows"]]
     rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
-    learned = listed_in(args.configs, "train_cases", "unlabeled_cases")
+    learned = listed_in(args.configs, *LEARNED)
     selection = one_or_all(map(selection_of, args.model_path, args.configs, trained.checkpoints))
     costs = [training_cost(folder / "metrics.csv") for folder in {path.parent for path in args.model_path}]
     seconds, iterations, memory = (None if None in cost else cost for cost in zip(*costs, strict=True))

@@ -30,6 +30,7 @@ from mtseg.allocator import keep_freed_memory
 from mtseg.checkpoint import LARGEST_WEIGHT, load_checkpoint
 from mtseg.collate import collate
 from mtseg.distributed import Silent, joined_ranks
+from mtseg.finetuning import unfreeze
 from mtseg.metrics import dice
 from mtseg.samplers import IterationSampler, ShardedSampler
 from mtseg.script import fast, flags, runfolder
@@ -94,6 +95,10 @@ class Run:
         seed_iteration(args.seed, -1)  # for the initial weights
         args.has_dropout = True
         self.inside = None
+        self.rates, self.frozen = {}, []  # {parameter: factor of its learning rate}; those that --freeze holds
+        self.ancestry = {}  # what config.json says of the weights that the run begins with
+        if self.args.unfreeze_at and not ranks.alone:
+            raise flags.FlagError("--unfreeze_at with torchrun: gradients that begin later are not shared; leave one out")
 
     def joint(self, batch):
         """The joint batch of all processes that torchrun started: their `batch`es, (N, ...), one after the other.
@@ -101,6 +106,17 @@ class Run:
         Without torchrun it is `batch` itself. A list or tuple of tensors gives one of joint batches.
         """
         return self.ranks.gather(batch)
+
+    def descend(self, path, parts, loaded, left_out=0):
+        """Note in config.json that the run begins with `loaded` weights of `parts` in the file `path`, from whichever
+        run or download; `left_out` of them were not taken."""
+        config = flags.read_config(Path(path).parent / "config.json")
+        how = {"parts": parts, "loaded": loaded, "left_out": left_out}
+        for name, value in runfolder.ancestry_of(path, config, **how).items():
+            self.ancestry[name] = [*self.ancestry.get(name, []), *value]
+        there, here = config.get("intensity"), self.args.intensity
+        if "torch" in config and there != here:
+            self.notes.append(f"{path} was trained with --intensity {there}, and this run has {here}: make them alike")
 
     @contextlib.contextmanager
     def started(self, data, networks, updater, fixed_length=False, **others):
@@ -142,6 +158,9 @@ class Run:
         data = self.data
         config = {**vars(self.args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
         config |= {"data_crc32": data.checksum, "preprocessing": data.preprocessing, "ranks": self.ranks.world_size}
+        config |= self.ancestry
+        if any(one["selection"] == "test set" for one in self.ancestry.get("pretrained_from", [])):
+            config["selection"] = "test set"
         return config | runfolder.versions(self.device)
 
     def _resume(self, fixed_length):
@@ -160,9 +179,11 @@ class Run:
                 self.state.config, checkpoint, path, self.state.parts, self.defaults, fixed_length
             )
             self.start, self.progress = self.state.load(checkpoint, path, self.progress)
+            before = checkpoint["config"]
+            self.state.config |= {name: before[name] for name in runfolder.ANCESTRY if name in before}
             self.updater.skipped = self.progress["skipped"]
-            before = checkpoint["config"].get("log_freq")
-            rows = path.parent, max(args.log_freq, before if isinstance(before, int) else 1)
+            apart = before.get("log_freq")
+            rows = path.parent, max(args.log_freq, apart if isinstance(apart, int) else 1)
             self.notes.append(f"resuming at iteration {self.start} from {path}")
         elif args.resume:
             self.notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
@@ -198,8 +219,12 @@ class Run:
         self.state.save_weights(self.iteration)
         if self.iteration < self.args.max_iterations:
             self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
+        weights = self.folder / f"iter_{self.iteration}.pth"
+        if self.args.labelnum == 0:  # the network gives no classes yet
+            self.log.say(f"done; start from it with --pretrained {shlex.quote(str(weights))}")
+            return
         inference = "inference.py" if Path.cwd() == flags.HOME else str(flags.HOME / "inference.py")
-        words = ["python", inference, "--model_path", str(self.folder / f"iter_{self.iteration}.pth")]
+        words = ["python", inference, "--model_path", str(weights)]
         self.log.say(f"done; test it with:\n{shlex.join(words)}")
 
     def batches(self):
@@ -230,6 +255,12 @@ class Run:
         running = self.clock.batches(ranks.in_step(until_stopped(loader, self.stop), self.stop))
         for iteration, batch in enumerate(running, start=self.start + 1):
             self.iteration = iteration
+            if self.frozen and iteration > (args.unfreeze_at or args.max_iterations):
+                for net in self.networks.values():
+                    unfreeze(net)
+                for parameter in self.frozen:
+                    parameter.requires_grad_(True)
+                self.frozen = []
             seed_iteration(args.seed, iteration)
             ranks.reseed()
             volume = batch["image"].to(self.device, non_blocking=True)

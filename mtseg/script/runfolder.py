@@ -8,6 +8,11 @@ from pathlib import Path
 
 import torch
 
+from mtseg.checkpoint import file_sha256
+from mtseg.script.config import LEARNED
+
+# What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
+ANCESTRY = ("pretrained_from", "pretrained_cases")
 # Settings that may differ when a run goes on: they say where, how far and how often, never what is computed. (The
 # cases themselves, train_cases and val_cases, must be the same, wherever they lie.)
 FREE_SETTINGS = {
@@ -15,10 +20,10 @@ FREE_SETTINGS = {
     *("resume", "overwrite", "test_only", "gpu", "num_workers", "cache", "keep_memory", "max_iterations", "patience"),
     *("save_freq", "keep_last", "log_freq", "val_freq", "stride_xy", "stride_z", "selection"),
     "data_crc32",
-    *("tensorboard", "wandb", "progress", "pretrained", "teacher_checkpoint", "teacher_checkpoint_for"),
+    *("tensorboard", "wandb", "progress", "pretrained", *ANCESTRY, "teacher_checkpoint", "teacher_checkpoint_for"),
 }
 # With these schedules the length of a run decides every learning rate, or the validations do.
-LENGTH_SCHEDULES = ("poly", "cosine")
+LENGTH_SCHEDULES = ("poly", "cosine", "warmup", "sawtooth")
 PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
 VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
 # What inference.py writes into the folder with a checkpoint's results.
@@ -36,7 +41,8 @@ def run_folder(args):
         if "/" in getattr(args, name) or getattr(args, name) in ("", ".", ".."):
             raise RunError(f"--{name} {getattr(args, name)!r} names a folder of the run: it cannot be or hold a path")
     name = args.model if args.fold is None else f"{args.model}_fold_{args.fold}"
-    return Path(args.output_dir) / "model" / f"{args.dataset_name}_{args.exp}_{args.labelnum}_labeled" / name
+    exp = f"{args.exp}_from_scratch" if args.from_scratch else args.exp
+    return Path(args.output_dir) / "model" / f"{args.dataset_name}_{exp}_{args.labelnum}_labeled" / name
 
 
 def numbered_weights(folder, prefix=""):
@@ -99,6 +105,21 @@ def how_selected(val_cases, test_cases):
             f"{len(watched)} cases of --val_list are test cases: what they select is selected on the test set"
         ]
     return ("validation list" if val_cases else "last iteration"), []
+
+
+def ancestry_of(path, config, **how):
+    """ANCESTRY of a run that begins with the weights in the file `path`, beside which `config` lies ({} where none does):
+    {'pretrained_from': [{'file', 'sha256', **how, 'model', 'dataset_name', 'selection'}, and those that these weights
+    began with, ...], 'pretrained_cases': the names of all cases that any of them was trained on}."""
+    entry = {"file": str(path), "sha256": file_sha256(path), **how}
+    entry |= {name: config.get(name) for name in ("model", "dataset_name", "selection")}
+    before = config.get("pretrained_from")
+    cases = [config.get(name) for name in LEARNED]
+    cases = {case for names in cases if isinstance(names, list) for case in names if isinstance(case, str)}
+    return {
+        "pretrained_from": [entry, *(one for one in before if isinstance(one, dict))] if before else [entry],
+        "pretrained_cases": sorted(cases),
+    }
 
 
 def selection_of(path, config, checkpoint):
