@@ -248,7 +248,7 @@ class LAHeart(CaseDataset):
     `split`: which list, `<split>.list` in `find_root(base_dir)`; or `cases`: names instead of a list. `num`: only the
     first `num` cases. `transform`: called with the sample. `num_classes`: labels of this value or above raise, except
     `ignore_index`; None lets all pass. `labelnum`: only so many cases, the first ones, must have a label (default:
-    all). Without a label it is UNKNOWN everywhere.
+    all). Without a label it is UNKNOWN everywhere, and so are, with `num_classes` None, the labels of other cases.
 
     The constructor opens every file and checks its keys, types and shapes. Values (finite images, labels in range) are
     checked whenever a case is read. Both raise DataError.
@@ -291,7 +291,8 @@ class LAHeart(CaseDataset):
         path = self.path(case)
         with self._opened(case) as (image, label):
             shape = spatial_shape(image, label)
-            image, label = image[...].astype(np.float32), None if label is None else label[...]
+            looked_at = label is not None and (self.num_classes is not None or case in self.labeled)
+            image, label = image[...].astype(np.float32), label[...] if looked_at else None
             image = image[0] if len(shape) == 2 and len(image.shape) == 3 and len(image) == 1 else image
         if not np.isfinite(image).all():
             raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or leave it out")

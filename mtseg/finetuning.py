@@ -34,7 +34,7 @@ def names_of(net, parts):
     try:
         return [name for name in stages if parts == "network" or re.match(parts, name)]
     except re.error as error:
-        raise FinetuningError(f"{parts!r} is no regular expression ({error}); give encoder, stem or a pattern") from error
+        raise FinetuningError(f"{parts!r} is no regular expression ({error}); give encoder, stem or another") from error
 
 
 def learning_rates(net, encoder_factor=1.0, layer_decay=1.0):
@@ -53,13 +53,13 @@ def learning_rates(net, encoder_factor=1.0, layer_decay=1.0):
 
 
 def freeze(net, parts):
-    """Hold the weights of `names_of(net, parts)` fixed. Batch norms among them compute as in eval mode, by their running
-    statistics, also while `net` is in training mode. FinetuningError where that is nothing, or everything."""
+    """Hold the weights of `names_of(net, parts)` fixed. Batch norms among them compute as in eval mode, by their
+    running statistics, also while `net` is in training mode. FinetuningError where that is nothing, or everything."""
     chosen = {*names_of(net, parts)}
     parameters = dict(net.named_parameters())
     if not chosen & parameters.keys():
         some = ", ".join([*parameters][:3])
-        raise FinetuningError(f"{parts!r} fits no weight of the network, whose names begin with {some}; mend it")
+        raise FinetuningError(f"{parts!r} fits no weight of the network, whose first names are {some}; mend it")
     if parameters.keys() <= chosen:
         raise FinetuningError(f"{parts!r} fits every weight of the network, so nothing would learn; take fewer")
     for name in chosen & parameters.keys():

@@ -54,12 +54,12 @@ def squared_errors(output, image, counted=None):
 class Reconstructor(nn.Module):
     """A network as it is trained to reconstruct images: `net`, with the methods encode, decode and classify.
 
-    Input: (N, C + 1, *spatial): the image as the network may see it, and in the last channel 1 where it is hidden.
-    Output: (N, C, *spatial), of a `net` with C classes; no channel is dropped. `skips=False`: the decoder gets the
-    coarsest features alone, so that it cannot copy. `sparse`: voxels in hidden blocks of `block` a side stay hidden
-    through the encoder, see `visible_only`, and in the features that the decoder gets a learned token stands in their
-    place, one of `tokens` a level (Tian et al., "Designing BERT for Convolutional Networks", ICLR 2023,
-    arXiv:2301.03580). The weights of `net` are those of the plain network, which can be fine-tuned.
+    Input: (N, C + 1, *spatial): the image, and in the last channel 1 where it is hidden; `net` finds 0 there. Output:
+    (N, C, *spatial), of a `net` with C classes; no channel is dropped. `skips=False`: the decoder gets the coarsest
+    features alone, so that it cannot copy. `sparse`: voxels in hidden blocks of `block` a side stay hidden through the
+    encoder, see `visible_only`, and in the features that the decoder gets a learned token stands in their place, one
+    of `tokens` a level (Tian et al., "Designing BERT for Convolutional Networks", ICLR 2023, arXiv:2301.03580). The
+    weights of `net` are those of the plain network, which can be fine-tuned.
     """
 
     def __init__(self, net, skips=True, sparse=False, block=16):
@@ -70,30 +70,36 @@ class Reconstructor(nn.Module):
             self.tokens = nn.ParameterList(nn.init.trunc_normal_(torch.empty(c, 1), std=0.02) for c in channels)
 
     def forward(self, x):
-        image = x[:, :-1]
+        visible = x[:, -1:] < 0.5
+        image = x[:, :-1] * visible
         if self.tokens is None:
             features = self.net.encode(image, turnoff_drop=True)
         else:
-            visible = x[(slice(None), slice(-1, None), *[slice(None, None, self.block)] * (x.dim() - 2))] < 0.5
-            with visible_only(self.net, visible):
-                features = self.net.encode(image, turnoff_drop=True)
-            features = [
-                torch.where(resized(visible, level.shape[2:]), level, token.view(-1, *[1] * (x.dim() - 2)))
-                for level, token in zip(features, self.tokens, strict=True)
-            ]
+            features = self.sparse_features(image, visible[(..., *[slice(None, None, self.block)] * (x.dim() - 2))])
         if not self.skips:
             features = [*map(torch.zeros_like, features[:-1]), features[-1]]
         output = self.net.classify(self.net.decode(features, turnoff_drop=True))
         return output if isinstance(output, torch.Tensor) else output[0]
 
+    @torch.compiler.disable  # it would not see the hooks
+    def sparse_features(self, image, visible):
+        """The encoder's features, finest first, with the level's token where `visible`, (N, 1, *blocks), is False."""
+        with visible_only(self.net, visible):
+            features = self.net.encode(image, turnoff_drop=True)
+        return [
+            torch.where(resized(visible, level.shape[2:]), level, token.view(-1, *[1] * (level.dim() - 2)))
+            for level, token in zip(features, self.tokens, strict=True)
+        ]
+
 
 @contextlib.contextmanager
 def visible_only(net, visible):
-    """A context in which forward passes of `net` see no hidden voxel, though all convolutions are dense.
+    """A context in which forward passes of `net`, on images with 0 in hidden places, see none of these anywhere, though
+    all convolutions are dense.
 
     `visible`: bool (N, 1, *blocks). What convolutions and normalizations give is set to 0 in hidden places, and the
     latter have the mean and variance of the visible ones, at every level as far as it is not coarser than a block (Tian
-    et al., section 3.1: the same as sparse convolution).
+    et al., section 3.1: the same as sparse convolution). Layer norm is not among them.
     """
 
     def hide(_, __, output):
@@ -118,9 +124,10 @@ def visible_only(net, visible):
 def normalized(module, visible, x):
     """What the normalization `module` makes of `x` (N, C, *spatial) with mean and variance over what is `visible`, bool
     (N, 1, *blocks), and 0 elsewhere. Batch norm's running statistics are not touched."""
-    mask = resized(visible, x.shape[2:]).to(x.dtype)
+    mask = resized(visible, x.shape[2:])
     groups = module.num_groups if isinstance(module, nn.GroupNorm) else x.shape[1]
-    grouped, weights = x.unflatten(1, (groups, -1)), mask.unsqueeze(1)  # (N, G, C / G, *spatial)
+    # (N, G, C / G, *spatial), in float32: half precision cannot count voxels.
+    grouped, weights = x.float().unflatten(1, (groups, -1)), mask.float().unsqueeze(1)
     axes = [2, *range(3, grouped.dim())]
     axes = [0, *axes] if isinstance(module, nn.modules.batchnorm._BatchNorm) else axes
     count = weights.expand_as(grouped).sum(axes, keepdim=True)
@@ -130,7 +137,7 @@ def normalized(module, visible, x):
     if module.weight is not None:
         shape = (-1, *[1] * (x.dim() - 2))
         y = y * module.weight.view(shape) + module.bias.view(shape)
-    return y * mask
+    return (y * mask).to(x.dtype)
 
 
 def genesis(images):

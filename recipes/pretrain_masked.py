@@ -1,7 +1,7 @@
-"""Masked reconstruction: a network learns from images alone, before anybody has labelled any, to fill in what is hidden.
+"""Masked reconstruction: before anybody has labelled an image, a network learns to fill in what is hidden of it.
 
     python recipes/pretrain_masked.py --root_path /data/LA
-    python train_mean_teacher.py --root_path /data/LA --labelnum 8 --pretrained model/LA_vnet_0_labeled/masked/iter_6000.pth
+    python train_sup.py --root_path /data/LA --labelnum 8 --pretrained model/LA_vnet_0_labeled/masked/iter_6000.pth
     python -m mtseg.figures reconstructions model/LA_vnet_0_labeled/masked
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (arXiv:2111.06377), with the very network that
@@ -23,7 +23,7 @@ flag("--pretext", choices=("masked", "autoencoder", "genesis"), default="masked"
 flag("--mask_ratio", type=flags.fraction, default=0.75, help="share of the blocks that are hidden")
 flag("--mask_block", type=flags.positive, default=16, help="voxels a side of a block")
 flag("--sparse", action=argparse.BooleanOptionalAction, default=False, help="hidden places stay so in all features")
-rare("--unlabeled_root", metavar="DIR", help="folder with more cases (default: root_path, if unlabeled.list lies there)")
+rare("--unlabeled_root", metavar="DIR", help="folder with more cases (default: root_path, if it has unlabeled.list)")
 PARSER.set_defaults(labelnum=0, batch_size=4, rotflip="all", intensity="zscore", momentum=0.99, nesterov=True)
 PARSER.set_defaults(weight_decay=3e-5, lr_schedule="poly", gradient_clipping=12.0)
 flags.answer_help(PARSER, __name__)
@@ -51,7 +51,6 @@ def train(args, run):
         seen, hidden = genesis(image) if args.pretext == "genesis" else image, None
         if args.pretext == "masked":
             hidden = hidden_blocks(len(image), image.shape[2:], args.mask_block, args.mask_ratio, run.device)
-            seen = image.masked_fill(hidden, 0)
         marks = torch.zeros_like(image[:, :1]) if hidden is None else hidden.to(image)
         with run.autocast:
             output = forward(torch.cat([seen, marks], dim=1))[0]

@@ -320,7 +320,8 @@ def test_an_encoders_file_loads_into_a_network_of_other_channels(prefix):
     state = {f"{prefix}{name}": value for name, value in resnet.state_dict().items()}
     state[f"{prefix}fc.weight"] = torch.zeros(1000, 512)
     net = EncoderDecoder(ResNet(18, 1), UNetDecoder, n_classes=2)
-    left = load_fitting(net, {"state_dict": state}, "resnet18.pth")
+    loaded, left = load_fitting(net, {"state_dict": state}, "resnet18.pth")
+    assert loaded == len(resnet.state_dict())
     assert {line.partition(":")[0].partition(".")[0] for line in left} == {"decoder", "encoder"}
     assert [line for line in left if line.startswith("encoder")] == ["encoder.fc.weight: not in the network, left out"]
     x = torch.randn(1, 1, 64, 64)

@@ -2,7 +2,8 @@
 
 An encoder is a module whose `forward(x)` gives a list of features, finest first, and that has the attributes
 `channels` and `strides` of these, `divisor` of the sides of its input, `stem`, the name of its first weight, `stages`,
-the beginnings of the names of the weights of each of its stages, and a method `translate(state)`: see resnet.py, efficientnet.py, convnext.py, and dinov2.py in a `Pyramid`.
+the beginnings of the names of the weights of each of its stages, and a method `translate(state)`: see resnet.py,
+efficientnet.py, convnext.py, and dinov2.py in a `Pyramid`.
 """
 
 import math

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mtseg.checkpoint import file_sha256
 from mtseg.results import case_means
-from mtseg.script.flags import read_config
-from mtseg.script.config import LEARNED
+from mtseg.script.config import LEARNED, read_config
 
 # What inference.py records of its protocol only where it is not so.
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}

@@ -23,7 +23,7 @@ from mtseg.datasets import (
     training_cases,
     unlabeled_cases,
 )
-from mtseg.finetuning import freeze, learning_rates, names_of
+from mtseg.finetuning import FinetuningError, freeze, learning_rates, names_of
 from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import initialize_kaiming
@@ -54,8 +54,8 @@ STATISTICS_FROM = 50  # batches, for statistics that are estimated anew
 FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
 TURNS = {"mirror": RandomRotFlip(), "all": RandomRot90Flip(), "flips": RandomFlip()}  # --rotflip
 # What the log says of --pretrained_parts.
-WEIGHTS_OF = {"encoder": "of its encoder; the decoder starts anew", "all": "of all but its last layer, which starts anew"}
-WEIGHTS_OF["network"] = "of the whole network"
+WEIGHTS_OF = {"encoder": "of its encoder; the decoder starts anew", "network": "of the whole network"}
+WEIGHTS_OF["all"] = "of all but its last layer, which starts anew"
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}  # of networks, by the number of dimensions
 
 
@@ -133,7 +133,7 @@ def read_data(args, run):
     val = source.dataset(args, [] if images_alone else cases["val_cases"])
     if len(val) and val.n_channels != first.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
-    if args.fold is not None:  # what could not be tested is better found before the training
+    if args.fold is not None and not images_alone:  # what could not be tested is better found before the training
         source.dataset(args, cases["fold_cases"])
 
     args.n_channels = train.n_channels
@@ -320,7 +320,10 @@ def make_network(args, run, n_channels):
         run.descend(args.pretrained, args.pretrained_parts, loaded, len(left_out))
     run.rates |= learning_rates(net, args.encoder_lr_factor, args.layer_decay)
     if args.freeze:
-        freeze(net, args.freeze)
+        try:
+            freeze(net, args.freeze)
+        except FinetuningError as error:
+            raise flags.FlagError(f"--freeze {error}") from error
         run.frozen += [parameter for parameter in net.parameters() if not parameter.requires_grad]
     if args.winograd:
         left = "; ".join(f"{name} ({why})" for name, why in left_to_pytorch(net).items())
@@ -382,6 +385,10 @@ def make_supervised(args, run, unknown=False):
 def make_updater(args, run, parameters, hold=0):
     """Optimizer, schedule, scaler and clipping of the flags, for `parameters` of one or several networks. The schedule
     begins after `hold` iterations."""
+    if hold and args.lr_schedule in ("warmup", "sawtooth"):
+        raise flags.FlagError(
+            f"--lr_schedule {args.lr_schedule} would begin after {hold} iterations at the whole rate: take another"
+        )
     groups = {1.0: []}  # by the factor of their learning rate; the one that the log has is the first
     for parameter in parameters:
         groups.setdefault(run.rates.get(parameter, 1.0), []).append(parameter)

@@ -81,7 +81,7 @@ def check_finetuning(args):
         raise FlagError(f"--warmup_iterations with --lr_schedule {schedule}, which has a rise of its own: leave it out")
     if schedule == "sawtooth":
         if args.freeze and (args.freeze, args.unfreeze_at) != ("encoder", end):
-            raise FlagError(f"--freeze {args.freeze} with --lr_schedule sawtooth, which freezes the encoder: choose one")
+            raise FlagError(f"--freeze {args.freeze} with --lr_schedule sawtooth, which freezes the encoder: take one")
         args.freeze, args.unfreeze_at = "encoder", end
     if args.freeze and not (args.pretrained or getattr(args, "teacher_checkpoint", None)):
         raise FlagError(
@@ -100,13 +100,20 @@ def check_pretext(args):
     pretext, blocks = f"--pretext {args.pretext}", [side // args.mask_block for side in args.patch_size]
     if args.labelnum:
         raise FlagError(f"--labelnum {args.labelnum}: no label is looked at in pretraining; leave it out")
-    for name in ("foreground_patches", "deep_supervision", "class_weights", "ignore_padding"):
-        if getattr(args, name):
-            raise FlagError(f"--{name} in pretraining, which has neither labels nor outputs on coarser levels: leave it out")
+    unused = ["foreground_patches", "deep_supervision", "class_weights", "ignore_padding", "freeze", "patience"]
+    for name in (name for name in unused if getattr(args, name)):
+        raise FlagError(
+            f"--{name} in pretraining, which has no labels, no Dice, no outputs on coarser levels and no frozen parts: "
+            f"leave it out"
+        )
+    if args.lr_schedule == "plateau":
+        raise FlagError("--lr_schedule plateau in pretraining, which has no Dice to go by: take another")
     if args.pretext != "masked" and args.sparse:
         raise FlagError(f"--sparse with {pretext}: only masked hides blocks; leave it out")
-    if args.sparse and args.network.startswith("dinov2"):
-        raise FlagError(f"--sparse with --network {args.network}: only convolutions keep hidden blocks hidden; leave it out")
+    if args.sparse and args.network.startswith(("dinov2", "convnext")):
+        raise FlagError(f"--sparse with --network {args.network}: layer norms do not keep blocks hidden; leave it out")
+    if args.sparse and args.gradient_checkpointing:
+        raise FlagError("--sparse with --gradient_checkpointing, which would recompute without hiding: leave one out")
     if args.pretext != "masked":
         return
     if any(side % args.mask_block for side in args.patch_size):
@@ -116,8 +123,8 @@ def check_pretext(args):
         )
     if not 0 < int(args.mask_ratio * math.prod(blocks) + 1e-6) < math.prod(blocks):
         raise FlagError(
-            f"--mask_ratio {args.mask_ratio} hides none or all of the {math.prod(blocks)} blocks of a patch: change it, or "
-            f"take a smaller --mask_block"
+            f"--mask_ratio {args.mask_ratio} hides none or all of the {math.prod(blocks)} blocks of a patch: change it,"
+            f" or take a smaller --mask_block"
         )
 
 
@@ -219,7 +226,8 @@ def check_used(args, given, terms):
     }
     for name, (used, needed) in rules.items():
         value = getattr(args, name, None)
-        turned_on = name in ("from_scratch", "unfreeze_at", "nesterov", "class_weights", "deep_supervision_weights", "patience")
+        turned_on = name in ("nesterov", "class_weights", "deep_supervision_weights", "patience")
+        turned_on = turned_on or name in ("from_scratch", "unfreeze_at")
         if (turned_on or name in given) and value not in (None, False) and not used:
             raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
 

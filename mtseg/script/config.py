@@ -47,6 +47,8 @@ def config_settings(parser, path):
         if key not in known and key in elsewhere:
             left_out.append(key)
             continue
+        if key in ("labelnum", "num_classes") and config.get("labelnum") == 0:
+            continue  # a pretraining's, which has neither labels nor classes
         if key == "plan" and "torch" in config:
             continue  # a run's own record holds what its plan said
         if key == "model" and value != parser.get_default("model") and value in methods.names():

@@ -108,6 +108,8 @@ def parse_inference(parser, argv):
             cases = config.get(name) or []
             if not isinstance(cases, list) or not all(isinstance(case, str) for case in cases):
                 raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
+        if config.get("labelnum") == 0:
+            raise FlagError(f"{path}: is of a pretraining and gives images, no classes; train on by --pretrained")
     given, la = args.root_path, str(flags.HOME / "data/LA")
     defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": flags.folder_name(given or la)}
     take_over(parser, args, args.configs[0], defaults)

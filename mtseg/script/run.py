@@ -97,8 +97,8 @@ class Run:
         self.inside = None
         self.rates, self.frozen = {}, []  # {parameter: factor of its learning rate}; those that --freeze holds
         self.ancestry = {}  # what config.json says of the weights that the run begins with
-        if self.args.unfreeze_at and not ranks.alone:
-            raise flags.FlagError("--unfreeze_at with torchrun: gradients that begin later are not shared; leave one out")
+        if args.unfreeze_at and not ranks.alone:
+            raise flags.FlagError("--unfreeze_at with torchrun: gradients that begin later are not shared; take one")
 
     def joint(self, batch):
         """The joint batch of all processes that torchrun started: their `batch`es, (N, ...), one after the other.
@@ -112,8 +112,9 @@ class Run:
         run or download; `left_out` of them were not taken."""
         config = flags.read_config(Path(path).parent / "config.json")
         how = {"parts": parts, "loaded": loaded, "left_out": left_out}
-        for name, value in runfolder.ancestry_of(path, config, **how).items():
-            self.ancestry[name] = [*self.ancestry.get(name, []), *value]
+        for name, values in runfolder.ancestry_of(path, config, **how).items():
+            known = self.ancestry.setdefault(name, [])
+            known += [value for value in values if value not in known]
         there, here = config.get("intensity"), self.args.intensity
         if "torch" in config and there != here:
             self.notes.append(f"{path} was trained with --intensity {there}, and this run has {here}: make them alike")
@@ -158,9 +159,6 @@ class Run:
         data = self.data
         config = {**vars(self.args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
         config |= {"data_crc32": data.checksum, "preprocessing": data.preprocessing, "ranks": self.ranks.world_size}
-        config |= self.ancestry
-        if any(one["selection"] == "test set" for one in self.ancestry.get("pretrained_from", [])):
-            config["selection"] = "test set"
         return config | runfolder.versions(self.device)
 
     def _resume(self, fixed_length):
@@ -180,7 +178,7 @@ class Run:
             )
             self.start, self.progress = self.state.load(checkpoint, path, self.progress)
             before = checkpoint["config"]
-            self.state.config |= {name: before[name] for name in runfolder.ANCESTRY if name in before}
+            self.ancestry = {name: before[name] for name in runfolder.ANCESTRY if name in before}
             self.updater.skipped = self.progress["skipped"]
             apart = before.get("log_freq")
             rows = path.parent, max(args.log_freq, apart if isinstance(apart, int) else 1)
@@ -188,6 +186,9 @@ class Run:
         elif args.resume:
             self.notes.append(f"{self.folder} has no latest.pth yet: starting from iteration 0")
         self.iteration = self.start
+        self.state.config |= self.ancestry
+        if any(one.get("selection") == "test set" for one in self.ancestry.get("pretrained_from", [])):
+            self.state.config["selection"] = "test set"
         return rows
 
     def _open_logs(self, rows_in, rows_apart):

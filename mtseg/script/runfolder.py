@@ -108,17 +108,19 @@ def how_selected(val_cases, test_cases):
 
 
 def ancestry_of(path, config, **how):
-    """ANCESTRY of a run that begins with the weights in the file `path`, beside which `config` lies ({} where none does):
+    """ANCESTRY of a run that begins with the weights in the file `path`, beside which `config` lies, {} if none does:
     {'pretrained_from': [{'file', 'sha256', **how, 'model', 'dataset_name', 'selection'}, and those that these weights
     began with, ...], 'pretrained_cases': the names of all cases that any of them was trained on}."""
     entry = {"file": str(path), "sha256": file_sha256(path), **how}
     entry |= {name: config.get(name) for name in ("model", "dataset_name", "selection")}
-    before = config.get("pretrained_from")
-    cases = [config.get(name) for name in LEARNED]
-    cases = {case for names in cases if isinstance(names, list) for case in names if isinstance(case, str)}
+
+    def listed(kind, *names):  # beside a file of strangers anything may lie
+        values = [config[name] for name in names if isinstance(config.get(name), list)]
+        return [one for value in values for one in value if isinstance(one, kind)]
+
     return {
-        "pretrained_from": [entry, *(one for one in before if isinstance(one, dict))] if before else [entry],
-        "pretrained_cases": sorted(cases),
+        "pretrained_from": [entry, *listed(dict, "pretrained_from")],
+        "pretrained_cases": sorted({*listed(str, *LEARNED)}),
     }
 
 

@@ -69,7 +69,8 @@ class Source:
 
     def dataset(self, args, cases, labelnum=None, transform=None):
         """The `cases` as a CaseDataset, of which the first `labelnum` (default: all) must have labels."""
-        checked = {"num_classes": args.num_classes, "ignore_index": args.ignore_index}
+        blind = getattr(args, "labelnum", None) == 0  # pretraining looks at no label
+        checked = {"num_classes": None if blind else args.num_classes, "ignore_index": args.ignore_index}
         if self.files is None:
             how = {"cases": cases, "labelnum": labelnum, "transform": transform}
             first = getattr(args, "slices_first", False)
