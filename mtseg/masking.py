@@ -97,9 +97,9 @@ def visible_only(net, visible):
     """A context in which forward passes of `net`, on images with 0 in hidden places, see none of these anywhere, though
     all convolutions are dense.
 
-    `visible`: bool (N, 1, *blocks). What convolutions and normalizations give is set to 0 in hidden places, and the
-    latter have the mean and variance of the visible ones, at every level as far as it is not coarser than a block (Tian
-    et al., section 3.1: the same as sparse convolution). Layer norm is not among them.
+    `visible`: bool (N, 1, *blocks). What convolutions, pooling and normalizations give is set to 0 in hidden places,
+    and the latter have the mean and variance of the visible ones, at every level as far as it is not coarser than a
+    block (Tian et al., section 3.1: the same as sparse convolution). Layer norm is not among them.
     """
 
     def hide(_, __, output):
@@ -109,7 +109,7 @@ def visible_only(net, visible):
     norms = [module for module in net.modules() if isinstance(module, kinds)]
     try:
         for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.MaxPool2d)):
                 hooks.append(module.register_forward_hook(hide))
         for module in norms:
             module.forward = functools.partial(normalized, module, visible)
