@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from mtseg.optim import SCHEDULES, Schedule, make_optimizer
+from mtseg.optim import SCHEDULES, Schedule, make_optimizer, sawtooth_end
 
 
 def rates(name, iterations, lr=0.1, resume_at=None, scores=(), **settings):
@@ -59,6 +59,40 @@ def test_rates_follow_their_closed_forms(name, warmup, hold):
 def test_plateau_lowers_the_rate_after_enough_validations_without_a_better_score():
     seen = rates("plateau", 8, gamma=0.5, patience=2, scores=[0.5, 0.6, 0.6, 0.55, 0.6, 0.7, 0.7])
     assert seen == pytest.approx([0.1] * 5 + [0.05] * 3)
+
+
+@pytest.mark.parametrize(("n", "power"), [(1000, 0.9), (1000, 2.0), (310, 0.9), (20, 0.9), (7, 0.9)])
+def test_warmup_rises_to_a_tenth_of_the_rate_and_falls(n, power):
+    rise = max(round(0.05 * n), 1)
+    expected = [0.01 * (i + 1) / rise for i in range(rise)]
+    expected += [0.01 * (1 - i / (n - rise)) ** power for i in range(n - rise)]
+    seen = rates("warmup", n, power=power)
+    assert seen == pytest.approx(expected, rel=1e-9) and max(seen) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(("n", "power"), [(1000, 0.9), (1000, 2.0), (300, 0.9), (60, 0.9)])
+def test_sawtooth_rises_and_falls_twice(n, power):
+    """The decoder's tooth takes a twentieth of the run, then a warmup begins over what is left."""
+    end = round(0.05 * n)
+    half, left = end // 2, n - end
+    rise = round(0.05 * left)
+    expected = [0.01 * (i + 1) / half for i in range(half)]
+    expected += [0.01 * (1 - i / (end - half)) ** power for i in range(end - half)]
+    assert sawtooth_end(n) == end == len(expected)
+    expected += [0.01 * (i + 1) / rise for i in range(rise)]
+    expected += [0.01 * (1 - i / (left - rise)) ** power for i in range(left - rise)]
+    assert rates("sawtooth", n, power=power) == pytest.approx(expected, rel=1e-9)
+
+
+def test_schedules_of_fine_tuning_keep_the_ratio_of_the_groups_rates_and_a_rate_of_0():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in (0.1, 0.05, 0.0)]
+    optimizer = make_optimizer("sgd", groups, 0.1)
+    schedule = Schedule(optimizer, "sawtooth", 50)
+    for _ in range(50):
+        first, second, third = (group["lr"] for group in optimizer.param_groups)
+        assert first > 0 and second == pytest.approx(first / 2) and third == 0
+        optimizer.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize(("warmup", "hold"), [(0, 0), (5, 0), (2, 5)])
