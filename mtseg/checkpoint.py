@@ -178,8 +178,6 @@ def load_fitting(net, checkpoint, path, names=None, needed=()):
     state, whole = weights_for(net, checkpoint, path), net.state_dict()
     wanted = whole if names is None else {name: whole[name] for name in names}
     fitting = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
-    if not fitting:
-        raise CheckpointError(f"{path}: no weight in it fits the network by name and shape; give weights of its kind")
     lines = [f"{name}: not in {path}, left as it was" for name in wanted if name not in state]
     lines += [f"{name}: not in the network, left out" for name in state if name not in whole]
     for name in wanted.keys() & (state.keys() - fitting.keys()):
@@ -190,10 +188,13 @@ def load_fitting(net, checkpoint, path, names=None, needed=()):
     missing = [name for name in needed if name not in fitting]
     if 10 * len(missing) > len(needed):
         first = "; ".join(sorted(line for line in lines if line.partition(":")[0] in missing[:3]))
+        first = first.replace(f" in {path}", " there").replace(", left as it was", "")
         raise CheckpointError(
             f"{path}: only {len(needed) - len(missing)} of the encoder's {len(needed)} weights fit ({first}); give "
             f"weights of this network, with the settings it was trained with (--network, --n_filters, --normalization)"
         )
+    if not fitting:
+        raise CheckpointError(f"{path}: no weight in it fits the network by name and shape; give weights of its kind")
     net.load_state_dict(fitting, strict=False)
     return len(fitting), sorted(lines)
 

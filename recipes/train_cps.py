@@ -25,8 +25,8 @@ from mtseg.script.run import script_main
 
 
 def train(args, run):
-    if args.pretrained:
-        raise flags.FlagError("--pretrained: both networks would start from the same weights; leave it out")
+    if args.pretrained and args.pretrained_parts != "encoder":
+        raise flags.FlagError("--pretrained: both networks would start alike; take --pretrained_parts encoder with it")
     # ------------------------------------------------------------------------------ data, two networks, one optimizer
     data = build.read_data(args, run)
     model_one, model_two = (build.make_network(args, run, data.n_channels) for _ in range(2))

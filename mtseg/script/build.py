@@ -129,10 +129,11 @@ def read_data(args, run):
         notes.append(
             f"no data workers can be started ({reason}): data is loaded between iterations, which takes longer"
         )
-    held_out = held_out_patches(args, source, cases["val_cases"]) if images_alone and cases["val_cases"] else None
-    val = source.dataset(args, [] if images_alone else cases["val_cases"])
+    val, held_out = source.dataset(args, cases["val_cases"], 0 if images_alone else None), None
     if len(val) and val.n_channels != first.n_channels:
         raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
+    if len(val) and images_alone:
+        held_out, val = held_out_patches(args, source, val), source.dataset(args, [])
     if args.fold is not None and not images_alone:  # what could not be tested is better found before the training
         source.dataset(args, cases["fold_cases"])
 
@@ -261,11 +262,11 @@ def training_set(args, source, dataset):
     return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
 
 
-def held_out_patches(args, source, cases):
-    """Two patches of each of the `cases`, (N, C, *spatial), always the same."""
+def held_out_patches(args, source, dataset):
+    """Two patches of each case of `dataset`, which is of `source`, (N, C, *spatial), always the same."""
     args = argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
-    dataset, _ = training_set(args, source, source.dataset(args, cases, labelnum=0))
-    places = np.linspace(0, len(dataset), 2 * len(cases), endpoint=False).astype(int)  # a stack has many slices
+    dataset, _ = training_set(args, source, dataset)
+    places = np.linspace(0, len(dataset), 2 * len(dataset.image_list), endpoint=False).astype(int)
     return torch.stack([dataset[int(place), seed]["image"] for seed, place in enumerate(places)])
 
 

@@ -55,14 +55,19 @@ def method_of(path):
     return parser_of(path).get_default("model")
 
 
+def all_parsers():
+    """The parsers of all training scripts and of those of pretraining."""
+    return parsers([*training_scripts(), *flags.HOME.glob("recipes/pretrain_*.py")]).values()
+
+
 def names():
     """The names of all methods."""
-    return [parser.get_default("model") for parser in parsers(training_scripts()).values()]
+    return [parser.get_default("model") for parser in all_parsers()]
 
 
 def all_flags():
-    """The names of the flags that the training scripts have, all together."""
-    return {action.dest for parser in parsers(training_scripts()).values() for action in parser._actions}
+    """The names of the flags that the scripts of `all_parsers` have, all together."""
+    return {action.dest for parser in all_parsers() for action in parser._actions}
 
 
 def scripts_with(flag):
