@@ -41,6 +41,16 @@ def resized(mask, size):
     return F.interpolate(mask.float(), tuple(size), mode="nearest") > 0.5
 
 
+def corrupted(images, pretext, block, ratio):
+    """(input of a Reconstructor, hidden) of `images`: with the `pretext` 'masked' what is in hidden blocks is 0, and
+    `hidden` says where that is; 'genesis' corrupts them, 'autoencoder' leaves them as they are, and `hidden` is None."""
+    if pretext == "masked":
+        hidden = hidden_blocks(len(images), images.shape[2:], block, ratio, images.device)
+        return torch.cat([images.masked_fill(hidden, 0), hidden.to(images)], dim=1), hidden
+    seen = genesis(images) if pretext == "genesis" else images
+    return torch.cat([seen, torch.zeros_like(images[:, :1])], dim=1), None
+
+
 def squared_errors(output, image, counted=None):
     """(N,): of each sample the mean over channels and voxels of (output - image)^2, where `counted`, bool (N, 1,
     *spatial), is True; by default everywhere."""

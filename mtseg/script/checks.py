@@ -10,6 +10,11 @@ ENCODED |= {"convnext_t_unet": 32, "dinov2_vits14_unet": 14, "dinov2_vits14_reg_
 PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding
 
 
+def is_own(network):
+    """Whether --network names a class of one's own, as FILE.py:CLASS."""
+    return ".py:" in network
+
+
 class FlagError(ValueError):
     """Flags that contradict each other or the data; the message is one sentence that names them."""
 
@@ -81,7 +86,9 @@ def check_finetuning(args):
         raise FlagError(f"--warmup_iterations with --lr_schedule {schedule}, which has a rise of its own: leave it out")
     if schedule == "sawtooth":
         if args.freeze and (args.freeze, args.unfreeze_at) != ("encoder", end):
-            raise FlagError(f"--freeze {args.freeze} with --lr_schedule sawtooth, which freezes the encoder: choose one")
+            raise FlagError(
+                f"--freeze {args.freeze} with --lr_schedule sawtooth, which freezes the encoder: choose one"
+            )
         args.freeze, args.unfreeze_at = "encoder", end
     if args.freeze and not (args.pretrained or getattr(args, "teacher_checkpoint", None)):
         raise FlagError(
@@ -102,11 +109,15 @@ def check_pretext(args):
         raise FlagError(f"--labelnum {args.labelnum}: no label is looked at in pretraining; leave it out")
     for name in ("foreground_patches", "deep_supervision", "class_weights", "ignore_padding"):
         if getattr(args, name):
-            raise FlagError(f"--{name} in pretraining, which has neither labels nor outputs on coarser levels: leave it out")
+            raise FlagError(
+                f"--{name} in pretraining, which has neither labels nor outputs on coarser levels: leave it out"
+            )
     if args.pretext != "masked" and args.sparse:
         raise FlagError(f"--sparse with {pretext}: only masked hides blocks; leave it out")
     if args.sparse and args.network.startswith("dinov2"):
-        raise FlagError(f"--sparse with --network {args.network}: only convolutions keep hidden blocks hidden; leave it out")
+        raise FlagError(
+            f"--sparse with --network {args.network}: only convolutions keep hidden blocks hidden; leave it out"
+        )
     if args.pretext != "masked":
         return
     if any(side % args.mask_block for side in args.patch_size):
@@ -131,7 +142,7 @@ def check_network(args):
     if args.network in ENCODED and args.dims != 2:
         raise FlagError(f"{network} takes images and slices: give --dims 2, or take vnet or unet")
     for name in ("strides", "kernel_sizes", "max_filters"):
-        if getattr(args, name) and args.network in ("unet_ssl4mis", *ENCODED):
+        if getattr(args, name) and args.network not in ("vnet", "unet"):
             raise FlagError(f"--{name} with {network}, whose sizes are given: take unet, or leave it out")
     if args.network == "vnet" and levels != 5:
         raise FlagError(f"--strides gives {levels - 1} and {network} downsamples four times: give 4, or take unet")
@@ -152,6 +163,8 @@ def divisors(args):
     """For each axis the product of the network's strides: how many times smaller it is at the bottom."""
     if args.network in ENCODED:
         return [ENCODED[args.network]] * args.dims
+    if is_own(args.network):
+        return [1] * args.dims  # it says itself, once it is made
     strides = args.strides or [2] * 4
     return [math.prod(s[axis] if isinstance(s, list) else s for s in strides) for axis in range(args.dims)]
 
@@ -162,7 +175,7 @@ def check_network_fits(patch_size, divisors):
         if side % divisor:
             raise FlagError(
                 f"--patch_size {' '.join(map(str, patch_size))}: {side} is no positive multiple of {divisor}, the "
-                f"product of the network's strides along that axis; change it, or --strides"
+                f"product of the network's strides along that axis; change it"
             )
 
 
@@ -219,7 +232,14 @@ def check_used(args, given, terms):
     }
     for name, (used, needed) in rules.items():
         value = getattr(args, name, None)
-        turned_on = name in ("from_scratch", "unfreeze_at", "nesterov", "class_weights", "deep_supervision_weights", "patience")
+        turned_on = name in (
+            "from_scratch",
+            "unfreeze_at",
+            "nesterov",
+            "class_weights",
+            "deep_supervision_weights",
+            "patience",
+        )
         if (turned_on or name in given) and value not in (None, False) and not used:
             raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
 

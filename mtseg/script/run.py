@@ -98,7 +98,9 @@ class Run:
         self.rates, self.frozen = {}, []  # {parameter: factor of its learning rate}; those that --freeze holds
         self.ancestry = {}  # what config.json says of the weights that the run begins with
         if self.args.unfreeze_at and not ranks.alone:
-            raise flags.FlagError("--unfreeze_at with torchrun: gradients that begin later are not shared; leave one out")
+            raise flags.FlagError(
+                "--unfreeze_at with torchrun: gradients that begin later are not shared; leave one out"
+            )
 
     def joint(self, batch):
         """The joint batch of all processes that torchrun started: their `batch`es, (N, ...), one after the other.
