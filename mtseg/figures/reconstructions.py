@@ -52,12 +52,9 @@ def reconstructions(folder, case=None):
     output = output if hidden is None else torch.where(hidden, output, patches)
     error = (output - patches).abs()
     shown = [tensor[:, 0].numpy() for tensor in (patches, seen, output, error)]
-    return draw(
-        cases,
-        [array[..., array.shape[-1] // 2] if args.dims == 3 else array for array in shown],
-        folder,
-        args.dims == 3,
-    )
+    if args.dims == 3:
+        shown = [array[..., array.shape[-1] // 2].swapaxes(1, 2) for array in shown]
+    return draw(cases, shown, folder)
 
 
 def patches_of(args, cases):
@@ -69,38 +66,30 @@ def patches_of(args, cases):
     return torch.stack([dataset[int(place) + middle, 0]["image"] for place in first])
 
 
-def draw(cases, columns, folder, volume):
-    """The figure: a row for each case, and one for the losses."""
+def draw(cases, columns, folder):
+    """The figure: a row for each case with one of `columns`, arrays (N, H, W), after the other, and one of losses."""
     from matplotlib import pyplot as plt
 
-    rows, height = len(cases), WIDTH / len(columns)
-    figure = plt.figure(figsize=(WIDTH, height * rows + 2.0), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, len(columns), height_ratios=[*[height] * rows, 2.0])
+    rows, side = len(cases), WIDTH / len(columns)
+    figure = plt.figure(figsize=(WIDTH, side * rows + 2.0), layout="constrained")
+    grid = figure.add_gridspec(rows + 1, len(columns), height_ratios=[*[side] * rows, 2.0])
     low, high = np.percentile(columns[0], [1, 99.5])
+    grey, hot = {"cmap": "gray", "vmin": low, "vmax": high}, {"cmap": "magma", "vmin": 0, "vmax": 2}
     for row, case in enumerate(cases):
         for column, (title, array) in enumerate(zip(COLUMNS, columns, strict=True)):
             axes = figure.add_subplot(grid[row, column])
-            how = (
-                {"cmap": "magma", "vmin": 0, "vmax": 2}
-                if title == "error"
-                else {"cmap": "gray", "vmin": low, "vmax": high}
-            )
-            drawn = axes.imshow(array[row].T if volume else array[row], **how)
-            axes.set(xticks=[], yticks=[])
+            drawn = axes.imshow(array[row], **(hot if title == "error" else grey))
+            axes.set(xticks=[], yticks=[], title=title if row == 0 else "")
             axes.spines[:].set_visible(False)
-            if row == 0:
-                axes.set_title(title)
             if column == 0:
                 axes.set_ylabel(literal(case), fontsize=7)
         figure.colorbar(drawn, ax=axes, shrink=0.8)
     axes, (found, _) = figure.add_subplot(grid[rows, :]), read_columns(Path(folder) / "metrics.csv")
-    for name, colour in (("loss", BLUE), ("held_out_loss", ORANGE)):
+    for name, style in {"loss": {"color": BLUE}, "held_out_loss": {"color": ORANGE, "marker": "o"}}.items():
         if name in found:
             iterations, values = map(np.asarray, found[name])
             smooth = moving_average(values, max(len(values) // 50, 1))
-            axes.plot(
-                *thinned(iterations, smooth), color=colour, label=name.replace("_", " "), marker="o" * (name != "loss")
-            )
+            axes.plot(*thinned(iterations, smooth), label=name.replace("_", "-", 1).replace("_", " "), **style)
     axes.set(xlabel="iteration", ylabel="squared error", ylim=(0, None))
     axes.legend()
     return figure

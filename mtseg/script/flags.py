@@ -274,9 +274,7 @@ def parse(parser, argv):
     given = given_flags(parser, argv)
     config = config_settings(parser, Path(given["config"])) if given.get("config") else {}
     if is_own(config.get("network", "")) and "network" not in given:
-        raise FlagError(
-            f"{given['config']}: its network is code in a file: give --network {config['network']}, to run it"
-        )
+        raise FlagError(f"{given['config']}: its network is code: give --network {config['network']}, to run it")
     chosen, settings = {**config, **given}, {}
     name, images = chosen.get("dataset_name"), chosen.get("dims") == 2
     if chosen.get("root_path") is None:

@@ -156,7 +156,7 @@ def take_over(parser, args, config, defaults):
         if getattr(args, name, None) is not None:
             continue
         if name == "network" and isinstance(value, str) and is_own(value):
-            raise FlagError(f"{path}: its network is code in a file: give --network {value}, to run it")
+            raise FlagError(f"{path}: its network is code: give --network {value}, to run it")
         wrong = f"{path}: {name} cannot be {json.dumps(value)}; repair it"
         if value is not None and f"--{name}" in parser._option_string_actions:
             words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

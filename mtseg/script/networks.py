@@ -1,4 +1,4 @@
-"""The networks that --network names: V-Net, the U-Nets, encoders with decoders, one's own; the files they start from."""
+"""The networks that --network names: V-Net, U-Nets, encoders with decoders, one's own; the files they start from."""
 
 import functools
 import importlib.util
