@@ -13,7 +13,6 @@ from mtseg.masking import Reconstructor, corrupted
 from mtseg.script import build, flags, methods
 from mtseg.script.networks import network_class
 from mtseg.script.progress import BLUE, ORANGE, literal, moving_average, read_columns, thinned
-from mtseg.script.runfolder import newest_weights
 from mtseg.script.sources import Source
 
 SHOWN = 3  # cases, where none is named
@@ -35,11 +34,12 @@ def reconstructions(folder, case=None):
     )
     args.has_dropout, channels = True, config["n_channels"]
     net = network_class(args.network)(**flags.network_settings(args, channels) | {"n_classes": channels})
-    weights, latest = newest_weights(Path(folder)), Path(folder) / "latest.pth"
-    load_weights(net, load_checkpoint(weights), weights)
+    # The state of the last iteration: in iter_<N>.pth batch norm's statistics are those of whole images.
+    state = load_checkpoint(Path(folder) / "latest.pth")
+    load_weights(net, {"state_dict": state["model"]}, Path(folder) / "latest.pth")
     net = Reconstructor(net, args.pretext != "autoencoder", args.sparse, args.mask_block)
     if args.sparse:
-        net.tokens.load_state_dict(load_checkpoint(latest)["tokens"])
+        net.tokens.load_state_dict(state["tokens"])
     cases = [case] if case else (config["val_cases"] or config["train_cases"])[:SHOWN]
     try:
         patches = patches_of(args, cases)

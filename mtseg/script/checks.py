@@ -4,7 +4,9 @@ import math
 from pathlib import Path
 
 # Encoders with decoders, by their --network: the encoder's output stride, which divides the sides of the patch.
-ENCODED = dict.fromkeys((f"{name}_unet" for name in ("resnet18", "resnet34", "resnet50", "efficientnet_b0")), 32)
+ENCODED = dict.fromkeys(
+    (f"{name}_unet" for name in ("resnet18", "resnet34", "resnet50", "efficientnet_b0", "efficientnet_b0_tf")), 32
+)
 ENCODED |= dict.fromkeys((name.replace("unet", "deeplab") for name in ENCODED), 16)
 ENCODED |= {"convnext_t_unet": 32, "dinov2_vits14_unet": 14, "dinov2_vits14_reg_unet": 14}
 PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding

@@ -57,10 +57,8 @@ def config_settings(parser, path):
             near = difflib.get_close_matches(key, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "take it out, or see --help all for what there is"
             raise FlagError(f"{path}: unknown key {key!r}; {remedy}")
-        default = parser.get_default(key)  # pretraining's --labelnum is 0, which nobody can give
-        if value is not None:
-            known_good = type(value) is type(default) and value == default
-            settings[key] = value if known_good else value_of(parser, path, key, value)
+        if value is not None and (key, value) != ("labelnum", 0):  # which pretraining has, and nobody can give
+            settings[key] = value_of(parser, path, key, value)
     if left_out:
         print(f"{path}: left out, since only other scripts have them: {', '.join(left_out)}", flush=True)
     return settings
