@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from measure import fact, has  # noqa: E402
-from rows import case_metrics, growth, loading, steps, windows  # noqa: E402
+from rows import case_metrics, growth, loading, methods, pretraining, steps, windows  # noqa: E402
 from tables import put_figures, show, table, write  # noqa: E402
 
 CPU_ROWS = {
@@ -40,6 +40,8 @@ CPU_ROWS = {
     "memory": loading.memory,
     "cpu_step": steps.cpu_step,
     "cpu_step_2d": steps.cpu_step_2d,
+    "pretraining_step": pretraining.pretraining_step,
+    "method_steps": methods.method_steps,
     "convolutions": steps.convolution_rates,
     "ema": steps.ema,
     "sliding_window": windows.sliding_window,

@@ -139,7 +139,10 @@ def weights_for(net, checkpoint, path):
                 f"{path}: is of a training that went wrong ({name} holds {largest:.3g}); take an older checkpoint, or "
                 f"train again with a lower --base_lr"
             )
-    return net.translate(state) if hasattr(net, "translate") else state
+    try:
+        return net.translate(state) if hasattr(net, "translate") else state
+    except ValueError as error:  # names that it knows, of weights that it would compute otherwise
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def load_weights(net, checkpoint, path):

@@ -1,7 +1,7 @@
 """Fine-tuning of pretrained networks: which weights to take over, to hold fixed, and to move more slowly than others.
 
-A network here has `stages`, for each of its encoder's stages, finest first, the prefixes of its weights' names, and
-`head`, the prefix of its last layer's. What is of neither is the decoder's.
+A network here has `stages`, for each of its encoder's stages, finest first, the beginnings of its weights' names, and
+`head`, that of its last layer's. What is of neither is the decoder's; of a network without them, all.
 """
 
 import re
@@ -15,9 +15,13 @@ class FinetuningError(ValueError):
     """Parts that a network has not, or nothing left to learn; the message is one sentence with the remedy."""
 
 
+def stages_of(net):
+    return getattr(net, "stages", ())
+
+
 def stage_of(net, name):
     """The number of the encoder's stage that the weight `name` of `net` is of, from 0; None of decoder and head."""
-    return next((n for n, prefixes in enumerate(net.stages) if name.startswith(tuple(prefixes))), None)
+    return next((n for n, prefixes in enumerate(stages_of(net)) if name.startswith(tuple(prefixes))), None)
 
 
 def names_of(net, parts):
@@ -30,7 +34,7 @@ def names_of(net, parts):
     if parts == "encoder":
         return [name for name, stage in stages.items() if stage is not None]
     if parts == "all":
-        return [name for name in stages if not name.startswith(net.head)]
+        return [name for name in stages if not (hasattr(net, "head") and name.startswith(net.head))]
     try:
         return [name for name in stages if parts == "network" or re.match(parts, name)]
     except re.error as error:
@@ -46,7 +50,7 @@ def learning_rates(net, encoder_factor=1.0, layer_decay=1.0):
     factors = {}
     for name, parameter in net.named_parameters():
         stage = stage_of(net, name)
-        factor = 1.0 if stage is None else encoder_factor * layer_decay ** (len(net.stages) - stage)
+        factor = 1.0 if stage is None else encoder_factor * layer_decay ** (len(stages_of(net)) - stage)
         if factor != 1.0:
             factors[parameter] = factor
     return factors

@@ -41,6 +41,17 @@ def resized(mask, size):
     return F.interpolate(mask.float(), tuple(size), mode="nearest") > 0.5
 
 
+def corrupted(images, pretext, block, ratio):
+    """(input of a Reconstructor, hidden) of `images`: with the `pretext` 'masked' what is in hidden blocks is 0, and
+    `hidden` says where that is; 'genesis' corrupts them, 'autoencoder' leaves them as they are; `hidden` is None then.
+    """
+    if pretext == "masked":
+        hidden = hidden_blocks(len(images), images.shape[2:], block, ratio, images.device)
+        return torch.cat([images.masked_fill(hidden, 0), hidden.to(images)], dim=1), hidden
+    seen = genesis(images) if pretext == "genesis" else images
+    return torch.cat([seen, torch.zeros_like(images[:, :1])], dim=1), None
+
+
 def squared_errors(output, image, counted=None):
     """(N,): of each sample the mean over channels and voxels of (output - image)^2, where `counted`, bool (N, 1,
     *spatial), is True; by default everywhere."""
@@ -54,12 +65,12 @@ def squared_errors(output, image, counted=None):
 class Reconstructor(nn.Module):
     """A network as it is trained to reconstruct images: `net`, with the methods encode, decode and classify.
 
-    Input: (N, C + 1, *spatial): the image, and in the last channel 1 where it is hidden; `net` finds 0 there. Output:
-    (N, C, *spatial), of a `net` with C classes; no channel is dropped. `skips=False`: the decoder gets the coarsest
-    features alone, so that it cannot copy. `sparse`: voxels in hidden blocks of `block` a side stay hidden through the
-    encoder, see `visible_only`, and in the features that the decoder gets a learned token stands in their place, one
-    of `tokens` a level (Tian et al., "Designing BERT for Convolutional Networks", ICLR 2023, arXiv:2301.03580). The
-    weights of `net` are those of the plain network, which can be fine-tuned.
+    Input: (N, C + 1, *spatial), as `corrupted` gives it: the image as the network may see it, and in the last channel 1
+    where it is hidden. Output: (N, C, *spatial), of a `net` with C classes; no channel is dropped. `skips=False`: the
+    decoder gets the coarsest features alone, so that it cannot copy. `sparse`: voxels in hidden blocks of `block` a
+    side stay hidden through the encoder, see `visible_only`, and in the features that the decoder gets a learned token
+    stands in their place, one of `tokens` a level (Tian et al., "Designing BERT for Convolutional Networks", ICLR
+    2023, arXiv:2301.03580). The weights of `net` are those of the plain network, which can be fine-tuned.
     """
 
     def __init__(self, net, skips=True, sparse=False, block=16):
@@ -70,8 +81,7 @@ class Reconstructor(nn.Module):
             self.tokens = nn.ParameterList(nn.init.trunc_normal_(torch.empty(c, 1), std=0.02) for c in channels)
 
     def forward(self, x):
-        visible = x[:, -1:] < 0.5
-        image = x[:, :-1] * visible
+        image, visible = x[:, :-1], x[:, -1:] < 0.5
         if self.tokens is None:
             features = self.net.encode(image, turnoff_drop=True)
         else:
@@ -147,15 +157,15 @@ def genesis(images):
     intensities, voxels shuffled within small boxes, and boxes painted over with noise, in the image or around it.
     Different from their code: the boxes of a shuffle are those of one random grid, so that nothing loops over voxels.
     """
-    corrupted = []
+    results = []
     for image in images:
         low, high = image.amin(), image.amax()
         x = (image - low) / (high - low).clamp(min=1e-6)
         x = _curved(x) if torch.rand(()) < CURVED else x
         x = _shuffled(x) if torch.rand(()) < SHUFFLED else x
         x = _painted(x) if torch.rand(()) < PAINTED else x
-        corrupted.append(x * (high - low) + low)
-    return torch.stack(corrupted)
+        results.append(x * (high - low) + low)
+    return torch.stack(results)
 
 
 def _curved(x):

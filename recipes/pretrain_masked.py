@@ -28,9 +28,7 @@ PARSER.set_defaults(labelnum=0, batch_size=4, rotflip="all", intensity="zscore",
 PARSER.set_defaults(weight_decay=3e-5, lr_schedule="poly", gradient_clipping=12.0)
 flags.answer_help(PARSER, __name__)
 
-import torch
-
-from mtseg.masking import Reconstructor, genesis, hidden_blocks, squared_errors
+from mtseg.masking import Reconstructor, corrupted, squared_errors
 from mtseg.script import build
 from mtseg.script.run import script_main
 
@@ -39,8 +37,7 @@ def train(args, run):
     flags.check_pretext(args)
     # ---------------------------------------------------------------------------------------- data, network, optimizer
     data = build.read_data(args, run)
-    args.num_classes = data.n_channels  # the network gives images
-    model = build.make_network(args, run, data.n_channels)
+    model = build.make_network(args, run, data.n_channels, n_classes=data.n_channels)  # it gives images
     reconstructor = Reconstructor(model, args.pretext != "autoencoder", args.sparse, args.mask_block).to(run.device)
     forward = build.make_forward(args, run, reconstructor)
     updater = build.make_updater(args, run, reconstructor.parameters())
@@ -48,12 +45,9 @@ def train(args, run):
 
     def errors(image):
         """Of each image the mean squared error of its reconstruction."""
-        seen, hidden = genesis(image) if args.pretext == "genesis" else image, None
-        if args.pretext == "masked":
-            hidden = hidden_blocks(len(image), image.shape[2:], args.mask_block, args.mask_ratio, run.device)
-        marks = torch.zeros_like(image[:, :1]) if hidden is None else hidden.to(image)
+        seen, hidden = corrupted(image, args.pretext, args.mask_block, args.mask_ratio)
         with run.autocast:
-            output = forward(torch.cat([seen, marks], dim=1))[0]
+            output = forward(seen)[0]
         return squared_errors(output, image, hidden)
 
     # ---------------------------------------------------------------------------------------------------- training

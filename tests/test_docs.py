@@ -145,7 +145,7 @@ def small(line):
     line = line.replace("torchrun ", "python -m torch.distributed.run ")
     line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
     table = "table.py" in line
-    script = "--flags" if table else r"(?:recipes/)?train_\w+\.py"
+    script = "--flags" if table else r"(?:recipes/)?(?:pre)?train_\w+\.py"
     before, script, rest = re.match(rf"(.*?)({script}|$)(.*)", line).groups()
     if not script:
         return line

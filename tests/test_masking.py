@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from mtseg import masking
-from mtseg.masking import Reconstructor, genesis, hidden_blocks, normalized, resized, squared_errors, visible_only
+from mtseg.masking import (
+    Reconstructor,
+    corrupted,
+    genesis,
+    hidden_blocks,
+    normalized,
+    resized,
+    squared_errors,
+    visible_only,
+)
 from mtseg.networks.decoders import EncoderDecoder, UNetDecoder
 from mtseg.networks.resnet import ResNet
 from mtseg.networks.unet import UNet
@@ -80,6 +89,21 @@ def test_squared_errors_are_pytorchs_on_the_hidden_voxels():
         torch.testing.assert_close(errors, torch.stack(expected))
 
 
+def test_what_a_network_sees_has_marks_in_its_last_channel():
+    images = torch.randn(3, 2, 16, 16)
+    torch.manual_seed(1)
+    seen, hidden = corrupted(images, "masked", 8, 0.5)
+    torch.manual_seed(1)
+    assert torch.equal(hidden, hidden_blocks(3, (16, 16), 8, 0.5)) and torch.equal(seen[:, 2:] == 1, hidden)
+    assert torch.equal(seen[:, :2], images * ~hidden)
+    for pretext in ("autoencoder", "genesis"):
+        torch.manual_seed(1)
+        seen, hidden = corrupted(images, pretext, 8, 0.5)
+        torch.manual_seed(1)
+        assert hidden is None and not seen[:, 2:].any()
+        assert torch.equal(seen[:, :2], genesis(images) if pretext == "genesis" else images)
+
+
 # ----------------------------------------------------------------------------------------------------- sparse features
 
 NETWORKS = {
@@ -107,7 +131,9 @@ def case(name, how, dims, block=16):
     """(network, two images, their hidden voxels, the visible blocks)."""
     torch.manual_seed(1)
     net, side = randomised(NETWORKS[name](how, dims)), 64 if dims == 2 else 32
-    image, hidden = torch.randn(2, 1, *[side] * dims), hidden_blocks(2, [side] * dims, block, 0.5)
+    image = torch.randn(2, 1, *[side] * dims)
+    torch.manual_seed(2)
+    hidden = hidden_blocks(2, [side] * dims, block, 0.5)
     return net, image, hidden, ~hidden[(..., *[slice(None, None, block)] * dims)]
 
 
@@ -115,9 +141,12 @@ def case(name, how, dims, block=16):
 def test_no_feature_in_a_visible_place_depends_on_a_hidden_voxel(name, how, dims):
     """Seen from both ends: another image where it is hidden changes nothing, and no gradient flows there."""
     net, image, hidden, visible = case(name, how, dims)
-    model = Reconstructor(net, sparse=True)
-    other = torch.where(hidden, torch.randn_like(image) * 9, image)
-    outputs = [model(torch.cat([x.requires_grad_(), hidden.float()], 1)) for x in (image, other)]
+    model, other, outputs = Reconstructor(net, sparse=True), torch.where(hidden, 9.0, image), []
+    for x in (image.requires_grad_(), other):
+        torch.manual_seed(2)
+        seen, same = corrupted(x, "masked", 16, 0.5)
+        assert torch.equal(same, hidden)
+        outputs.append(model(seen))
     assert torch.equal(*outputs) and outputs[0].shape == image.shape
     outputs[0].square().sum().backward()
     assert not image.grad[hidden].any() and image.grad[~hidden].any()
@@ -218,7 +247,7 @@ def test_after_sparse_passes_the_network_is_as_it_was(name, how, dims):
 def test_tokens_stand_in_hidden_places_and_the_rest_is_the_plain_network():
     net, image, hidden, visible = case("unet", "groupnorm", 2)
     model = Reconstructor(net, sparse=True)
-    x = torch.cat([image, hidden.float()], 1)
+    x = torch.cat([image * ~hidden, hidden.float()], 1)
     assert [tuple(token.shape) for token in model.tokens] == [(c, 1) for c in net.channels]
     for level, token in zip(model.sparse_features(image * ~hidden, visible), model.tokens, strict=True):
         places = resized(visible, level.shape[2:])[:, 0]

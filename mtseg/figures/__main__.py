@@ -7,6 +7,7 @@
     python -m mtseg.figures surfaces supervised=predictions/supervised MT=predictions/MT --out surfaces.png
     python -m mtseg.figures curves   model/LA_vnet_8_labeled/* --out curves.png   # from each run's metrics.csv
     python -m mtseg.figures boxes    model/LA_vnet_8_labeled --out boxes.png      # Dice and HD95 per method
+    python -m mtseg.figures reconstructions model/LA_vnet_0_labeled/masked        # of recipes/pretrain_masked.py
 
 Predictions are folders that `inference.py --save_result` filled, or the folder of the results of `inference.py
 --input`. Dice and HD95 are those of the tables: of several classes the mean. Of images, and of stacks of them slice by
@@ -21,6 +22,7 @@ from mtseg.checkpoint import write_whole
 from mtseg.figures.canvas import SUFFIXES, FigureError, render, style
 from mtseg.figures.cases import caption, median_case, named_folders, read_everywhere, set_spacing
 from mtseg.figures.meshes import surfaces
+from mtseg.figures.reconstructions import reconstructions
 from mtseg.figures.runs import boxes_of, curves, find_runs, read_runs
 from mtseg.figures.slices import compare, gallery_of, overlay
 from mtseg.report import ReportError, find_results, group_results, mark_rows
@@ -30,7 +32,11 @@ from mtseg.script.flags import FlagError, Parser, one_sentence, positive
 def parse_flags(argv):
     parser = Parser(description=__doc__, prog="python -m mtseg.figures")
     flag = parser.add_argument
-    flag("kind", choices=("overlay", "gallery", "compare", "surfaces", "curves", "boxes"), help="which picture")
+    flag(
+        "kind",
+        choices=("overlay", "gallery", "compare", "surfaces", "curves", "boxes", "reconstructions"),
+        help="which picture",
+    )
     flag("paths", nargs="+", metavar="[NAME=]FOLDER", help="predictions; for curves runs; for boxes runs or results")
     flag("--case", help="case to draw (default: the one of median Dice in the last folder)")
     flag("--out", type=Path, help="file to write: .png, .pdf or .svg (default: <kind>.png)")
@@ -86,6 +92,8 @@ def main(argv=None):
                 figure = curves(read_runs(find_runs(args.paths)))
             elif args.kind == "boxes":
                 figure = boxes_of(comparable_rows(args.paths))
+            elif args.kind == "reconstructions":
+                figure = reconstructions(args.paths[-1], args.case)
             elif args.kind == "gallery":
                 figure, _ = gallery_of(list(named_folders(args.paths).values())[-1], args.spacing)
             else:

@@ -88,7 +88,8 @@ def curves(runs):
             style = styles[name] | ({"linewidth": 1.0, "alpha": 0.8} if several else {"linewidth": 1.4})
             for column in (column for column in shown if column in columns):
                 iterations, values = map(np.asarray, columns[column])
-                values = moving_average(values, window) if how == "noisy" else values
+                # A column with a number now and then, a loss on other cases, is no average.
+                values = moving_average(values, min(window, max(len(values) // 50, 1))) if how == "noisy" else values
                 marks = marks_of[_network(column)] | {"markersize": 3.5} if how == "points" else {}
                 axes.plot(*thinned(iterations, values), **style, **marks)
         axes.set(title=title, xlabel="iteration", xlim=(0, None))

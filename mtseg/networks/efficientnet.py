@@ -80,7 +80,7 @@ class EfficientNetB0(nn.Module):
         super().__init__()
         if output_stride not in (8, 16, 32):
             raise ValueError(f"output_stride {output_stride}: give 8, 16 or 32")
-        self.channels, self.divisor = (16, 24, 40, 112, 320), output_stride
+        self.channels, self.divisor, self.tensorflow = (16, 24, 40, 112, 320), output_stride, tensorflow
         self.strides = tuple(min(2**level, output_stride) for level in range(1, 6))
         self.features = nn.Sequential(convolution(n_channels, 32, 3, 2, tensorflow=tensorflow))
         before, reached, dilation = 32, 2, 1
@@ -101,10 +101,11 @@ class EfficientNetB0(nn.Module):
         stages = [x := stage(x) for stage in self.features]
         return [stages[number] for number in (1, 2, 3, 5, 7)]
 
-    @staticmethod
-    def translate(state):
+    def translate(self, state):
         """The state_dict `state` under torchvision's names, where it is under timm's or EfficientNet-PyTorch's, which
-        are MONAI's too."""
+        are MONAI's too. ValueError where the latter, which pad as TensorFlow does, would be computed otherwise."""
+        if "_conv_stem.weight" in state and not self.tensorflow:
+            raise ValueError("its weights are padded for as in TensorFlow; take --network efficientnet_b0_tf_...")
         names, number = {"conv_stem": "features.0.0", "bn1": "features.0.1"}, 0
         names |= {"_conv_stem": "features.0.0", "_bn0": "features.0.1"}
         for stage, (*_, count) in enumerate(STAGES):

@@ -30,7 +30,7 @@ from mtseg.networks import initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
 from mtseg.script import fast, flags
-from mtseg.script.networks import NETWORKS, load_pretrained
+from mtseg.script.networks import check_own, load_pretrained, network_class
 from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, data_root
@@ -305,9 +305,14 @@ def shape_notes(args, shapes):
     return []
 
 
-def make_network(args, run, n_channels):
-    """The network of the flags, on the run's device; a script may make several, each with its own initial weights."""
-    net = prepare(args, run, NETWORKS[args.network](**flags.network_settings(args, n_channels)))
+def make_network(args, run, n_channels, n_classes=None):
+    """The network of the flags, on the run's device; a script may make several, each with its own initial weights.
+    `n_classes`: instead of --num_classes."""
+    settings = flags.network_settings(args, n_channels) | ({"n_classes": n_classes} if n_classes else {})
+    net = network_class(args.network)(**settings)
+    if flags.is_own(args.network):
+        check_own(net, args.patch_size, n_channels, settings["n_classes"])
+    net = prepare(args, run, net)
     if args.pretrained and not args.from_scratch and run.resume_from is None:
         loaded, left_out = load_fitting(
             net,

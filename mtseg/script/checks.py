@@ -4,10 +4,17 @@ import math
 from pathlib import Path
 
 # Encoders with decoders, by their --network: the encoder's output stride, which divides the sides of the patch.
-ENCODED = dict.fromkeys((f"{name}_unet" for name in ("resnet18", "resnet34", "resnet50", "efficientnet_b0")), 32)
+ENCODED = dict.fromkeys(
+    (f"{name}_unet" for name in ("resnet18", "resnet34", "resnet50", "efficientnet_b0", "efficientnet_b0_tf")), 32
+)
 ENCODED |= dict.fromkeys((name.replace("unet", "deeplab") for name in ENCODED), 16)
 ENCODED |= {"convnext_t_unet": 32, "dinov2_vits14_unet": 14, "dinov2_vits14_reg_unet": 14}
 PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding
+
+
+def is_own(network):
+    """Whether --network names a class of one's own, as FILE.py:CLASS."""
+    return ".py:" in network
 
 
 class FlagError(ValueError):
@@ -138,7 +145,7 @@ def check_network(args):
     if args.network in ENCODED and args.dims != 2:
         raise FlagError(f"{network} takes images and slices: give --dims 2, or take vnet or unet")
     for name in ("strides", "kernel_sizes", "max_filters"):
-        if getattr(args, name) and args.network in ("unet_ssl4mis", *ENCODED):
+        if getattr(args, name) and args.network not in ("vnet", "unet"):
             raise FlagError(f"--{name} with {network}, whose sizes are given: take unet, or leave it out")
     if args.network == "vnet" and levels != 5:
         raise FlagError(f"--strides gives {levels - 1} and {network} downsamples four times: give 4, or take unet")
@@ -159,6 +166,8 @@ def divisors(args):
     """For each axis the product of the network's strides: how many times smaller it is at the bottom."""
     if args.network in ENCODED:
         return [ENCODED[args.network]] * args.dims
+    if is_own(args.network):
+        return [1] * args.dims  # it says itself, once it is made
     strides = args.strides or [2] * 4
     return [math.prod(s[axis] if isinstance(s, list) else s for s in strides) for axis in range(args.dims)]
 
@@ -169,7 +178,7 @@ def check_network_fits(patch_size, divisors):
         if side % divisor:
             raise FlagError(
                 f"--patch_size {' '.join(map(str, patch_size))}: {side} is no positive multiple of {divisor}, the "
-                f"product of the network's strides along that axis; change it, or --strides"
+                f"product of the network's strides along that axis; change it"
             )
 
 

@@ -47,8 +47,6 @@ def config_settings(parser, path):
         if key not in known and key in elsewhere:
             left_out.append(key)
             continue
-        if key in ("labelnum", "num_classes") and config.get("labelnum") == 0:
-            continue  # a pretraining's, which has neither labels nor classes
         if key == "plan" and "torch" in config:
             continue  # a run's own record holds what its plan said
         if key == "model" and value != parser.get_default("model") and value in methods.names():
@@ -59,7 +57,7 @@ def config_settings(parser, path):
             near = difflib.get_close_matches(key, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "take it out, or see --help all for what there is"
             raise FlagError(f"{path}: unknown key {key!r}; {remedy}")
-        if value is not None:
+        if value is not None and (key, value) != ("labelnum", 0):  # which pretraining has, and nobody can give
             settings[key] = value_of(parser, path, key, value)
     if left_out:
         print(f"{path}: left out, since only other scripts have them: {', '.join(left_out)}", flush=True)

@@ -41,7 +41,7 @@ def table(parser, passed_over=()):
 
 def page():
     """The text of docs/flags.md: the flags of Mean Teacher, what other scripts have besides, those of inference.py."""
-    scripts = methods.training_scripts()
+    scripts = methods.scripts_with_runs()
     first = next(path for path in scripts if path.name == "train_mean_teacher.py")
     parser = methods.parser_of(first)
     text = f"{HEAD}\n## {first.name}\n{table(parser)}\n"

@@ -16,6 +16,7 @@ from mtseg.script.checks import (  # noqa: F401
     check_pairs,
     check_pretext,
     check_two_streams,
+    is_own,
 )
 from mtseg.script.config import config_settings, read_config  # noqa: F401
 from mtseg.script.endings import answer_help, one_sentence  # noqa: F401
@@ -59,8 +60,10 @@ BUILT_IN = {
 
 
 NETWORKS = ("vnet", "unet", "unet_ssl4mis", *ENCODED)
-NETWORK = "vnet, unet, unet_ssl4mis, or encoder_decoder as in docs/images.md"
-network = checked(str, NETWORKS.__contains__, f"is none of {', '.join(NETWORKS)}")
+NETWORK = "vnet, unet, unet_ssl4mis, encoder_decoder as in docs/images.md, or FILE.py:CLASS, one's own"
+network = checked(
+    str, lambda word: word in NETWORKS or is_own(word), f"is none of {', '.join(NETWORKS)}, and no FILE.py:CLASS"
+)
 INTENSITIES = ("none", "zscore", "percentile", "minmax")
 NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau", "warmup", "sawtooth")
@@ -270,6 +273,8 @@ def parse(parser, argv):
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     given = given_flags(parser, argv)
     config = config_settings(parser, Path(given["config"])) if given.get("config") else {}
+    if is_own(config.get("network", "")) and "network" not in given:
+        raise FlagError(f"{given['config']}: its network is code: give --network {config['network']}, to run it")
     chosen, settings = {**config, **given}, {}
     name, images = chosen.get("dataset_name"), chosen.get("dims") == 2
     if chosen.get("root_path") is None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from mtseg.script import flags
-from mtseg.script.checks import FlagError, check_dims
+from mtseg.script.checks import FlagError, check_dims, is_own
 from mtseg.script.config import LEARNED, read_config
 from mtseg.script.parser import Parser
 from mtseg.script.values import classes, positive, rate
@@ -157,6 +157,8 @@ def take_over(parser, args, config, defaults):
         value = config.get(name)
         if getattr(args, name, None) is not None:
             continue
+        if name == "network" and isinstance(value, str) and is_own(value):
+            raise FlagError(f"{path}: its network is code: give --network {value}, to run it")
         wrong = f"{path}: {name} cannot be {json.dumps(value)}; repair it"
         if value is not None and f"--{name}" in parser._option_string_actions:
             words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]

@@ -20,6 +20,11 @@ def training_scripts():
     return [*sorted(flags.HOME.glob("train_*.py")), *sorted(flags.HOME.glob("recipes/train_*.py"))]
 
 
+def scripts_with_runs():
+    """The paths of all scripts that train a run: those of `training_scripts`, and those that learn without labels."""
+    return [*training_scripts(), *sorted(flags.HOME.glob("recipes/pretrain_*.py"))]
+
+
 def load_script(path):
     """The script at `path` as a module, with its main(argv); it loads PyTorch."""
     if path.stem not in sys.modules:
@@ -55,25 +60,20 @@ def method_of(path):
     return parser_of(path).get_default("model")
 
 
-def all_parsers():
-    """The parsers of all training scripts and of those of pretraining."""
-    return parsers([*training_scripts(), *flags.HOME.glob("recipes/pretrain_*.py")]).values()
-
-
 def names():
     """The names of all methods."""
-    return [parser.get_default("model") for parser in all_parsers()]
+    return [parser.get_default("model") for parser in parsers(scripts_with_runs()).values()]
 
 
 def all_flags():
-    """The names of the flags that the scripts of `all_parsers` have, all together."""
-    return {action.dest for parser in all_parsers() for action in parser._actions}
+    """The names of the flags that the scripts have, all together."""
+    return {action.dest for parser in parsers(scripts_with_runs()).values() for action in parser._actions}
 
 
 def scripts_with(flag):
     """The names of the scripts, inference.py too, that have the flag `flag`, such as '--input'."""
     training = training_scripts()
-    scripts = parsers([*training, flags.HOME / "inference.py"])
+    scripts = parsers([*scripts_with_runs(), flags.HOME / "inference.py"])
     names = [path.name for path, parser in scripts.items() if flag in parser._option_string_actions]
     everywhere = {path.name for path in training} <= {*names}
     return ["every training script", *names[len(training) :]] if everywhere else names

@@ -1,7 +1,11 @@
-"""The networks that --network names: V-Net, the U-Nets, and encoders with decoders; and the files they start from."""
+"""The networks that --network names: V-Net, U-Nets, encoders with decoders, one's own; the files they start from."""
 
 import functools
+import importlib.util
+import inspect
 from pathlib import Path
+
+import torch
 
 from mtseg.checkpoint import load_checkpoint
 from mtseg.networks import NETWORKS as COMPLETE
@@ -11,11 +15,15 @@ from mtseg.networks.dinov2 import DINOv2
 from mtseg.networks.efficientnet import EfficientNetB0
 from mtseg.networks.resnet import ResNet
 from mtseg.safetensors_file import load_safetensors
-from mtseg.script.checks import ENCODED
+from mtseg.script.checks import ENCODED, FlagError, check_network_fits, is_own
 
 # Each takes a number of channels and an output stride; ConvNeXt and DINOv2 have but one.
 ENCODERS = {f"resnet{depth}": functools.partial(ResNet, depth) for depth in (18, 34, 50)}
-ENCODERS |= {"efficientnet_b0": EfficientNetB0, "convnext_t": lambda n_channels, _: ConvNeXtT(n_channels)}
+ENCODERS |= {
+    "efficientnet_b0": EfficientNetB0,
+    "efficientnet_b0_tf": functools.partial(EfficientNetB0, tensorflow=True),
+}
+ENCODERS |= {"convnext_t": lambda n_channels, _: ConvNeXtT(n_channels)}
 ENCODERS["dinov2_vits14"] = lambda n_channels, _: Pyramid(DINOv2(n_channels))
 ENCODERS["dinov2_vits14_reg"] = lambda n_channels, _: Pyramid(DINOv2(n_channels, registers=4))
 DECODERS = {"unet": UNetDecoder, "deeplab": DeepLabV3Plus}
@@ -34,6 +42,85 @@ class Encoded(EncoderDecoder):
 
 
 NETWORKS = COMPLETE | {name: type(name, (Encoded,), {"name": name}) for name in ENCODED}
+
+
+# What some methods begin in, and a network of one's own need not have.
+PARTS = ("encode", "decode", "classify", "another_decoder", "channels")
+
+
+class Own:
+    """What a network of one's own, `word`, gets beside its class: defaults, and a sentence for what it lacks."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in PARTS:
+                raise
+        raise FlagError(
+            f"--network {self.word} has no {name}, which this method needs: net(x) must be "
+            f"net.classify(net.decode(net.encode(x))), as VNet's docstring says; add it, or take another method"
+        )
+
+    @staticmethod
+    def settings_of(state):
+        """What the weights tell of the network's settings: nothing."""
+        return {}
+
+
+def network_class(word):
+    """The class that --network `word` names: of NETWORKS, or, of FILE.py:CLASS, of a file, which runs as it is read.
+
+    Call it with the settings of flags.network_settings by name; a class of one's own gets those that it takes.
+    """
+    if not is_own(word):
+        return NETWORKS[word]
+    path, _, name = word.rpartition(":")
+    if not Path(path).is_file():
+        raise FlagError(f"--network {word}: there is no file {path}; give FILE.py:CLASS")
+    spec = importlib.util.spec_from_file_location(f"own_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise FlagError(
+            f"--network {word}: {path} cannot be loaded ({type(error).__name__}: {error}); mend it"
+        ) from error
+    kind = getattr(module, name, None)
+    if not (inspect.isclass(kind) and issubclass(kind, torch.nn.Module)):
+        raise FlagError(f"--network {word}: {path} has no class {name} that is a torch.nn.Module; give FILE.py:CLASS")
+    return type(name, (Own, kind), {"word": word, "__init__": functools.partialmethod(make_own, kind)})
+
+
+def make_own(self, kind, **settings):
+    """The constructor of a network of one's own, with those of the `settings` that its class takes."""
+    taken = inspect.signature(kind).parameters
+    everything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+    given = {name: value for name, value in settings.items() if everything or name in taken}
+    try:
+        kind.__init__(self, **given)
+    except TypeError as error:
+        raise FlagError(
+            f"--network {self.word}: {error}; it must take n_channels and n_classes, and may take n_filters, "
+            f"normalization, has_dropout and dims"
+        ) from error
+    if not hasattr(self, "divisors"):
+        self.divisors = (1,) * settings["dims"]
+
+
+def check_own(net, patch_size, n_channels, n_classes):
+    """FlagError where a network of one's own does not give logits (N, classes, *sides) of a patch."""
+    check_network_fits(patch_size, net.divisors)
+    training = net.training
+    with torch.no_grad():
+        try:
+            output = net.eval()(torch.zeros(1, n_channels, *patch_size))
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise FlagError(f"--network {net.word} takes no patch of {tuple(patch_size)} ({error}); mend it") from error
+    net.train(training)
+    shape, wanted = getattr(output, "shape", type(output).__name__), (1, n_classes, *patch_size)
+    if shape != wanted:
+        raise FlagError(f"--network {net.word} gives {shape} in eval mode and must give logits {wanted}; mend it")
 
 
 def load_pretrained(path):

@@ -21,7 +21,7 @@ from mtseg.script import fast, scans
 from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
-from mtseg.script.networks import NETWORKS
+from mtseg.script.networks import network_class
 from mtseg.script.sources import plain_table
 from mtseg.script.windows import class_name, counted_classes, predict
 from mtseg.seeding import seed_iteration
@@ -47,7 +47,7 @@ class Trained(NamedTuple):
 def load_network(args, path):
     """(network in eval mode on the CPU, what the file at `path` holds, the settings that its weights tell)."""
     checkpoint = load_checkpoint(path)
-    kind = NETWORKS[args.network]
+    kind = network_class(args.network)
     told = kind.settings_of(find_state_dict(checkpoint) or {})
     settings = network_settings(args, args.n_channels) | told
     if settings["dims"] != args.dims:
