@@ -16,7 +16,7 @@ from torch import nn
 CURVED, SHUFFLED, PAINTED, AROUND = 0.9, 0.5, 0.9, 0.8
 
 
-def hidden_blocks(number, size, block, ratio, device=None, generator=None):
+def hidden_blocks(number, size, block, ratio, device=None):
     """Bool (number, 1, *size), True where a voxel is hidden: of the blocks of `block` voxels a side exactly int(ratio x
     blocks) in each mask, drawn without replacement.
 
@@ -29,7 +29,7 @@ def hidden_blocks(number, size, block, ratio, device=None, generator=None):
     hidden = int(ratio * count + 1e-6)
     if any(side % block for side in size) or not 0 < hidden < count:
         raise ValueError(f"{hidden} of {count} blocks of {block} voxels a side in {tuple(size)}: hide some, not all")
-    order = torch.rand(number, count, generator=generator).argsort(1).argsort(1)
+    order = torch.rand(number, count).argsort(1).argsort(1)
     return resized((order < hidden).view(number, 1, *blocks).to(device), size)
 
 

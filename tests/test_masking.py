@@ -48,8 +48,7 @@ def test_hidden_blocks_come_from_the_seed_and_differ_between_samples():
     first = hidden_blocks(4, (64, 64), 8, 0.5)
     torch.manual_seed(3)
     assert torch.equal(hidden_blocks(4, (64, 64), 8, 0.5), first)
-    own = [hidden_blocks(4, (64, 64), 8, 0.5, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
-    assert torch.equal(*own) and not torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[1])
 
 
 def test_every_block_and_every_pair_of_blocks_is_hidden_equally_often():

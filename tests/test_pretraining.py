@@ -173,12 +173,15 @@ def test_a_cut_off_pretraining_goes_on_to_the_same_bits(either, tmp_path, monkey
 
 
 def test_labels_are_never_looked_at(data, tmp_path):
-    first = pretrain(data, tmp_path / "first")
+    (tmp_path / "val.list").write_text("case_5\n")
+    first = pretrain(data, tmp_path / "first", val_list=tmp_path / "val.list")
     cases = (data / "train.list").read_text().split()
     set_volumes(data, cases[:3], lambda file: file["label"].write_direct(np.full(file["label"].shape, 7, np.uint8)))
     set_volumes(data, cases[3:], lambda file: file.pop("label"))
-    second = pretrain(data, tmp_path / "second")
-    assert same(weights(first), weights(second)) and column(first, "loss") == column(second, "loss")
+    second = pretrain(data, tmp_path / "second", val_list=tmp_path / "val.list")
+    assert same(weights(first), weights(second))
+    for name in ("loss", "held_out_loss"):
+        assert column(first, name) == column(second, name)
 
 
 def test_masks_are_never_looked_at(tmp_path):
@@ -369,7 +372,7 @@ def test_runs_go_on_to_the_same_bits_before_and_after_parts_are_let_go(
 
 
 @pytest.mark.parametrize("network", ["vnet", "unet"])
-def test_a_sawtooth_moves_the_decoder_first(data, tmp_path, network):
+def test_a_sawtooth_moves_the_decoder_first(data, tmp_path, monkeypatch, network):
     first = pretrain(data, tmp_path / "first", network=network) / "iter_4.pth"
     settings = {"pretrained": first, "lr_schedule": "sawtooth", "max_iterations": 6, "save_freq": 1, "keep_last": 9}
     folder = run("supervised", data, tmp_path / "runs", network=network, **settings)
@@ -380,6 +383,10 @@ def test_a_sawtooth_moves_the_decoder_first(data, tmp_path, network):
     rates = [0.001, 0.001, 0.001, 0.001, 0.001 * (2 / 3) ** 0.9, 0.001 * (1 / 3) ** 0.9]
     assert column(folder, "lr") == pytest.approx(rates)
     assert (config(folder)["freeze"], config(folder)["unfreeze_at"]) == ("encoder", 2)
+    with killed_after_saving(monkeypatch):
+        run("supervised", data, tmp_path / "cut", network=network, **settings | {"save_freq": 2})
+    resumed = run("supervised", data, tmp_path / "cut", "--resume", network=network, **settings | {"save_freq": 2})
+    assert same(weights(resumed, "iter_6.pth"), weights(folder, "iter_6.pth"))
 
 
 # ------------------------------------------------------------------------------------------------------------- ancestry
