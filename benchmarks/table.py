@@ -21,11 +21,9 @@ what the best of them has more, which is what a table gains that selects on its 
 """
 
 import argparse
-import contextlib
 import itertools
 import json
 import math
-import os
 import re
 import shlex
 import subprocess
@@ -39,13 +37,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtseg.checkpoint import write_whole
 from mtseg.report import published_beside, read_published, read_result, report, to_markdown, to_text
+from mtseg.script import processes
 from mtseg.script.flags import HOME, natural, one_sentence, positive, read_config
 from mtseg.script.methods import find_script, trained_weights, training_scripts
 from mtseg.script.runfolder import numbered_weights
 
 MORE_TO_DO = 3
-TO_STOP = 30  # seconds that a training may need to finish its iteration and save
-running = set()  # the processes that this one started
 
 
 class BenchmarkError(Exception):
@@ -58,35 +55,15 @@ class OutOfTime(Exception):
 
 def call(words, log, deadline):
     """Run a script on one thread until the `deadline`, its output in the file `log`."""
-    seconds = deadline - time.monotonic() - TO_STOP
+    seconds = deadline - time.monotonic() - processes.TO_STOP
     if seconds <= 0:
         raise OutOfTime(f"{log.parent} is not done")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(log, "ab") as file:
-        before = file.tell()
-        process = subprocess.Popen([sys.executable, *map(str, words)], stdout=file, stderr=file, env=environment)
-        running.add(process)
-        try:
-            code = process.wait(None if math.isinf(seconds) else seconds)
-        except subprocess.TimeoutExpired:
-            raise OutOfTime(f"{log.parent} is not done") from None
-        finally:
-            stop(process)
-            running.discard(process)
-    if code:
-        said = log.read_bytes()[before:].decode(errors="replace").strip().splitlines() or [""]
-        last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
-        raise BenchmarkError(f"{words[0]} ended with exit code {code} ({last}); all its output is in {log}")
-
-
-def stop(process):
-    """End a process that still runs: on SIGTERM a training finishes its iteration, saves and stops."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(TO_STOP)
-    process.kill()
-    process.wait()
+    try:
+        processes.run_script(words, log, seconds, OMP_NUM_THREADS="1")
+    except subprocess.TimeoutExpired:
+        raise OutOfTime(f"{log.parent} is not done") from None
+    except processes.ScriptError as error:
+        raise BenchmarkError(str(error)) from error
 
 
 def train_and_test(folder, words, args, deadline):
@@ -240,10 +217,8 @@ def main(argv=None):
             try:
                 done = list(pool.map(lambda job: attempt(job, args, deadline), jobs))
             except BaseException:  # a signal: those that have not got it, too, go on for ever without this one
-                for process in tuple(running):
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(2)
-                    stop(process)
+                for process in tuple(processes.running):
+                    processes.stop(process, 2)
                 raise
         results = [path for paths, _, _ in done for path in paths]
         left = [reason for _, reason, _ in done if reason]

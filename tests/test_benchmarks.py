@@ -342,7 +342,7 @@ def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
 
 def test_a_training_that_outlasts_the_call_is_stopped_and_goes_on(data, tmp_path, monkeypatch):
     """Its time is over as soon as it has logged two iterations: it saves its state before it ends."""
-    monkeypatch.setattr(table, "TO_STOP", 60)
+    monkeypatch.setattr(table.processes, "TO_STOP", 60)
     run_folder = tmp_path / "run"
     words = [ROOT / "train_sup.py", "--root_path", data, "--labelnum", "2", *FLAGS, "--max_iterations", "100000"]
     words += ["--output_dir", run_folder, "--resume"]
@@ -350,7 +350,7 @@ def test_a_training_that_outlasts_the_call_is_stopped_and_goes_on(data, tmp_path
     waited = table.subprocess.Popen.wait
 
     def wait(process, timeout=None):
-        if timeout != table.TO_STOP and timeout is not None:
+        if timeout != table.processes.TO_STOP and timeout is not None:
             while not any(path.read_text().count("\n") > 2 for path in run_folder.glob("model/*/*/metrics.csv")):
                 assert process.poll() is None
                 table.time.sleep(0.05)

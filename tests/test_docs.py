@@ -219,7 +219,7 @@ def workspace(repository):
     make_data(repository / "data/LA", train=30, test=3)
     make_images(repository / "data/Steel", train=12, test=2)
     make_images(repository / "data/Coating", train=8, test=2)
-    for name in ("uhcs", "ebc"):
+    for name in ("uhcs", "ebc", "superalloy"):
         make_images(repository / f"data/{name}", train=16, test=2)
     for made in (repository / "data/Steel", repository / "data/Coating"):
         for path in made.glob("*.list"):

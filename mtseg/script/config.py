@@ -66,6 +66,14 @@ def config_settings(parser, path):
 
 def value_of(parser, path, key, value):
     """What the flag `key` of `parser` makes of its `value` in the JSON file `path`; FlagError for a wrong one."""
+    words = words_of(parser, path, key, value)
+    with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
+        return given_flags(parser, words)[key]
+
+
+def words_of(parser, path, key, value):
+    """The words of a command line that give the flag `key` of `parser` its `value` in the JSON file `path`; FlagError
+    for one that no flag can have."""
     action = next(action for action in parser._actions if action.dest == key)
     switch = isinstance(action, argparse.BooleanOptionalAction)
     entries = value if isinstance(value, list) else [value]
@@ -74,6 +82,4 @@ def value_of(parser, path, key, value):
     wrong = nested or isinstance(value, dict) or any(entry.startswith("--") for entry in entries)
     if wrong or isinstance(value, bool) != switch:
         raise FlagError(f"{path}: {key} cannot be {json.dumps(value)}; see --help for what --{key} takes")
-    words = [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]
-    with parser.errors_as(lambda message: FlagError(f"{path}: {message}; see --help")):
-        return given_flags(parser, words)[key]
+    return [f"--{key}" if value else f"--no-{key}"] if switch else [f"--{key}", *entries]

@@ -73,11 +73,11 @@ class Parser(argparse.ArgumentParser):
     @contextlib.contextmanager
     def errors_as(self, make):
         """A context in which a wrong flag raises `make(message)` instead of ending the process."""
-        self.make_error = make
+        before, self.make_error = self.make_error, make
         try:
             yield
         finally:
-            self.make_error = None
+            self.make_error = before
 
     make_error = None
 

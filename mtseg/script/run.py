@@ -150,9 +150,10 @@ class Run:
             self.last, self.phase, self.waiting = False, None, None
             self.clock = StepClock(self.device)
             total = {"total": args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
-            with StopSignals() as self.stop, tqdm(**total, disable=not ranks.is_main) as self.bar:
-                yield
-            self._finish()
+            with StopSignals() as self.stop:  # a further SIGTERM does not disturb the saving
+                with tqdm(**total, disable=not ranks.is_main) as self.bar:
+                    yield
+                self._finish()
 
     def _config(self):
         """What config.json says: the flags, and what else the numbers depend on."""

@@ -150,7 +150,8 @@ class StopSignals:
     """A context in which Ctrl-C, SIGTERM and SIGHUP only set `received` to the signal's number, for the loop to see.
 
     SIGHUP is what a terminal that is closed sends; where nohup has the process ignore it, it stays ignored. A second
-    Ctrl-C stops at once. Outside the main thread, where Python allows no handlers, signals act as always.
+    Ctrl-C stops at once; a second SIGTERM does not, as a batch system sends it to a process and to its parent, which
+    hands it on. Outside the main thread, where Python allows no handlers, signals act as always.
     """
 
     def __init__(self):
@@ -169,7 +170,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def _receive(self, number, _):
-        if self.received is not None:
+        if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
 

@@ -69,8 +69,9 @@ class RunState:
             save_checkpoint(state, self.folder / "latest.pth")
 
     def save_weights(self, iteration, keep_last=None):
-        """Write iter_<iteration>.pth of each network; with `keep_last`, only the newest so many stay."""
-        for prefix, net in self.networks.items() if self.writes else ():
+        """Write iter_<iteration>.pth of each network; with `keep_last`, only the newest so many stay. That of the
+        first network is the last that is written: where it lies, so do the others."""
+        for prefix, net in reversed(self.networks.items()) if self.writes else ():
             save_checkpoint(net.state_dict(), self.folder / f"{prefix}iter_{iteration}.pth")
             if keep_last is not None:
                 for path in numbered_weights(self.folder, prefix)[:-keep_last]:

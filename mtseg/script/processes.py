@@ -1,0 +1,52 @@
+"""Scripts that another one runs, each a process of its own, and how they are stopped."""
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+
+TO_STOP = 30  # seconds that a training may need to finish its iteration and save
+running = set()  # the processes that this one started
+
+
+class ScriptError(Exception):
+    """A script that failed; the message is one sentence with its own, and with the file of its output."""
+
+
+def run_script(words, log, seconds=math.inf, **environment):
+    """Run `words`, a script and its flags, its output in the file `log`; `environment`: variables that it has besides.
+
+    ScriptError where it fails, subprocess.TimeoutExpired after so many `seconds`. However this ends, it is stopped.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        before = file.tell()
+        command, environment = [sys.executable, *map(str, words)], {**os.environ, **environment}
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        running.add(process)
+        try:
+            code = process.wait(None if math.isinf(seconds) else seconds)
+        except KeyboardInterrupt:
+            stop(process, 2)
+            raise
+        finally:
+            stop(process)
+            running.discard(process)
+    if code:
+        said = log.read_bytes()[before:].decode(errors="replace").strip().splitlines() or [""]
+        last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+        raise ScriptError(f"{words[0]} ended with exit code {code} ({last}); all its output is in {log}")
+
+
+def stop(process, patience=0):
+    """End a process that still runs: on SIGTERM a training finishes its iteration, saves and stops. After a signal that
+    it may have got too, give it some seconds of `patience` first."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(TO_STOP)
+    process.kill()
+    process.wait()
