@@ -348,7 +348,7 @@ def test_a_stage_that_has_begun_must_stay_what_it_is(sets, finished, tmp_path, c
 def test_a_stage_that_fails_is_named_with_its_sentence(sets, finished, tmp_path, capsys):
     content = plan(sets, test=False)
     (file,) = finished[0].glob("pretrain/model/*/*/iter_2.pth")
-    content["stages"] = [content["stages"][1] | {"script": "recipes/train_cps.py", "from": str(file)}]
+    content["stages"] = [content["stages"][1] | {"script": "recipes/train_cps.py", "from": str(file), "parts": "all"}]
     said = refused(capsys, write(tmp_path / "p.json", content))
     assert "train_cps.py ended with exit code 2 (error: --pretrained: both networks" in said
     assert "out/coarse/train.log" in said
@@ -361,11 +361,11 @@ def test_weights_of_another_family_are_refused_before_the_first_stage(sets, tmp_
     content = plan(sets)
     content["stages"][1]["from"] = str(tmp_path / "other.pth")
     assert "stage coarse" in (said := refused(capsys, write(tmp_path / "p.json", content)))
-    assert "other.pth: no weight in it fits the network" in said
+    assert "other.pth: only 0 of the encoder's" in said
     content = plan(sets)
     content["stages"][1]["flags"] |= {"n_filters": 4}
     said = refused(capsys, write(tmp_path / "p.json", content))
-    assert "stage coarse" in said and "masked/iter_2.pth: no weight in it fits the network" in said
+    assert "stage coarse" in said and "masked/iter_2.pth: only 0 of the encoder's" in said
     shutil.copy(ROOT / "train_sup.py", tmp_path / "train_own.py")
     content["stages"] = content["stages"][:2]
     content["stages"][1]["script"] = str(tmp_path / "train_own.py")
