@@ -36,7 +36,8 @@ def find_root(path):
     above = path.absolute().parent
     if path.suffix == ".json":  # an index of images
         return above
-    return above if not ((path / "data").is_dir() or any(path.glob("*.list"))) and any(above.glob("*.list")) else path
+    own = (path / "data").is_dir() or any(path.glob("*.list"))
+    return above if not own and any((above / f"{name}.list").is_file() for name in ("train", "test")) else path
 
 
 def read_hdf5(file, name):

@@ -55,7 +55,8 @@ def test_the_familys_iteration_computes_the_same(images):
                 torch.testing.assert_close(value, state[name], rtol=1e-4, atol=1e-5)
 
 
-QUICK = [name for name in run.CPU_ROWS if name not in ("start_up", "growth")]  # processes that load PyTorch again
+# Without those whose processes load PyTorch again.
+QUICK = [name for name in run.CPU_ROWS if name not in ("start_up", "growth", "method_steps")]
 
 
 def test_every_row_is_measured_and_written(tmp_path, capsys):
@@ -68,6 +69,18 @@ def test_every_row_is_measured_and_written(tmp_path, capsys):
         assert {len(times) for times in entry.get("seconds", {"": [0]}).values()} != {0}
     printed = capsys.readouterr().out
     assert all(entry["what"] in printed for entry in report["rows"])
+
+
+def test_operations_of_a_method_are_those_of_its_passes(monkeypatch):
+    """A forward pass of a patch counts 1, a backward pass 2: CPS has 8 of each, Mean Teacher 4 and 2 of its teacher."""
+    from mtseg.script import methods
+
+    scripts = [path for path in methods.training_scripts() if path.stem in ("train_mean_teacher", "train_cps")]
+    monkeypatch.setattr(methods, "training_scripts", lambda: scripts)
+    report = run.main(["--quick", "--only", "method_steps"])
+    (name, one), (other_name, other) = ((entry["what"], entry["operations"]) for entry in report["rows"])
+    assert (name, other_name) == ("a step of MT", "a step of CPS")
+    assert other / one == pytest.approx(8 * 3 / (4 * 3 + 2), rel=0.01)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure")

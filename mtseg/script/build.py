@@ -211,6 +211,11 @@ def choose_cases(args, source, unlabeled):
             )
         fold, cases["folds"] = folds[args.fold], len(folds)
         cases["fold_cases"], out = fold["val"], {*listed}.difference(fold["train"])
+    if args.labelnum == 0 and args.unlabeled_root is None and not (root / "train.list").exists():  # all that is there
+        kept_out, there = {*val, *test_cases(root)}, source.files or (p.name for p in sorted(root.glob("data/*")))
+        found = [case for case in there if case not in kept_out]
+        found, notes = unlabeled_cases(root, (), val, test_cases(root), found)
+        return cases | {"train_cases": found[: args.max_samples]}, None, notes
     train = training_cases(root, out, args.max_samples)
     if not unlabeled and args.labelnum:
         flags.check_one_stream(args, len(train))

@@ -118,7 +118,8 @@ def check_own(net, patch_size, n_channels, n_classes):
         except (RuntimeError, ValueError, TypeError) as error:
             raise FlagError(f"--network {net.word} takes no patch of {tuple(patch_size)} ({error}); mend it") from error
     net.train(training)
-    shape, wanted = getattr(output, "shape", type(output).__name__), (1, n_classes, *patch_size)
+    shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+    wanted = (1, n_classes, *patch_size)
     if shape != wanted:
         raise FlagError(f"--network {net.word} gives {shape} in eval mode and must give logits {wanted}; mend it")
 

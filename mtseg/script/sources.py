@@ -58,7 +58,8 @@ class Source:
         else:
             self.table = table_of(root)
             self.ignores = self.table is not None and self.table.ignore is not None
-            if any((root / name).is_dir() for name in LAYOUTS):
+            flat = not (root / "data").is_dir() and any(path.suffix.lower() in ENDINGS for path in root.glob("*"))
+            if flat or any((root / name).is_dir() for name in LAYOUTS):
                 cases, _ = find_cases(root)
                 if all(case.images[0].suffix.lower() in ENDINGS for case in cases):
                     self.files = {c.name: Files(c.images, c.label, None, self.table) for c in cases}
