@@ -1,4 +1,4 @@
-"""A network of one's own, --network FILE.py:CLASS: it trains like any other, and its file runs only where it is named."""
+"""A network of one's own, --network FILE.py:CLASS: it trains like any other, and its file runs only where named."""
 
 import json
 

@@ -40,7 +40,7 @@ def on_every_device(device):
 
 def pretrain(data, out, *more, **changes):
     """Pretrain for a few iterations on make_data's or make_images's data; returns the run's folder."""
-    two = (data / "images").is_dir()
+    two = not (data / "data").is_dir()
     given = {**(TINY_2D if two else TINY), "dataset_name": "LA", "mask_block": 8, "batch_size": 2, "max_iterations": 4}
     given |= {"root_path": data, "output_dir": out} | changes
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
@@ -192,6 +192,30 @@ def test_masks_are_never_looked_at(tmp_path):
     second = pretrain(data, tmp_path / "second")
     assert same(weights(first), weights(second))
     assert config(second)["train_cases"] == [f"image_{number}" for number in range(6)]
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_folder_without_lists_is_learned_from_but_for_its_test_cases(either, tmp_path, capsys, flat):
+    cases = (either / "train.list").read_text().split()
+    (either / "train.list").unlink()
+    if flat and (either / "data").is_dir():  # the layout of BraTS
+        for path in [*(either / "data").iterdir()]:
+            (path / "mri_norm2.h5").rename(either / f"data/{path.name}.h5")
+            path.rmdir()
+    elif flat:  # a folder of images and nothing else
+        for path in (either / "images").iterdir():
+            path.rename(either / path.name)
+        for name in ("images", "masks"):
+            shutil.rmtree(either / name)
+    folder = pretrain(either, tmp_path / "runs", max_iterations=1)
+    assert config(folder)["train_cases"] == cases and "TRAINED ON" not in (folder / "log.txt").read_text()
+    if (either / "data").is_dir():
+        line = refused(capsys, tmp_path / "few", pretrain, either, tmp_path / "few", batch_size=7)
+        assert "--batch_size 7 is more than the 6 cases" in line
+    with open(either / "test.list", "a") as file:
+        file.write("\n".join(cases))
+    line = refused(capsys, tmp_path / "none", pretrain, either, tmp_path / "none")
+    assert f"{either}: all its cases are in test.list" in line
 
 
 def test_a_folds_test_cases_are_kept_out_with_or_without_labels(data, tmp_path):

@@ -15,6 +15,7 @@ from mtseg.checkpoint import load_checkpoint, load_fitting, load_weights
 from mtseg.collate import why_no_workers
 from mtseg.datasets import (
     UNKNOWN,
+    DataError,
     JoinedCases,
     Slices,
     intensity_notes,
@@ -212,9 +213,15 @@ def choose_cases(args, source, unlabeled):
         fold, cases["folds"] = folds[args.fold], len(folds)
         cases["fold_cases"], out = fold["val"], {*listed}.difference(fold["train"])
     if args.labelnum == 0 and args.unlabeled_root is None and not (root / "train.list").exists():  # all that is there
-        kept_out, there = {*val, *test_cases(root)}, source.files or (p.name for p in sorted(root.glob("data/*")))
+        kept_out, flat = {*val, *test_cases(root)}, [path.name.removesuffix(".h5") for path in root.glob("data/*")]
+        there = [*source.files] if source.files else sorted({*flat} - {"slices"})
         found = [case for case in there if case not in kept_out]
+        if there and not found:
+            raise DataError(
+                f"{root}: all its cases are in test.list or --val_list, none is left to learn from; add some"
+            )
         found, notes = unlabeled_cases(root, (), val, test_cases(root), found)
+        flags.check_cases(args, len(found[: args.max_samples]))
         return cases | {"train_cases": found[: args.max_samples]}, None, notes
     train = training_cases(root, out, args.max_samples)
     if not unlabeled and args.labelnum:
@@ -233,10 +240,8 @@ def choose_cases(args, source, unlabeled):
         more = [case for case in more if patients[case] not in held]
     if args.labelnum:
         flags.check_two_streams(args, len(train), len(more))
-    elif args.dims == 3 and len(train) + len(more) < args.batch_size:
-        raise flags.FlagError(
-            f"--batch_size {args.batch_size} is more than the {len(train) + len(more)} cases to learn from: lower it"
-        )
+    else:
+        flags.check_cases(args, len(train) + len(more))
     return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes
 
 

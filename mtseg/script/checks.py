@@ -241,6 +241,12 @@ def check_used(args, given, terms):
             raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
 
 
+def check_cases(args, n_cases):
+    """FlagError where the cases to learn from without labels are too few for a batch."""
+    if args.dims == 3 and n_cases < args.batch_size:
+        raise FlagError(f"--batch_size {args.batch_size} is more than the {n_cases} cases to learn from: lower it")
+
+
 def check_one_stream(args, n_cases):
     """FlagError where the labelled cases, the first of `n_cases` in train.list, are too few."""
     if args.labelnum > n_cases:

@@ -9,6 +9,7 @@ from mtseg.script.checks import (  # noqa: F401
     ENCODED,
     PADDED,
     FlagError,
+    check_cases,
     check_flags,
     check_network_fits,
     check_normalization,
