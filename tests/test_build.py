@@ -11,7 +11,8 @@ from conftest import make_data, write_case
 import inference
 import train_mean_teacher
 import train_sup
-from mtseg.script import build, flags, sources
+from mtseg.script import flags, sources
+from mtseg.script.data import training_set
 
 
 def train(script, data, out, *more, labelnum=3):
@@ -129,7 +130,7 @@ def test_flips_mirror_without_rotation_and_show_the_volume_as_it_is(data):
             train_sup.PARSER, ["--root_path", str(data), "--rotflip", rotflip, "--patch_size", *["16"] * 3]
         )
         source = sources.Source(data)
-        dataset, _ = build.training_set(args, source, source.dataset(args, ["case_0"]))
+        dataset, _ = training_set(args, source, source.dataset(args, ["case_0"]))
         patches = [dataset[(0, (1, draw))]["image"][0, 2:14, 2:14, 7] for draw in range(40)]
         return {tuple(p.diff(dim=axis).mean().sign().item() for axis in (0, 1)) for p in patches}
 

@@ -10,7 +10,8 @@ from mtseg.checkpoint import load_checkpoint, load_weights
 from mtseg.datasets import DataError
 from mtseg.figures.canvas import WIDTH, FigureError
 from mtseg.masking import Reconstructor, corrupted
-from mtseg.script import build, flags, methods
+from mtseg.script import flags, methods
+from mtseg.script.data import training_set
 from mtseg.script.networks import network_class
 from mtseg.script.progress import BLUE, ORANGE, literal, moving_average, read_columns, thinned
 from mtseg.script.sources import Source
@@ -60,7 +61,7 @@ def reconstructions(folder, case=None):
 def patches_of(args, cases):
     """(N, C, *spatial): the patch in the middle of each case."""
     source, args = Source(args.root_path), argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
-    dataset, _ = build.training_set(args, source, source.dataset(args, cases, labelnum=0))
+    dataset, _ = training_set(args, source, source.dataset(args, cases, labelnum=0))
     first = np.linspace(0, len(dataset), len(cases), endpoint=False).astype(int)
     middle = (len(dataset) // len(cases)) // 2  # of a stack's slices
     return torch.stack([dataset[int(place) + middle, 0]["image"] for place in first])

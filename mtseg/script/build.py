@@ -1,318 +1,26 @@
-"""Data, networks and optimizer as the flags of a training script ask for them. Nothing here is a method."""
+"""Networks, losses and optimizer as the flags of a training script ask for them. Nothing here is a method."""
 
-import argparse
-import math
-import zlib
-from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 import torch
 
 from mtseg.augment import Strengths
-from mtseg.cache import CachedDataset
 from mtseg.checkpoint import load_checkpoint, load_fitting, load_weights
-from mtseg.collate import why_no_workers
-from mtseg.datasets import (
-    UNKNOWN,
-    DataError,
-    JoinedCases,
-    Slices,
-    intensity_notes,
-    read_list,
-    test_cases,
-    training_cases,
-    unlabeled_cases,
-)
 from mtseg.finetuning import FinetuningError, freeze, learning_rates, names_of
 from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import initialize_kaiming
 from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
-from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
+from mtseg.samplers import IterationSampler
 from mtseg.script import fast, flags
+from mtseg.script.data import read_data, unknown_label  # noqa: F401 (scripts call build.read_data)
 from mtseg.script.networks import check_own, load_pretrained, network_class
-from mtseg.script.plans import check_plan
-from mtseg.script.runfolder import how_selected
-from mtseg.script.sources import Source, data_root
-from mtseg.script.windows import counted_classes
 from mtseg.seeding import seed_iteration
-from mtseg.splits import known_patients, read_folds
-from mtseg.transforms import (
-    Compose,
-    RandomCrop,
-    RandomFlip,
-    RandomGenerator,
-    RandomRot90Flip,
-    RandomRotFlip,
-    Resize,
-    ToTensor,
-)
 from mtseg.winograd import left_to_pytorch
 
-UNUSUAL = 1e3  # an intensity that no image of unit variance has
 STATISTICS_FROM = 50  # batches, for statistics that are estimated anew
-FIRST_CASES = 8  # whose intensities are looked at where the volumes are not read at the start
-TURNS = {"mirror": RandomRotFlip(), "all": RandomRot90Flip(), "flips": RandomFlip()}  # --rotflip
 # What the log says of --pretrained_parts.
 WEIGHTS_OF = {"encoder": "of its encoder; the decoder starts anew", "network": "of the whole network"}
 WEIGHTS_OF["all"] = "of all but its last layer, which starts anew"
 MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}  # of networks, by the number of dimensions
-
-
-@dataclass
-class Data:
-    """The data of a run.
-
-    `train`: the data set, labelled cases first. `val`: the cases of --val_list; `held_out`: where no labels are used,
-    instead two patches of each of them, (N, C, *spatial), or None. `axis`: along which the slices of
-    stacks follow each other. `sampler`: of the joint batches of all processes, labelled patches first.
-    `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of this process's share. `unknown`:
-    stands for the label of a voxel that has none. `n_channels`: of the images, as the network takes them.
-    `cases`: {'train_cases', 'val_cases', ...: names}, of a fold also 'folds', how many there are. `selection`: how the
-    reported checkpoint is chosen. `checksum`: of the first case's voxels. `preprocessing`: the data set's, or None.
-    `description`, `notes`: for the log.
-    """
-
-    train: Any
-    val: Any
-    axis: int
-    sampler: Any
-    joint_labeled_bs: int
-    labeled_bs: int
-    unknown: int
-    n_channels: int
-    cases: dict
-    selection: str
-    checksum: int
-    preprocessing: dict | None
-    description: str
-    notes: list
-    held_out: torch.Tensor | None = None
-
-    def unusual_image(self, seed, iteration):
-        """What to look at when training went to NaN at `iteration`: a case of the last 50 iterations whose image is far
-        from unit variance, in words, or None. Their patches are drawn once more; one is enough of each case."""
-        seen = set()
-        for batch in IterationSampler(self.sampler, seed, max(iteration - 50, 0), iteration):
-            for index, patch_seed in batch:
-                largest = 0 if index in seen else self.train[index, patch_seed]["image"].abs().max().item()
-                seen.add(index)
-                if not largest < UNUSUAL:
-                    case = self.train.case_of(index)
-                    return f"look at case {case}, which reaches {largest:.3g}; images must have unit variance"
-        return None
-
-
-def read_data(args, run):
-    """The Data of a training script; of labelled cases alone where its flags have no --labeled_bs, and of images alone,
-    of all cases and without their labels, where its --labelnum is 0."""
-    unlabeled, images_alone = hasattr(args, "labeled_bs"), args.labelnum == 0
-    with run.ranks.main_first():
-        root = data_root(args.root_path)
-    source = Source(args.root_path)
-    cases, more, notes = choose_cases(args, source, unlabeled)
-    labeled_bs = args.labeled_bs if unlabeled else 0 if images_alone else args.batch_size
-    unlabeled_bs = args.batch_size - labeled_bs
-    run.ranks.check_shares(args.labelnum or args.batch_size, labeled_bs, unlabeled_bs)
-    flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
-
-    first = source.dataset(args, cases["train_cases"], args.labelnum)
-    check_plan(args, source, first)
-    checksum = checksum_of(first.read(cases["train_cases"][0]))
-    train, odd = training_set(args, source, first)
-    notes += odd
-    if cases.get("unlabeled_cases"):
-        other, odd = training_set(args, more, more.dataset(args, cases["unlabeled_cases"], labelnum=0))
-        train, notes = JoinedCases([train, other]), notes + odd
-    if args.num_workers and (reason := why_no_workers()):
-        args.num_workers = 0
-        notes.append(
-            f"no data workers can be started ({reason}): data is loaded between iterations, which takes longer"
-        )
-    val, held_out = source.dataset(args, cases["val_cases"], 0 if images_alone else None), None
-    if len(val) and val.n_channels != first.n_channels:
-        raise flags.FlagError(f"--val_list {args.val_list}: its cases have other channels than the training cases")
-    if len(val) and images_alone:
-        held_out, val = held_out_patches(args, source, val), source.dataset(args, [])
-    if args.fold is not None and not images_alone:  # what could not be tested is better found before the training
-        source.dataset(args, cases["fold_cases"])
-
-    args.n_channels = train.n_channels
-    labeled_cases, case_of = {*cases["train_cases"][: args.labelnum]}, [*map(train.case_of, range(len(train)))]
-    labeled = range(sum(case in labeled_cases for case in case_of))  # samples: a stack has one a slice
-    rest = range(len(labeled), len(train))
-    if unlabeled:
-        description = f"{args.labelnum} labelled and {len(train.image_list) - args.labelnum} unlabelled cases"
-        slices = f" ({len(labeled)} and {len(rest)} slices)"
-    elif images_alone:
-        description, slices = f"{len(train.image_list)} cases without their labels", f" ({len(rest)} slices)"
-    else:
-        description, slices = f"{args.labelnum} labelled cases", f" ({len(labeled)} slices)"
-    description += slices if len(train) > len(train.image_list) else ""
-    labeled, rest = enough(labeled, labeled_bs), enough(rest, unlabeled_bs)
-    strata = [source.set_of(case) for case in case_of] if source.several else None
-    if unlabeled:
-        sampler = TwoStreamBatchSampler(
-            labeled, rest, args.batch_size, unlabeled_bs, args.seed, strata=strata, balance=args.set_balance
-        )
-    else:
-        given = rest if images_alone else labeled
-        sampler = ShuffledBatchSampler(given, args.batch_size, args.seed, strata=strata, balance=args.set_balance)
-    selection, how = how_selected([] if images_alone else cases["val_cases"], test_cases(root))
-    return Data(
-        train=train,
-        val=val,
-        axis=source.axis,
-        sampler=sampler,
-        joint_labeled_bs=labeled_bs,
-        labeled_bs=labeled_bs // run.ranks.world_size,
-        unknown=unknown_label(args),
-        n_channels=train.n_channels,
-        cases=cases,
-        selection=selection,
-        checksum=checksum,
-        preprocessing=flags.read_config(root / "preprocessing.json") or None,
-        description=description,
-        notes=how + notes,
-        held_out=held_out,
-    )
-
-
-def enough(indices, wanted):
-    """`indices` so often that there are `wanted`: a batch may hold several patches of the few images with labels."""
-    return [*indices] * max(1, math.ceil(wanted / max(len(indices), 1)))
-
-
-def checksum_of(case):
-    """The CRC-32 of a case's voxels: by it a resumed run notices other data under the same names."""
-    return zlib.crc32(case["label"].tobytes(), zlib.crc32(case["image"].tobytes()))
-
-
-def unknown_label(args):
-    """What stands for the label of a voxel that has none."""
-    return UNKNOWN if args.ignore_index is None else args.ignore_index
-
-
-def choose_cases(args, source, unlabeled):
-    """({'train_cases': names, 'val_cases': names, ...}, the Source of the 'unlabeled_cases' or None, notes).
-
-    FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
-    """
-    root = source.root
-    val = out = read_list(args.val_list) if args.val_list else []
-    cases = {"val_cases": val}
-    if args.fold is not None:
-        listed = read_list(root / "train.list")
-        patients = known_patients(root, listed)
-        folds = read_folds(root, {case: patients[case] for case in listed})
-        if args.fold >= len(folds):
-            raise flags.FlagError(
-                f"--fold {args.fold}: {root} has {len(folds)} folds, numbered from 0; name one of them"
-            )
-        fold, cases["folds"] = folds[args.fold], len(folds)
-        cases["fold_cases"], out = fold["val"], {*listed}.difference(fold["train"])
-    if args.labelnum == 0 and args.unlabeled_root is None and not (root / "train.list").exists():  # all that is there
-        kept_out, flat = {*val, *test_cases(root)}, [path.name.removesuffix(".h5") for path in root.glob("data/*")]
-        there = [*source.files] if source.files else sorted({*flat} - {"slices"})
-        found = [case for case in there if case not in kept_out]
-        if there and not found:
-            raise DataError(
-                f"{root}: all its cases are in test.list or --val_list, none is left to learn from; add some"
-            )
-        found, notes = unlabeled_cases(root, (), val, test_cases(root), found)
-        flags.check_cases(args, len(found[: args.max_samples]))
-        return cases | {"train_cases": found[: args.max_samples]}, None, notes
-    train = training_cases(root, out, args.max_samples)
-    if not unlabeled and args.labelnum:
-        flags.check_one_stream(args, len(train))
-        return cases | {"train_cases": train[: args.labelnum]}, None, []
-    other, more, notes = None, [], []
-    if args.unlabeled_root is not None:
-        other = Source(args.unlabeled_root)
-    elif (root / "unlabeled.list").exists() or (root / "unlabeled").is_dir():
-        other = source
-    if other is not None:
-        more, notes = unlabeled_cases(other.root, train, val, test_cases(root), other.without_lists())
-    if args.fold is not None:  # other scans of the patients that are tested are kept out, too
-        patients = known_patients(root, [*listed, *more])
-        held = {patients[case] for case in cases["fold_cases"]}
-        more = [case for case in more if patients[case] not in held]
-    if args.labelnum:
-        flags.check_two_streams(args, len(train), len(more))
-    else:
-        flags.check_cases(args, len(train) + len(more))
-    return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes
-
-
-def training_set(args, source, dataset):
-    """(the cases of `dataset`, which is of `source`, cached, augmented, in slices as the flags ask; notes on them)."""
-    outside = 0 if args.background == 0 else unknown_label(args)
-    padding = flags.PADDED if args.ignore_padding else outside
-    turn = RandomGenerator(outside) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
-    steps = [turn, args.resize and Resize(args.resize)]
-    steps += [RandomCrop(args.patch_size, padding, args.foreground_patches, counted_classes(args)), ToTensor("uint8")]
-    dataset.transform = Compose([step for step in steps if step])
-    axes = {len(shape) for shape in dataset.shapes.values()}
-    if args.dims == 3 and axes != {3}:
-        raise flags.FlagError(f"--dims 3, but the cases in {source.root} are images: take --dims 2")
-    if args.context and axes == {2}:
-        raise flags.FlagError(f"--context {args.context}: the images in {source.root} have no neighbours; leave it out")
-    dims, files = max(axes, default=3), dataset
-    if not args.cache:  # reading them all would take as long as caching them
-        first = dataset.image_list[:FIRST_CASES]
-        notes = intensity_notes(((case, dataset.read(case)["image"]) for case in first), dims)
-    else:
-        dataset = CachedDataset(dataset)
-        notes = intensity_notes(((case, dataset.views(case)["image"]) for case in dataset.image_list), dims)
-    notes += shape_notes(args, [*dataset.shapes.values()])
-    snapped = [count for count in getattr(files, "snapped", {}).values() if count]
-    if snapped:
-        notes.append(f"--snap: {sum(snapped)} pixels of {len(snapped)} masks are no class's, and got the nearest class")
-    return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
-
-
-def held_out_patches(args, source, dataset):
-    """Two patches of each case of `dataset`, which is of `source`, (N, C, *spatial), always the same."""
-    args = argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
-    dataset, _ = training_set(args, source, dataset)
-    places = np.linspace(0, len(dataset), 2 * len(dataset.image_list), endpoint=False).astype(int)
-    return torch.stack([dataset[int(place), seed]["image"] for seed, place in enumerate(places)])
-
-
-def held_out_loss(args, run, data, net, errors):
-    """The mean of `errors`, a function of images that gives their errors by `net`, over data.held_out, in eval mode."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)  # hides the same every time
-        net.eval()
-        values = [errors(part.to(run.device)) for part in data.held_out.split(args.batch_size)]
-        net.train()
-    return torch.cat(values).mean()
-
-
-def estimate_statistics(args, run, data, net):
-    """After the last iteration: the statistics of the batch norms of `net` from the first batches as they are, where in
-    training it has seen altered ones."""
-    if run.iteration < args.max_iterations:
-        return
-    seed_iteration(args.seed, args.max_iterations + 1)  # of dropout
-    batches = IterationSampler(data.sampler, args.seed, 0, STATISTICS_FROM)
-    images = (torch.stack([data.train[index, seed]["image"] for index, seed in batch]) for batch in batches)
-    torch.optim.swa_utils.update_bn(images, net, run.device)
-
-
-def shape_notes(args, shapes):
-    """A sentence where the slices of every volume seem to be its first axis, or every image is padded, as smaller than
-    the patch; else []."""
-    if args.dims == 3:
-        if args.slices_first or not all(2 * shape[0] < min(shape[1:]) for shape in shapes):
-            return []
-        return [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]
-    sizes = [args.resize or shape[-2:] for shape in shapes]
-    if all(any(side < patch for side, patch in zip(s, args.patch_size, strict=True)) for s in sizes):
-        patch, largest = (" x ".join(map(str, size)) for size in (args.patch_size, max(sizes)))
-        return [f"--patch_size {patch}: no image is so large (the largest is {largest}); each is padded to it"]
-    return []
 
 
 def make_network(args, run, n_channels, n_classes=None):
@@ -421,3 +129,24 @@ def make_strengths(args):
     """The Strengths of the strong views that the flags ask for."""
     strengths = {name[7:]: value for name, value in vars(args).items() if name.startswith("strong_")}
     return Strengths(**strengths, in_plane=args.in_plane)
+
+
+def held_out_loss(args, run, data, net, errors):
+    """The mean of `errors`, a function of images that gives their errors by `net`, over data.held_out, in eval mode."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)  # hides the same every time
+        net.eval()
+        values = [errors(part.to(run.device)) for part in data.held_out.split(args.batch_size)]
+        net.train()
+    return torch.cat(values).mean()
+
+
+def estimate_statistics(args, run, data, net):
+    """After the last iteration: the statistics of the batch norms of `net` from the first batches as they are, where in
+    training it has seen altered ones."""
+    if run.iteration < args.max_iterations:
+        return
+    seed_iteration(args.seed, args.max_iterations + 1)  # of dropout
+    batches = IterationSampler(data.sampler, args.seed, 0, STATISTICS_FROM)
+    images = (torch.stack([data.train[index, seed]["image"] for index, seed in batch]) for batch in batches)
+    torch.optim.swa_utils.update_bn(images, net, run.device)

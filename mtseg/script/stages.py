@@ -15,8 +15,9 @@ from pathlib import Path
 from mtseg.checkpoint import file_sha256, load_fitting, write_whole
 from mtseg.datasets import DataError, read_list, test_cases
 from mtseg.finetuning import names_of
-from mtseg.script import build, flags, methods
+from mtseg.script import flags, methods
 from mtseg.script.config import words_of
+from mtseg.script.data import choose_cases
 from mtseg.script.endings import sentence
 from mtseg.script.networks import load_pretrained, network_class
 from mtseg.script.runfolder import run_folder
@@ -201,7 +202,7 @@ def check_data(args, test):
     source = Source(args.root_path)
     if not source.root.is_dir():
         return
-    cases, other, _ = build.choose_cases(args, source, hasattr(args, "labeled_bs"))
+    cases, other, _ = choose_cases(args, source, hasattr(args, "labeled_bs"))
     source.dataset(args, cases["train_cases"], args.labelnum)
     source.dataset(args, cases["val_cases"], 0 if args.labelnum == 0 else None)
     if cases.get("unlabeled_cases"):
