@@ -28,6 +28,7 @@ from mtseg import losses, optim, ramps
 from mtseg.networks import unet
 from mtseg.script import build, endings, flags, networks, run, runfolder
 from mtseg.script.runlog import RunLog
+from mtseg.transforms import RandomCrop
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -467,7 +468,7 @@ def test_a_data_worker_that_is_killed_is_one_sentence(data, tmp_path, capsys, mo
     def killed(self, sample):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(build.RandomCrop, "__call__", killed)
+    monkeypatch.setattr(RandomCrop, "__call__", killed)
     said = sentence(capsys, train_sup.main, words(data, tmp_path, num_workers=1))
     assert "a process that loads data was killed" in said
     assert "--num_workers" in said
