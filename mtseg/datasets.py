@@ -249,7 +249,7 @@ class LAHeart(CaseDataset):
     `split`: which list, `<split>.list` in `find_root(base_dir)`; or `cases`: names instead of a list. `num`: only the
     first `num` cases. `transform`: called with the sample. `num_classes`: labels of this value or above raise, except
     `ignore_index`; None lets all pass. `labelnum`: only so many cases, the first ones, must have a label (default:
-    all). Without a label it is UNKNOWN everywhere, and so are, with `num_classes` None, the labels of other cases.
+    all). Without a label it is UNKNOWN everywhere. With `labelnum` 0 and no `num_classes` no label is looked at.
 
     The constructor opens every file and checks its keys, types and shapes. Values (finite images, labels in range) are
     checked whenever a case is read. Both raise DataError.
@@ -273,7 +273,7 @@ class LAHeart(CaseDataset):
         image_list = (read_list(find_root(base_dir) / f"{split}.list") if cases is None else list(cases))[:num]
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.labeled = set(image_list[:labelnum])
+        self.labeled, self.blind = set(image_list[:labelnum]), labelnum == 0 and num_classes is None
         self.slices = slice_files(self.base_dir / "slices")
         shapes, channels = {}, {}
         for case in image_list:
@@ -292,8 +292,8 @@ class LAHeart(CaseDataset):
         path = self.path(case)
         with self._opened(case) as (image, label):
             shape = spatial_shape(image, label)
-            looked_at = label is not None and (self.num_classes is not None or case in self.labeled)
-            image, label = image[...].astype(np.float32), label[...] if looked_at else None
+            image = image[...].astype(np.float32)
+            label = None if label is None or self.blind else label[...]
             image = image[0] if len(shape) == 2 and len(image.shape) == 3 and len(image) == 1 else image
         if not np.isfinite(image).all():
             raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or leave it out")

@@ -450,7 +450,8 @@ def test_a_run_starts_from_an_encoders_file_and_is_tested(images, tmp_path):
     torch.testing.assert_close(trained["encoder.conv1.weight"], state["conv1.weight"].sum(1, keepdim=True))
     assert torch.equal(trained["encoder.layer4.1.conv2.weight"], state["layer4.1.conv2.weight"])
     log = (folder / "log.txt").read_text()
-    assert "decoder.out_conv.weight: not in" in log and "encoder." not in log  # all of the encoder's were
+    assert "decoder.blocks" not in log and "decoder.fuse.0.weight: not in" in log
+    assert "its last layer, which starts anew" in log and "encoder." not in log  # all of the encoder's were
     result = inference.main(["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16"])
     assert result["network"]["network"] == "resnet18_deeplab"
 

@@ -159,7 +159,7 @@ def check_network(args):
             )
     if args.max_filters and args.max_filters < args.n_filters:
         raise FlagError(f"--max_filters {args.max_filters} is below --n_filters {args.n_filters}: raise it")
-    check_network_fits(args.patch_size, divisors(args))
+    check_network_fits(args.patch_size, divisors(args), args.network in ("vnet", "unet"))
 
 
 def divisors(args):
@@ -172,13 +172,13 @@ def divisors(args):
     return [math.prod(s[axis] if isinstance(s, list) else s for s in strides) for axis in range(args.dims)]
 
 
-def check_network_fits(patch_size, divisors):
+def check_network_fits(patch_size, divisors, takes_strides=False):
     """FlagError where a side of the patch is no multiple of the product of the network's strides along it."""
     for side, divisor in zip(patch_size, divisors, strict=True):
         if side % divisor:
             raise FlagError(
                 f"--patch_size {' '.join(map(str, patch_size))}: {side} is no positive multiple of {divisor}, the "
-                f"product of the network's strides along that axis; change it"
+                f"product of the network's strides along that axis; change it{', or --strides' * takes_strides}"
             )
 
 

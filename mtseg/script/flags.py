@@ -61,7 +61,7 @@ BUILT_IN = {
 
 
 NETWORKS = ("vnet", "unet", "unet_ssl4mis", *ENCODED)
-NETWORK = "vnet, unet, unet_ssl4mis, encoder_decoder as in docs/images.md, or FILE.py:CLASS, one's own"
+NETWORK = "vnet, unet, unet_ssl4mis, encoder_decoder (docs/images.md), FILE.py:CLASS"
 network = checked(
     str, lambda word: word in NETWORKS or is_own(word), f"is none of {', '.join(NETWORKS)}, and no FILE.py:CLASS"
 )
@@ -143,11 +143,9 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
     rare("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
     rare("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")
-
-    flag, rare = parser.group("pretrained weights")
     flag("--pretrained", metavar="FILE", help="weights to start from, an encoder's too; what does not fit is listed")
     rare("--pretrained_parts", choices=PARTS, default="all", help=PRETRAINED_PARTS)
-    flag("--from_scratch", action=switch, default=False, help="leave --pretrained out: the row to compare it with")
+    rare("--from_scratch", action=switch, default=False, help="leave --pretrained out: the row to compare it with")
     rare("--encoder_lr_factor", type=rate, default=1.0, help="of the encoder's learning rate")
     decay = "of the learning rate, from each stage of the encoder to the one before it"
     rare("--layer_decay", type=positive_fraction, default=1.0, help=decay)
