@@ -2,8 +2,9 @@
 
 A score map is a float array (C, *spatial) of probabilities in [0, 1] that sum to 1 over the classes. Members are score
 maps of one image: of several networks, dropout masks, flips, or of student and teacher. They are an iterable, used up
-one by one, so that memory holds a few maps however many members there are. Every voxel score is float32 (*spatial),
-larger where it is less sure. With a single member BALD and the variance are 0: one network disagrees with nobody.
+one by one, so that memory holds a few maps however many members there are. Every voxel score is float32 (*spatial), 0
+where it is sure and larger where it is less so, never below 0, whatever the rounding. With a single member BALD and the
+variance are 0: one network disagrees with nobody.
 """
 
 import numpy as np
@@ -68,7 +69,7 @@ def class_entropy(scores):
 
 def least_confidence(scores):
     """1 - max_c p_c, from 0 to 1 - 1 / C. Lewis and Gale, SIGIR 1994."""
-    return 1 - checked(scores).max(axis=0).astype(np.float32)
+    return np.maximum(1 - checked(scores).max(axis=0).astype(np.float32), 0)
 
 
 def margin(scores):
@@ -78,7 +79,7 @@ def margin(scores):
         p = p.astype(np.float32)
         second = np.maximum(second, np.minimum(first, p))
         first = np.maximum(first, p)
-    return 1 - (first - second)
+    return np.maximum(1 - (first - second), 0)
 
 
 def bald(members):
@@ -102,7 +103,7 @@ def variance(members):
         away = scores.astype(np.float32) - mean
         mean = mean + away / np.float32(count)
         total = total + (away * (scores - mean)).sum(axis=0)
-    return total / np.float32(count)
+    return np.maximum(total / np.float32(count), 0)
 
 
 OF_THE_MEAN = {"entropy": entropy, "least_confidence": least_confidence, "margin": margin}
@@ -163,7 +164,7 @@ def top_mean(values, share=0.05, where=None):
             f"the share of voxels to average is above 0 and at most 1, not {share}; give 0.05 for 5 %"
         )
     kept = region_values(values, where)
-    largest = max(int(share * kept.size), 1)
+    largest = max(int(share * kept.size + 1e-9), 1)
     return float(np.partition(kept, kept.size - largest)[kept.size - largest :].mean(dtype=float))
 
 

@@ -75,6 +75,14 @@ def test_one_network_disagrees_with_nobody():
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_rounding_makes_no_score_negative(name):
+    """Power noise takes logarithms, and a softmax may give a little more than 1."""
+    sure = np.array([[1.0000001, 0.999], [0, 0]], np.float32)
+    found = voxel_scores(name, [sure, sure * np.float32(1.0000002), sure[:, ::-1]])
+    assert (found >= 0).all() and (class_entropy(sure) >= 0).all()
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_members_are_in_memory_one_at_a_time(name):
     made = []
 
@@ -142,6 +150,7 @@ def test_means_over_regions_are_defined_where_the_region_is_empty():
     assert mean(values, predicted_foreground(labels, background=None)) == 5.5
     assert top_mean(values, 0.25) == 10 and top_mean(values, 1e-9) == 11 and top_mean(values, 1) == 5.5
     assert top_mean(values, 0.5, predicted_foreground(labels)) == 11
+    assert top_mean(np.arange(100.0), 0.29) == 85  # of 29, though 0.29 x 100 is below 29 in floating point
     for share in (0, 1.5, math.nan):
         with pytest.raises(UncertaintyError, match="share of voxels to average is above 0 and at most 1, not"):
             top_mean(values, share)
