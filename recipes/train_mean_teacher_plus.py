@@ -8,7 +8,7 @@ box stands in every second unlabelled patch, and around a hole in the others: th
 not. --targets hard are the teachers' most probable classes, of each class its largest component, and the loss on them
 is the supervised one; soft ones are probabilities, and it is the mean squared difference. A second teacher averages the
 student in every second iteration (Zhao et al., ECCV 2024, arXiv:2311.17325); targets are then the mean of both.
---consistency_warmup is a start on labels alone. docs/results.md has what each of them gave.
+--consistency_warmup is a start on labels alone.
 """
 
 import argparse
