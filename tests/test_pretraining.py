@@ -596,3 +596,15 @@ def test_a_killed_step_leaves_the_last_state(data, tmp_path, monkeypatch):
         patched.setattr(Updater, "step", cut_off)
         pretrain(data, tmp_path / "cut", save_freq=1)
     assert same(weights(pretrain(data, tmp_path / "cut", "--resume", save_freq=1)), weights(whole))
+
+
+def test_sets_of_different_classes_are_learned_from_together(tmp_path, capsys):
+    """No class counts there; whoever trains with labels on such an index is told that they differ."""
+    two = {"classes": [{"name": "dark", "value": 0}, {"name": "bright", "value": 1}, {"name": "grey", "value": 2}]}
+    make_images(tmp_path / "one"), make_images(tmp_path / "two", classes=two)
+    index_images = methods.load_script(ROOT / "data/index_images.py")
+    index_images.main([*map(str, (tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both/index.json"))])
+    folder = pretrain(tmp_path / "both/index.json", tmp_path / "runs", dims=2)
+    assert {case.split("__")[0] for case in config(folder)["train_cases"]} == {"one", "two"}
+    line = refused(capsys, tmp_path / "o", run, "supervised", tmp_path / "both/index.json", tmp_path / "o", dims=2)
+    assert "classes of set two are dark, bright, grey" in line

@@ -288,7 +288,7 @@ def parse(parser, argv):
     root = chosen.get("root_path") or settings["root_path"]
     if chosen.get("root_path") and not Path(root).exists():
         raise FlagError(f"{root}: no such folder; give the one that holds train.list, test.list, and data/ or images/")
-    data, planned = data_settings(root), {}
+    data, planned = data_settings(root, classes_count=parser.get_default("labelnum") != 0), {}
     if data["dims"] == 3:
         del data["intensity"]  # of volumes it is the script's
     if chosen.get("plan"):
@@ -307,14 +307,16 @@ def parse(parser, argv):
     return args
 
 
-def data_settings(root_path):
+def data_settings(root_path, classes_count=True):
     """What the data in `root_path` decide: {'dims': 2 or 3, 'intensity': --intensity's default, 'classes': their table
     as JSON holds it, or None, 'background': 0 or None}, and, where there is a table, the defaults of --num_classes and
-    --ignore_index."""
+    --ignore_index. Without `classes_count`, in pretraining, there is no table, and several sets may have any."""
     from mtseg.script.sources import UNKNOWN, Source  # not above: it loads PyTorch, and --help is answered before
 
     source = Source(root_path)
-    settings, table = {"dims": source.dims, "classes": None, "background": 0}, source.table
+    settings, table = {"dims": source.dims, "classes": None, "background": 0}, None
+    if classes_count:
+        table = source.table
     settings["intensity"] = "zscore" if source.dims == 2 else "none"
     if table is not None:
         settings |= {"classes": table.to_dict(), "background": table.background, "num_classes": len(table.names)}

@@ -3,6 +3,7 @@
 The lists (train.list, test.list, ...) lie in the data set's folder, whichever it is.
 """
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,7 @@ class Files(NamedTuple):
 class Source:
     """The data set in the folder `root`, that of --root_path.
 
-    `table`: its classes.ClassTable, None where it has none. `files`: {case: Files} of images, None for HDF5 files.
+    `files`: {case: Files} of images, None for HDF5 files.
     `dims`: the axes of its cases, 2 or 3. `axis`: along which of a case's three axes its slices follow each other.
     `several`: whether its images are from several sets. `ignores`: whether some masks have a value to be ignored.
     """
@@ -49,14 +50,14 @@ class Source:
         if named or index.is_file():
             index = read_index(index)
             tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
-            self.several, self.table = len(tables) > 1, one_table(index.path, tables)
+            self.several, self.tables = len(tables) > 1, tables
             self.ignores = any(table and table.ignore is not None for table in tables.values())
             self.files = {
                 s.id: Files(s.images, s.mask, s.dataset, tables[s.dataset], index.datasets[s.dataset].snap)
                 for s in index.samples
             }
         else:
-            self.table = table_of(root)
+            self.tables = {None: table_of(root)}
             self.ignores = self.table is not None and self.table.ignore is not None
             flat = not (root / "data").is_dir() and any(path.suffix.lower() in ENDINGS for path in root.glob("*"))
             if flat or any((root / name).is_dir() for name in LAYOUTS):
@@ -67,6 +68,11 @@ class Source:
             self.dims = 2
         elif any(root.glob("data/*/mri_norm2.h5")):
             self.axis = 2
+
+    @functools.cached_property
+    def table(self):
+        """The classes.ClassTable of all its sets, None where it has none; DataError where they have other classes."""
+        return one_table(self.root_path, self.tables)
 
     def dataset(self, args, cases, labelnum=None, transform=None):
         """The `cases` as a CaseDataset, of which the first `labelnum` (default: all) must have labels."""
