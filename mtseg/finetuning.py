@@ -5,6 +5,7 @@ A network here has `stages`, for each of its encoder's stages, finest first, the
 """
 
 import re
+from itertools import pairwise
 
 import torch
 
@@ -87,3 +88,27 @@ def to_eval(module, _):
     """Before its forward pass: a batch norm that `freeze` holds is in eval mode, whatever the network is in."""
     if module.frozen:
         module.training = False
+
+
+@torch.no_grad()
+def take_norms(net, fresh):
+    """Give the weights of each convolution of `net` that batch norm follows the norm that they have in `fresh`, a new
+    network of its kind. What `net` computes stays the same but for rounding and batch norm's epsilon.
+
+    Batch norm takes the size of such weights away, but a step of SGD turns large ones less than small ones: the rate
+    that counts is lr / |w|^2 (van Laarhoven, "L2 Regularization versus Batch and Weight Normalization", 2017,
+    arXiv:1706.05350). After long pretraining the same rate would hardly move them. Pairs of convolution and batch norm
+    are found in an nn.Sequential, and where a module's `folds` has their names.
+    """
+    others = dict(fresh.named_modules())
+    for name, block in net.named_modules():
+        names = pairwise([*block._modules]) if type(block) is torch.nn.Sequential else getattr(block, "folds", ())
+        for first, second in names:
+            layer, norm = getattr(block, first), getattr(block, second)
+            if isinstance(norm, BatchNorm) and hasattr(layer, "weight"):
+                factor = getattr(others[name], first).weight.norm().to(layer.weight) / layer.weight.norm()
+                layer.weight *= factor
+                if layer.bias is not None:
+                    layer.bias *= factor
+                norm.running_mean *= factor
+                norm.running_var *= factor**2

@@ -10,7 +10,8 @@ is fine-tuned, as Wald et al. do, "Revisiting MAE pre-training for 3D medical im
     L = mean over hidden voxels of (f(x) - x)^2.
 Learned from are all cases of train.list and of unlabeled.list, or of --unlabeled_root, never those of --val_list, whose
 loss is logged. Nothing looks at a label. The defaults are those of Wald et al.'s code, but for a shorter run, smaller
-patches and batches. At the end batch norm's statistics are taken from whole images, as fine-tuning sees them.
+patches and batches. At the end weights that batch norm follows get the norm of new ones, without which fine-tuning
+would hardly move them, and batch norm's statistics are taken from whole images, as fine-tuning sees them.
 """
 
 import argparse
@@ -59,7 +60,7 @@ def train(args, run):
             if data.held_out is not None and (iteration % args.val_freq == 0 or iteration == args.max_iterations):
                 held_out = build.held_out_loss(args, run, data, reconstructor, errors)
             run.end_iteration(loss=loss, held_out_loss=held_out)
-        build.estimate_statistics(args, run, data, model)
+        build.ready_to_start_from(args, run, data, model)
 
 
 main = script_main(train, PARSER, __file__)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mtseg.checkpoint import CheckpointError, load_fitting
-from mtseg.finetuning import FinetuningError, freeze, learning_rates, names_of, stage_of, unfreeze
+from mtseg.finetuning import FinetuningError, freeze, learning_rates, names_of, stage_of, take_norms, unfreeze
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
 from mtseg.script.checks import ENCODED
@@ -198,3 +198,33 @@ def test_nine_in_ten_of_the_encoders_weights_must_fit(taken):
     assert f"a.pth: only {len(names) - len(missing)} of the encoder's {len(names)} weights fit" in said
     assert all(f"{name}: not there" in said for name in missing[:3]) and missing[3] not in said
     assert not moved(net, before)
+
+
+@pytest.mark.parametrize("name", ["vnet", "unet", "resnet18_unet"])
+def test_weights_before_batch_norm_get_new_norms_and_compute_the_same(name):
+    """Also where batch norm uses its statistics; of other weights nothing changes."""
+    torch.manual_seed(0)
+    dims = 2 if name in ENCODED else 3
+    settings = {"n_channels": 1, "n_classes": 2, "n_filters": 4, "normalization": "batchnorm", "has_dropout": False}
+    net, fresh = (NETWORKS[name](**settings, dims=dims).double() for _ in range(2))
+    x = torch.randn(2, 1, *[32] * dims).double()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.ConvTranspose3d)):
+                module.weight *= torch.empty(()).uniform_(1, 5)
+            elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eps = 1e-20  # which does not grow with the weights
+        net(x)  # statistics that are no new ones
+        before, alone = {mode: net.train(mode)(x) for mode in (True, False)}, net.state_dict()
+        alone = {name: value.clone() for name, value in alone.items()}
+        take_norms(net, fresh)
+        for mode, output in reversed(before.items()):  # training mode last, as it moves the statistics
+            torch.testing.assert_close(net.train(mode)(x), output, rtol=1e-6, atol=1e-9)
+    new, changed = fresh.state_dict(), 0
+    for weight, value in net.state_dict().items():
+        if weight.endswith("weight") and value.dim() > 2 and not torch.equal(value, alone[weight]):
+            torch.testing.assert_close(value.norm(), new[weight].norm())
+            changed += 1
+    assert changed == sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
+    head = net.head + ("0.weight" if name == "unet" else "weight")
+    assert torch.equal(net.state_dict()[head], alone[head])

@@ -145,6 +145,9 @@ def test_at_the_end_statistics_are_those_of_images_of_which_nothing_is_hidden(ei
     state = weights(folder)
     net = VNet(1, 1, 2, "batchnorm", has_dropout=True, dims=2 if (either / "images").is_dir() else 3)
     net.load_state_dict(state)
+    for name, value in state.items():
+        if name.endswith("0.weight") and name != "out_conv.weight":  # PyTorch draws from +-sqrt(1 / fan_in)
+            assert value.norm().item() == pytest.approx((len(value) / 3) ** 0.5, rel=0.3)
     images = [*patches(either, 50)]
     first = torch.stack([net.block_one.conv[0](image).transpose(0, 1).flatten(1) for image in images])
     torch.testing.assert_close(state["block_one.conv.1.running_mean"], first.mean((0, 2)), rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ import torch
 
 from mtseg.augment import Strengths
 from mtseg.checkpoint import load_checkpoint, load_fitting, load_weights
-from mtseg.finetuning import FinetuningError, freeze, learning_rates, names_of
+from mtseg.finetuning import FinetuningError, freeze, learning_rates, names_of, take_norms
 from mtseg.losses import SupervisedLoss, levels
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks import initialize_kaiming
@@ -26,10 +26,9 @@ MEMORY = {2: torch.channels_last, 3: torch.channels_last_3d}  # of networks, by 
 def make_network(args, run, n_channels, n_classes=None):
     """The network of the flags, on the run's device; a script may make several, each with its own initial weights.
     `n_classes`: instead of --num_classes."""
-    settings = flags.network_settings(args, n_channels) | ({"n_classes": n_classes} if n_classes else {})
-    net = network_class(args.network)(**settings)
+    net = new_network(args, n_channels, n_classes)
     if flags.is_own(args.network):
-        check_own(net, args.patch_size, n_channels, settings["n_classes"])
+        check_own(net, args.patch_size, n_channels, n_classes or args.num_classes)
     net = prepare(args, run, net)
     if args.pretrained and not args.from_scratch and run.resume_from is None:
         loaded, left_out = load_fitting(
@@ -54,6 +53,12 @@ def make_network(args, run, n_channels, n_classes=None):
         note = f"--winograd leaves to PyTorch: {left}"
         run.notes += [] if note in run.notes else [note]
     return net
+
+
+def new_network(args, n_channels, n_classes=None):
+    """The network of the flags, on the CPU."""
+    settings = flags.network_settings(args, n_channels) | ({"n_classes": n_classes} if n_classes else {})
+    return network_class(args.network)(**settings)
 
 
 def prepare(args, run, net):
@@ -141,11 +146,16 @@ def held_out_loss(args, run, data, net, errors):
     return torch.cat(values).mean()
 
 
-def estimate_statistics(args, run, data, net):
-    """After the last iteration: the statistics of the batch norms of `net` from the first batches as they are, where in
-    training it has seen altered ones."""
+def ready_to_start_from(args, run, data, net):
+    """After the last iteration of pretraining: make `net` one that learns on at the usual rates, with the norms of new
+    weights, and its batch norms' statistics those of the first batches as they are, where it has seen altered ones."""
     if run.iteration < args.max_iterations:
         return
+    seed_iteration(args.seed, -1)
+    fresh = new_network(args, data.n_channels, data.n_channels)
+    if args.init == "kaiming":
+        initialize_kaiming(fresh)
+    take_norms(net, fresh)
     seed_iteration(args.seed, args.max_iterations + 1)  # of dropout
     batches = IterationSampler(data.sampler, args.seed, 0, STATISTICS_FROM)
     images = (torch.stack([data.train[index, seed]["image"] for index, seed in batch]) for batch in batches)
