@@ -426,6 +426,10 @@ def test_a_sawtooth_moves_the_decoder_first(data, tmp_path, monkeypatch, network
     rates = [0.001, 0.001, 0.001, 0.001, 0.001 * (2 / 3) ** 0.9, 0.001 * (1 / 3) ** 0.9]
     assert column(folder, "lr") == pytest.approx(rates)
     assert (config(folder)["freeze"], config(folder)["unfreeze_at"]) == ("encoder", 2)
+    for words, frozen in (["--max_iterations", "60"], ("encoder", 3)), (["--lr_schedule", "warmup"], (None, None)):
+        again = [*words, "--config", str(folder / "config.json")]
+        args = flags.parse(methods.parser_of(ROOT / "train_sup.py"), again)
+        assert (args.freeze, args.unfreeze_at) == frozen
     with killed_after_saving(monkeypatch):
         run("supervised", data, tmp_path / "cut", network=network, **settings | {"save_freq": 2})
     resumed = run("supervised", data, tmp_path / "cut", "--resume", network=network, **settings | {"save_freq": 2})
