@@ -155,7 +155,8 @@ def genesis(images):
 
     Zhou et al., "Models Genesis", MICCAI 2019 and MedIA 2021 (arXiv:2004.07882), section 3: a random curve over the
     intensities, voxels shuffled within small boxes, and boxes painted over with noise, in the image or around it.
-    Different from their code: the boxes of a shuffle are those of one random grid, so that nothing loops over voxels.
+    Their code draws the boxes in other numbers and sizes; those of a shuffle are here of one random grid, so that
+    nothing loops over voxels.
     """
     results = []
     for image in images:

@@ -230,7 +230,7 @@ def foreground_random(sides, labels_of, size, n, rng, foreground=2 / 3, backgrou
 
 def class_voxels(labels, border, number, rng, background=0):
     """int (number, dims): voxels of a random class in `labels`, drawn with replacement; with `border` those that have
-    another class across a face. None where there is no class, or it fills the image."""
+    another class across a face. (0, dims) where there are none."""
     classes = np.setdiff1d(labels, background)
     inside = labels == rng.choice(classes) if classes.size else np.zeros(labels.shape, bool)
     if border:

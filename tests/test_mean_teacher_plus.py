@@ -22,6 +22,15 @@ def test_with_nothing_of_it_it_is_mean_teacher_to_the_bit(data, tmp_path):
         assert same(weights(one, name), weights(other, name))
 
 
+@pytest.mark.parametrize(
+    ("words", "needed"), [(["--mask_ratio", "0.5"], "--paste"), (["--largest_component"], "--targets hard")]
+)
+def test_a_flag_that_would_change_nothing_is_refused(data, tmp_path, capsys, words, needed):
+    with pytest.raises(SystemExit) as ended:
+        run("MTplus", data, tmp_path / "runs", *words)
+    assert ended.value.code == 2 and f"{words[0]} without {needed} changes nothing" in capsys.readouterr().err
+
+
 def supervised(logits, y):
     """(CE + Dice) / 2 of a batch, Dice of the foreground over the whole batch."""
     p = logits.softmax(1)[:, 1]

@@ -1,6 +1,7 @@
 """A network of one's own, --network FILE.py:CLASS: it trains like any other, and its file runs only where named."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -86,6 +87,20 @@ def test_its_parts_are_fine_tuned(data, tmp_path, file):
     trained, tuned = weights(before, "iter_4.pth"), weights(after, "iter_4.pth")
     assert torch.equal(trained["encoder.0.weight"], tuned["encoder.0.weight"])
     assert not torch.equal(trained["out_conv.weight"], tuned["out_conv.weight"])
+
+
+def test_without_parts_it_is_loaded_whole_and_flags_about_parts_are_refused(data, tmp_path, file, capsys):
+    file.write_text(re.sub("    stages, head = .*\n", "", CODE))
+    settings = {"network": f"{file}:Small"}
+    before = run("supervised", data, tmp_path / "before", **settings)
+    settings |= {"pretrained": before / "iter_4.pth"}
+    after = run("supervised", data, tmp_path / "after", base_lr=0, **settings)
+    assert same(weights(before, "iter_4.pth"), weights(after, "iter_4.pth"))
+    assert "4 weights of the whole network, which names no head" in (after / "log.txt").read_text()
+    for name, value in {"encoder_lr_factor": 0.1, "pretrained_parts": "encoder", "freeze": "stem"}.items():
+        with pytest.raises(SystemExit) as ended:
+            run("supervised", data, tmp_path / "refused", **{name: value}, **settings)
+        assert ended.value.code == 2 and f"--{name} {value}: --network {file}:Small" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, TINY_2D, killed_after_saving, make_data, make_images, only_on_the_cpu
+from conftest import TINY, TINY_2D, killed_after_saving, make_data, make_images, make_stacks, only_on_the_cpu
 from test_recipe import ROOT, column, run, same, weights
 
 import inference
 from mtseg import report
 from mtseg.distributed import Ranks
+from mtseg.figures.reconstructions import patches_of
 from mtseg.finetuning import names_of
 from mtseg.images import read_image
 from mtseg.masking import genesis, hidden_blocks, visible_only
@@ -23,8 +24,10 @@ from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
 from mtseg.optim import Updater
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler
-from mtseg.script import methods
+from mtseg.script import flags, methods
 from mtseg.script import run as run_module
+from mtseg.script.data import held_out_patches
+from mtseg.script.sources import Source
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, ToTensor
 
@@ -43,6 +46,8 @@ def pretrain(data, out, *more, **changes):
     two = not (data / "data").is_dir()
     given = {**(TINY_2D if two else TINY), "dataset_name": "LA", "mask_block": 8, "batch_size": 2, "max_iterations": 4}
     given |= {"root_path": data, "output_dir": out} | changes
+    if {"autoencoder", "genesis"} & {*more, given.get("pretext")}:  # these hide no blocks
+        del given["mask_block"]
     words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
     return pretrain_masked.main([*words, *more])
 
@@ -282,6 +287,20 @@ def test_the_held_out_loss_is_that_of_the_listed_cases_alone(data, tmp_path):
     assert column(pretrain(data, tmp_path / "own", **settings), "held_out_loss")[1] != first[1]
 
 
+def test_stacks_of_different_lengths_each_have_their_own_patches(tmp_path):
+    data = make_stacks(tmp_path / "stacks", slices=2)  # of 2 and 3 slices
+    folder = pretrain(data, tmp_path / "runs", max_iterations=1, dims=2, patch_size="16 16")
+    args = flags.parse(pretrain_masked.PARSER, ["--config", str(folder / "config.json")])
+    cases, source = sorted(config(folder)["train_cases"], key=lambda case: int(case[7:10]) % 2), Source(data)
+    dataset = source.dataset(args, cases, labelnum=0)
+    held_out, middle = held_out_patches(args, source, dataset), patches_of(args, cases)
+    assert len(held_out) == 2 * len(cases) and len(middle) == len(cases)
+    for number, case in enumerate(cases):
+        values = dataset.read(case)["image"]
+        assert np.isin(held_out[2 * number : 2 * number + 2], values).all()
+        assert np.isin(middle[number], values).all()
+
+
 def test_a_pretrainings_settings_are_a_config_of_another_and_of_a_training(data, tmp_path, capsys):
     first = pretrain(data, tmp_path / "first", network="unet", mask_ratio=0.5)
     again = pretrain(data, tmp_path / "again", "--config", str(first / "config.json"))
@@ -410,6 +429,10 @@ def test_a_sawtooth_moves_the_decoder_first(data, tmp_path, monkeypatch, network
     rates = [0.001, 0.001, 0.001, 0.001, 0.001 * (2 / 3) ** 0.9, 0.001 * (1 / 3) ** 0.9]
     assert column(folder, "lr") == pytest.approx(rates)
     assert (config(folder)["freeze"], config(folder)["unfreeze_at"]) == ("encoder", 2)
+    for words, frozen in (["--max_iterations", "60"], ("encoder", 3)), (["--lr_schedule", "warmup"], (None, None)):
+        again = [*words, "--config", str(folder / "config.json")]
+        args = flags.parse(methods.parser_of(ROOT / "train_sup.py"), again)
+        assert (args.freeze, args.unfreeze_at) == frozen
     with killed_after_saving(monkeypatch):
         run("supervised", data, tmp_path / "cut", network=network, **settings | {"save_freq": 2})
     resumed = run("supervised", data, tmp_path / "cut", "--resume", network=network, **settings | {"save_freq": 2})
@@ -487,6 +510,8 @@ def test_other_intensities_than_those_of_the_pretraining_are_said(data, tmp_path
         ([], {"labelnum": 3}, ["--labelnum 3", "no label is looked at"]),
         (["--sparse"], {"pretext": "genesis"}, ["--sparse", "--pretext genesis"]),
         (["--sparse"], {"pretext": "autoencoder"}, ["--sparse", "--pretext autoencoder"]),
+        ([], {"pretext": "genesis", "mask_ratio": 0.5}, ["--mask_ratio", "--pretext masked"]),
+        (["--mask_block", "8"], {"pretext": "autoencoder"}, ["--mask_block", "--pretext masked"]),
         (["--sparse", "--gradient_checkpointing"], {}, ["--sparse", "--gradient_checkpointing"]),
         (["--deep_supervision"], {"network": "unet"}, ["--deep_supervision", "pretraining"]),
         (["--ignore_padding"], {}, ["--ignore_padding", "pretraining"]),
@@ -522,6 +547,7 @@ def test_wrong_flags_of_pretraining_end_in_a_sentence(data, tmp_path, capsys, wo
         ([], {"layer_decay": 0}, ["--layer_decay", "not above 0"]),
         ([], {"pretrained_parts": "decoder"}, ["--pretrained_parts", "invalid choice"]),
         (["--from_scratch"], {"pretrained": None}, ["--from_scratch", "--pretrained"]),
+        (["--from_scratch"], {"freeze": "encoder"}, ["--freeze encoder with --from_scratch"]),
         ([], {"pretrained": None, "freeze": "encoder"}, ["--freeze encoder", "without --pretrained"]),
         ([], {"pretrained": None, "lr_schedule": "sawtooth"}, ["--lr_schedule sawtooth", "without --pretrained"]),
         ([], {"pretrained": None, "pretrained_parts": "all"}, ["--pretrained_parts", "--pretrained"]),

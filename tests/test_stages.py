@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -343,6 +344,27 @@ def test_a_stage_that_has_begun_must_stay_what_it_is(sets, finished, tmp_path, c
     assert "target: began with other weights than those in" in refused(capsys, write(path, plan(sets)))
     (tmp_path / "out/pretrain/stage.json").unlink()
     assert "pretrain holds runs that are of no stage" in refused(capsys, path)
+
+
+def test_pretraining_on_a_folder_without_lists_is_checked(sets, tmp_path, capsys):
+    content = plan(sets)
+    shutil.copytree(sets / "first", tmp_path / "first")
+    (tmp_path / "first/train.list").unlink()
+    content["stages"][0]["flags"]["root_path"] = str(tmp_path / "first")
+    stages.main([str(write(tmp_path / "p.json", content)), "--dry_run"])
+    assert re.search(r"coarse begins with \d+ weights of its encoder", capsys.readouterr().out)
+
+
+def test_a_stage_whose_teacher_has_learned_before_is_done_once(sets, finished, tmp_path, monkeypatch):
+    (teacher,) = finished[0].glob("coarse/model/*/*/iter_16.pth")
+    given = {"root_path": str(sets / "first"), "teacher_checkpoint": str(teacher)}
+    stage = {"name": "only", "script": "train_mean_teacher.py", "flags": given}
+    words = [str(write(tmp_path / "p.json", plan(sets, stages=[stage]))), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(stages, "run_script", run_here)
+    stages.main(words)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pth")}
+    stages.main(words)
+    assert before and before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pth")}
 
 
 def test_a_stage_that_fails_is_named_with_its_sentence(sets, finished, tmp_path, capsys):

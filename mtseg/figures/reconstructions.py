@@ -11,7 +11,7 @@ from mtseg.datasets import DataError
 from mtseg.figures.canvas import WIDTH, FigureError
 from mtseg.masking import Reconstructor, corrupted
 from mtseg.script import flags, methods
-from mtseg.script.data import training_set
+from mtseg.script.data import samples_of, training_set
 from mtseg.script.networks import network_class
 from mtseg.script.progress import BLUE, ORANGE, literal, moving_average, read_columns, thinned
 from mtseg.script.sources import Source
@@ -25,7 +25,7 @@ def reconstructions(folder, case=None):
     the course of its losses. `case`: a name; by default the first of --val_list, or else of the training cases.
 
     Where blocks are hidden, the reconstruction is shown in these, and the image elsewhere. Of a volume the middle slice
-    is drawn. The error is that of the loss, its root in units of the image's deviation.
+    is drawn, of several channels the first. The error is that of the loss, its root in units of the image's deviation.
     """
     config = flags.read_config(Path(folder) / "config.json")
     if "pretext" not in config:
@@ -51,7 +51,7 @@ def reconstructions(folder, case=None):
         seen, hidden = corrupted(patches, args.pretext, args.mask_block, args.mask_ratio)
         output = net.eval()(seen)
     output = output if hidden is None else torch.where(hidden, output, patches)
-    error = (output - patches).abs()
+    error = (output - patches).square().mean(1, keepdim=True).sqrt()
     shown = [tensor[:, 0].numpy() for tensor in (patches, seen, output, error)]
     if args.dims == 3:
         shown = [array[..., array.shape[-1] // 2].swapaxes(1, 2) for array in shown]
@@ -62,9 +62,7 @@ def patches_of(args, cases):
     """(N, C, *spatial): the patch in the middle of each case."""
     source, args = Source(args.root_path), argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
     dataset, _ = training_set(args, source, source.dataset(args, cases, labelnum=0))
-    first = np.linspace(0, len(dataset), len(cases), endpoint=False).astype(int)
-    middle = (len(dataset) // len(cases)) // 2  # of a stack's slices
-    return torch.stack([dataset[int(place) + middle, 0]["image"] for place in first])
+    return torch.stack([dataset[places[len(places) // 2], 0]["image"] for places in samples_of(dataset).values()])
 
 
 def draw(cases, columns, folder):

@@ -12,7 +12,7 @@ from mtseg.optim import Schedule, Updater, gradient_scaler, make_optimizer
 from mtseg.samplers import IterationSampler
 from mtseg.script import fast, flags
 from mtseg.script.data import read_data, unknown_label  # noqa: F401 (scripts call build.read_data)
-from mtseg.script.networks import check_own, load_pretrained, network_class
+from mtseg.script.networks import check_own, check_stages, load_pretrained, network_class
 from mtseg.seeding import seed_iteration
 from mtseg.winograd import left_to_pytorch
 
@@ -29,6 +29,7 @@ def make_network(args, run, n_channels, n_classes=None):
     net = new_network(args, n_channels, n_classes)
     if flags.is_own(args.network):
         check_own(net, args.patch_size, n_channels, n_classes or args.num_classes)
+    check_stages(args, net)
     net = prepare(args, run, net)
     if args.pretrained and not args.from_scratch and run.resume_from is None:
         loaded, left_out = load_fitting(
@@ -38,7 +39,9 @@ def make_network(args, run, n_channels, n_classes=None):
             names_of(net, args.pretrained_parts),
             names_of(net, "encoder"),
         )
-        run.notes.append(f"--pretrained {args.pretrained}: {loaded} weights {WEIGHTS_OF[args.pretrained_parts]}")
+        headless = args.pretrained_parts == "all" and not hasattr(net, "head")
+        which = "of the whole network, which names no head" if headless else WEIGHTS_OF[args.pretrained_parts]
+        run.notes.append(f"--pretrained {args.pretrained}: {loaded} weights {which}")
         run.notes += left_out
         run.descend(args.pretrained, args.pretrained_parts, loaded, len(left_out))
     run.rates |= learning_rates(net, args.encoder_lr_factor, args.layer_decay)

@@ -96,6 +96,10 @@ def check_finetuning(args):
             if schedule != "sawtooth"
             else "--lr_schedule sawtooth without --pretrained: it freezes an encoder that has learned; give FILE"
         )
+    if args.freeze and args.from_scratch and args.unfreeze_at is None:
+        raise FlagError(
+            f"--freeze {args.freeze} with --from_scratch: weights that were drawn by lot would stay; leave --freeze out"
+        )
     if (args.unfreeze_at or 0) >= args.max_iterations:
         raise FlagError(
             f"--unfreeze_at {args.unfreeze_at} is not below --max_iterations {args.max_iterations}; lower it"
@@ -213,7 +217,7 @@ def check_used(args, given, terms):
     What the command line gives must be used. A settings file may hold every flag of another run; of those, only what
     is off by default and was turned on must be.
     """
-    sgd, schedule = args.optimizer == "sgd", args.lr_schedule
+    sgd, schedule, masked = args.optimizer == "sgd", args.lr_schedule, getattr(args, "pretext", "masked") == "masked"
     rules = {
         "momentum": (sgd, "--optimizer sgd"),
         "nesterov": (sgd, "--optimizer sgd"),
@@ -232,6 +236,9 @@ def check_used(args, given, terms):
         "from_scratch": (args.pretrained, "--pretrained"),
         "unfreeze_at": (args.freeze, "--freeze"),
         "teacher_checkpoint_for": (getattr(args, "teacher_checkpoint", None), "--teacher_checkpoint"),
+        "mask_ratio": (masked and getattr(args, "paste", True), "--pretext masked" if not masked else "--paste"),
+        "mask_block": (masked, "--pretext masked"),
+        "largest_component": (getattr(args, "targets", "hard") == "hard", "--targets hard"),
     }
     for name, (used, needed) in rules.items():
         value = getattr(args, name, None)

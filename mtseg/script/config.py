@@ -51,6 +51,8 @@ def config_settings(parser, path):
             continue  # a run's own record holds what its plan said
         if key == "model" and value != parser.get_default("model") and value in methods.names():
             continue  # another method's name is not this one's
+        if key in ("freeze", "unfreeze_at") and "torch" in config and config.get("lr_schedule") == "sawtooth":
+            continue  # that schedule has set them, and another schedule or length does not have them
         if key in FAST_DECIDES and config.get("fast") is True:
             continue  # this machine's --fast may be another one
         if key not in known:

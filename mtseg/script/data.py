@@ -6,7 +6,6 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from mtseg.cache import CachedDataset
@@ -261,8 +260,16 @@ def held_out_patches(args, source, dataset):
     """Two patches of each case of `dataset`, which is of `source`, (N, C, *spatial), always the same."""
     args = argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
     dataset, _ = training_set(args, source, dataset)
-    places = np.linspace(0, len(dataset), 2 * len(dataset.image_list), endpoint=False).astype(int)
-    return torch.stack([dataset[int(place), seed]["image"] for seed, place in enumerate(places)])
+    places = [place for places in samples_of(dataset).values() for place in (places[0], places[len(places) // 2])]
+    return torch.stack([dataset[place, seed]["image"] for seed, place in enumerate(places)])
+
+
+def samples_of(dataset):
+    """{case: the indices of its samples, of a stack one a slice}, in the order of the cases."""
+    found = {}
+    for index in range(len(dataset)):
+        found.setdefault(dataset.case_of(index), []).append(index)
+    return found
 
 
 def shape_notes(args, shapes):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mtseg.checkpoint import load_checkpoint
+from mtseg.finetuning import stages_of
 from mtseg.networks import NETWORKS as COMPLETE
 from mtseg.networks.convnext import ConvNeXtT
 from mtseg.networks.decoders import DeepLabV3Plus, EncoderDecoder, Pyramid, UNetDecoder
@@ -122,6 +123,22 @@ def check_own(net, patch_size, n_channels, n_classes):
     wanted = (1, n_classes, *patch_size)
     if shape != wanted:
         raise FlagError(f"--network {net.word} gives {shape} in eval mode and must give logits {wanted}; mend it")
+
+
+def check_stages(args, net):
+    """FlagError where flags are about the encoder of a network of one's own that does not say what of it is one."""
+    asked = {
+        "encoder_lr_factor": args.encoder_lr_factor != 1,
+        "layer_decay": args.layer_decay != 1,
+        "pretrained_parts": args.pretrained_parts == "encoder",
+        "freeze": args.freeze in ("stem", "encoder"),
+    }
+    name = next((name for name in asked if asked[name]), None)
+    if name and not stages_of(net):
+        raise FlagError(
+            f"--{name} {getattr(args, name)}: --network {args.network} does not say what its encoder is; give the "
+            f"class stages, as docs/pretraining.md says, or leave the flag out"
+        )
 
 
 def load_pretrained(path):

@@ -219,6 +219,10 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
     if before.get("data_crc32") not in (None, config.get("data_crc32")):
         raise RunError(f"{path}: the run was started on other data of the same names; give its --root_path")
+    began, start = before.get("pretrained_from"), config.get("pretrained")
+    if start and not config.get("from_scratch") and (began or not before.get("pretrained")) and Path(start).is_file():
+        if file_sha256(start) not in [one.get("sha256") for one in began or []]:
+            raise RunError(f"{path}: the run did not begin with {start}; leave it out, give its file, or start anew")
     prepared = before.pop("preprocessing", None), config.get("preprocessing")
     if None not in prepared and prepared[0] != prepared[1]:
         raise RunError(f"{path}: the data has been prepared in another way since; restore preprocessing.json and data/")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtseg.checkpoint import file_sha256, load_fitting, write_whole
-from mtseg.datasets import DataError, read_list, test_cases
+from mtseg.datasets import DataError, test_cases
 from mtseg.finetuning import names_of
 from mtseg.script import flags, methods
 from mtseg.script.config import words_of
@@ -228,8 +228,9 @@ def fitting_weights(stage):
 def network_of(args):
     """The network that the scripts of the repository make by these flags; that of pretraining gives images."""
     source = Source(args.root_path)
-    first = read_list(source.root / "train.list")[:1]
-    channels = source.dataset(args, first, 0).n_channels * (2 * args.context + 1)
+    cases, other, _ = choose_cases(args, source, hasattr(args, "labeled_bs"))
+    source, cases = (source, cases["train_cases"]) if cases["train_cases"] else (other, cases["unlabeled_cases"])
+    channels = source.dataset(args, cases[:1], 0).n_channels * (2 * args.context + 1)
     args = argparse.Namespace(**{**vars(args), "has_dropout": True})
     settings = flags.network_settings(args, channels) | ({} if args.labelnum else {"n_classes": channels})
     return network_class(args.network)(**settings)
@@ -282,6 +283,8 @@ def check_begun(stage, defaults):
 def check_descent(stage):
     """StageError where the run of a stage began with other weights than those that it should begin with."""
     start, configs = stage.first_weights(), list(stage.folder.glob("model/*/*/config.json"))
+    if start is None:  # what a --teacher_checkpoint descends from is its own affair
+        return
     began = flags.read_config(configs[0]).get("pretrained_from") if configs else None
     if began and file_sha256(start) not in [one["sha256"] for one in began]:
         raise StageError(
