@@ -637,3 +637,14 @@ def test_sets_of_different_classes_are_learned_from_together(tmp_path, capsys):
     assert {case.split("__")[0] for case in config(folder)["train_cases"]} == {"one", "two"}
     line = refused(capsys, tmp_path / "o", run, "supervised", tmp_path / "both/index.json", tmp_path / "o", dims=2)
     assert "classes of set two are dark, bright, grey" in line
+
+
+def test_a_run_does_not_go_on_with_other_weights_than_it_began_with(data, tmp_path, capsys):
+    one, other = (run("supervised", data, tmp_path / str(seed), seed=seed) / "iter_4.pth" for seed in (1, 2))
+    folder = run("supervised", data, tmp_path / "runs", pretrained=one, max_iterations=2)
+    shutil.copy(one, tmp_path / "moved.pth")
+    run("supervised", data, tmp_path / "runs", "--resume", pretrained=tmp_path / "moved.pth", max_iterations=3)
+    with pytest.raises(SystemExit) as stopped:
+        run("supervised", data, tmp_path / "runs", "--resume", pretrained=other)
+    assert stopped.value.code == 2 and f"did not begin with {other}" in capsys.readouterr().err
+    assert config(folder)["pretrained_from"][0]["file"] == str(one)
