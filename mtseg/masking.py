@@ -24,13 +24,18 @@ def hidden_blocks(number, size, block, ratio, device=None):
     Wald et al., CVPR 2025 (arXiv:2410.23132). ValueError for a block that does not divide the sides, and for a ratio
     that hides no block or all of them.
     """
-    blocks = [side // block for side in size]
+    hidden, blocks = hidden_count(size, block, ratio)
     count = math.prod(blocks)
-    hidden = int(ratio * count + 1e-6)
     if any(side % block for side in size) or not 0 < hidden < count:
         raise ValueError(f"{hidden} of {count} blocks of {block} voxels a side in {tuple(size)}: hide some, not all")
     order = torch.rand(number, count).argsort(1).argsort(1)
     return resized((order < hidden).view(number, 1, *blocks).to(device), size)
+
+
+def hidden_count(size, block, ratio):
+    """(how many blocks of `block` voxels a side are hidden in `size`, the numbers of blocks along its sides)."""
+    blocks = [side // block for side in size]
+    return int(ratio * math.prod(blocks) + 1e-6), blocks
 
 
 def resized(mask, size):

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from scipy import ndimage
-from test_recipe import batches, run, same, weights
+from test_recipe import batches, run, same, supervised_loss, weights
 from test_ua_mt_and_cps import close, descend
 
 from mtseg.networks.vnet import VNet
@@ -29,13 +28,6 @@ def test_a_flag_that_would_change_nothing_is_refused(data, tmp_path, capsys, wor
     with pytest.raises(SystemExit) as ended:
         run("MTplus", data, tmp_path / "runs", *words)
     assert ended.value.code == 2 and f"{words[0]} without {needed} changes nothing" in capsys.readouterr().err
-
-
-def supervised(logits, y):
-    """(CE + Dice) / 2 of a batch, Dice of the foreground over the whole batch."""
-    p = logits.softmax(1)[:, 1]
-    dice = 1 - (2 * (p * y).sum() + 1e-5) / ((p * p).sum() + (y * y).sum() + 1e-5)
-    return 0.5 * (F.cross_entropy(logits, y) + dice)
 
 
 @pytest.mark.parametrize("targets", ["hard", "soft"])
@@ -70,12 +62,12 @@ def test_it_computes_its_equations(data, tmp_path, targets):
                 pieces, _ = ndimage.label(sample, torch.ones(3, 3, 3))
                 largest = max(range(1, pieces.max() + 1), key=lambda n: (pieces == n).sum(), default=1)
                 sample.copy_(torch.from_numpy(pieces == largest))
-            distance = supervised(logits[2:], (pasted * y[:2] + (1 - pasted) * q).long())
+            distance = supervised_loss(logits[2:], (pasted * y[:2] + (1 - pasted) * q).long())
         else:
             known = torch.stack([y[:2] == 0, y[:2] == 1], dim=1).float()
             wanted = pasted[:, None] * known + (1 - pasted[:, None]) * p
             distance = (logits[2:].softmax(1) - wanted).square().mean()
-        descend(optimizer, supervised(logits[:2], y[:2]) + weight * distance)
+        descend(optimizer, supervised_loss(logits[:2], y[:2]) + weight * distance)
         step = t // 2
         alpha = min(1 - 1 / (step + 1), 0.99)
         for average, parameter in zip(teachers[t % 2].parameters(), student.parameters(), strict=True):

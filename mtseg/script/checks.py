@@ -108,7 +108,9 @@ def check_finetuning(args):
 
 def check_pretext(args):
     """FlagError where the flags of pretraining contradict each other."""
-    pretext, blocks = f"--pretext {args.pretext}", [side // args.mask_block for side in args.patch_size]
+    from mtseg.masking import hidden_count  # not above: PyTorch takes seconds, and --help is answered before
+
+    pretext = f"--pretext {args.pretext}"
     if args.labelnum:
         raise FlagError(f"--labelnum {args.labelnum}: no label is looked at in pretraining; leave it out")
     unused = ["foreground_patches", "deep_supervision", "class_weights", "ignore_padding", "freeze", "patience"]
@@ -132,7 +134,8 @@ def check_pretext(args):
             f"--mask_block {args.mask_block} does not divide every side of --patch_size "
             f"{' '.join(map(str, args.patch_size))}: take one that does, such as {math.gcd(*args.patch_size, 16)}"
         )
-    if not 0 < int(args.mask_ratio * math.prod(blocks) + 1e-6) < math.prod(blocks):
+    hidden, blocks = hidden_count(args.patch_size, args.mask_block, args.mask_ratio)
+    if not 0 < hidden < math.prod(blocks):
         raise FlagError(
             f"--mask_ratio {args.mask_ratio} hides none or all of the {math.prod(blocks)} blocks of a patch: change it,"
             f" or take a smaller --mask_block"

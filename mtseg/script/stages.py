@@ -1,8 +1,5 @@
 """Stages, each a run of a training script that may begin with the weights of an earlier one: read from a JSON file, and
-all of them checked before the first one starts.
-
-{"defaults": {flag: value, ...}, "test": true, "stages": [{"name": ..., "script": ..., "flags": {flag: value, ...},
-"from": an earlier stage or a file, "parts": what is taken of it, "weights": "last" or "best"}, ...]}
+all of them checked before the first one starts. recipes/stages.py says what the file holds.
 """
 
 import argparse
