@@ -143,7 +143,7 @@ VOLUME_WRITERS = {
     "itk.nii.gz": lambda folder, path, truth: sitk.WriteImage(of_volume(folder, truth), str(path)),
     "itk.nrrd": lambda folder, path, truth: sitk.WriteImage(of_volume(folder, truth), str(path)),
     "flipped.nii": lambda folder, path, truth: sitk.WriteImage(
-        sitk.DICOMOrient(of_volume(folder, truth), "RAS"), str(path)
+        sitk.DICOMOrient(of_volume(folder, truth), "LPS"), str(path)
     ),
     "flipped.nrrd": lambda folder, path, truth: sitk.WriteImage(
         sitk.DICOMOrient(of_volume(folder, truth), "PIL"), str(path)

@@ -101,7 +101,10 @@ def write_case(folder, task, table):
     picture = montage(shape, task.axis, task.boxes, colours(channels, task.prediction, task.axis, more))
     write_whole(folder / f"colour/{task.case}.png", png_bytes(picture))
     if task.uncertainty is not None:
-        draw = lambda number: heat(slice_of(task.uncertainty, task.axis, number))  # noqa: E731
+
+        def draw(number):
+            return heat(slice_of(task.uncertainty, task.axis, number))
+
         picture = montage(shape, task.axis, task.boxes, draw, scale=True)
         write_whole(folder / f"uncertainty/{task.case}.png", png_bytes(picture))
         if task.axis is not None:
@@ -162,8 +165,8 @@ def todo(folder, records, rows, files):
         "colour/ shows the prediction over the image, the regions framed. uncertainty/ shows how unsure the network",
         "is, in all pictures on one scale: from 0, dark blue, sure, to 1, yellow, all classes are equally likely.",
         "Slices are counted from 1, as ImageJ and ITK-SNAP do, and in brackets from 0, as napari and 3D Slicer do.",
-        "x runs to the right and y down, both counted from 0, as in ImageJ; napari names y before x; ITK-SNAP counts",
-        "them from 1.",
+        "x runs to the right and y down, both counted from 0, as in ImageJ. napari names y before x; ITK-SNAP counts",
+        "them from 1, and may show a volume mirrored.",
     ]
     for record in records:
         name = f"masks/{record['case']}{KIND[record['axis']]}"
