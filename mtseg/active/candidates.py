@@ -18,6 +18,7 @@ from mtseg.script.sources import Source, data_root
 from mtseg.script.windows import predict
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import pad_to, resize_nearest
+from mtseg.volumes import read_volume
 
 UNITS = ("case", "slice", "patch")
 MEMBERS = ("network", "teacher", "flips", "dropout")
@@ -49,6 +50,12 @@ class Cases:
         """The image of a case, float32 (*spatial) or (C, *spatial)."""
         return self.dataset.read(self.names[number])["image"]
 
+    def spacing(self, number):
+        """The size of a volume's voxels, (3,) in mm, None where it is not known."""
+        if self.source.files:
+            return None
+        return read_volume(self.dataset.path(self.names[number]), header_only=True).spacing
+
 
 class Network:
     """Trained networks, and what they say of the `cases`, a Cases.
@@ -57,8 +64,9 @@ class Network:
     teacher: and the teacher or student beside it; flips: each of its mirror images; dropout: `samples` masks each.
     """
 
-    def __init__(self, cases, paths, members="network", samples=10, gpu="0"):
+    def __init__(self, cases, paths, members="network", samples=10, gpu="0", network=None):
         words = ["--model_path", *paths, "--root_path", cases.source.root_path, "--gpu", gpu]
+        words += ["--network", network] if network else []
         how = {"teacher": "teacher", "dropout": "mc_dropout"}
         words += ["--uncertainty", how[members]] if members in how else []
         self.args = parse_inference(inference_parser(""), [str(word) for word in words])

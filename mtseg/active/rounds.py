@@ -20,6 +20,7 @@ import numpy as np
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import UNKNOWN
 from mtseg.script.flags import read_config
+from mtseg.script.methods import trained_weights
 from mtseg.script.sources import annotated_cases, annotation_file, read_annotation
 from mtseg.volumes import hdf5_bytes
 
@@ -55,7 +56,15 @@ def next_round(folder):
     rounds = rounds_of(folder)
     if rounds and not is_taken(rounds[-1]):
         raise RoundError(f"{rounds[-1]}: waits for its masks: take it first, or delete this folder to ask for others")
-    return Path(folder) / f"round_{len(rounds) + 1:02}"
+    return Path(folder) / f"round_{int(rounds[-1].name[6:]) + 1 if rounds else 1:02}"
+
+
+def last_round(folder, taken=False):
+    """The folder of the last round, with `taken` of those whose masks are; RoundError where there is none."""
+    rounds = [path for path in rounds_of(folder) if is_taken(path) or not taken]
+    if not rounds:
+        raise RoundError(f"{folder}: holds no round{' whose masks are taken' * taken} yet; begin with `next`")
+    return rounds[-1]
 
 
 def annotations_before(folder):
@@ -102,6 +111,26 @@ def end_round(folder, labels, background=0, **told):
     shutil.rmtree(folder / "annotations", ignore_errors=True)
     os.replace(unfinished, folder / "annotations")
     write_whole(folder / "taken.json", json.dumps(counts | told, indent=1).encode())
+
+
+def begin_with(folder, labels, background=0):
+    """Make round_00 of the cases that have labels already: `labels`, pairs of a case and its label."""
+    first, labels = Path(folder) / "round_00", [*labels]
+    if not first.is_dir():
+        regions = [{"case": case, "start": [0] * label.ndim, "stop": [*label.shape]} for case, label in labels]
+        begin_round(first, {"strategy": "labelled before", "regions": regions}, lambda _: None)
+    if not is_taken(first):
+        end_round(first, labels, background)
+
+
+def row_of(folder):
+    """The cells of a round in a table of all."""
+    asked, taken = asked_in(folder), read_config(folder / "taken.json")
+    changed, weights = [*taken.get("changed", {}).values()], trained_weights(folder / "run", ended=True)
+    counts = [f"{taken[name]:,}" if taken else "-" for name in ("cases", "voxels", "foreground")]
+    share = f"{np.mean(changed):.1%}" if changed else "-"
+    trained = str(weights) if weights else "-" if taken else "waits for masks"
+    return [[str(cell)] for cell in (folder.name, asked["strategy"], len(asked["regions"]), *counts, share, trained)]
 
 
 def count_labels(annotations, background=0):

@@ -15,7 +15,7 @@ from mtseg.active.candidates import Cases, Network, Pool
 from mtseg.active.rounds import asked_in, begin_round, end_round, is_taken, regions_asked, rounds_of
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
-from mtseg.datasets import UNKNOWN
+from mtseg.datasets import UNKNOWN, training_cases
 from mtseg.query import first_windows
 from mtseg.report import read_result
 from mtseg.script import flags, methods
@@ -34,6 +34,11 @@ class Oracle:
 
     def label(self, number):
         return self.dataset.read(self.cases.names[number])["label"]
+
+    def whole_cases(self, count):
+        """Yields (case, its label) of the first `count` cases of train.list."""
+        for case in training_cases(self.cases.source.root, num=count):
+            yield case, self.dataset.read(case)["label"]
 
     def answers(self, regions):
         """Yields (case, its label, UNKNOWN outside of the regions), for the cases of `regions`, (case, start, stop)."""
