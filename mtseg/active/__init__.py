@@ -1,1 +1,1 @@
-"""Active learning in rounds: what to annotate next, the annotator's files, and simulations of it; no leaf knows it."""
+"""Active learning: rounds, candidates, strategies, annotators' files, simulation."""
