@@ -262,8 +262,10 @@ def test_todo_names_every_region_as_the_programs_count(tmp_path):
     text = (round_of(tmp_path / "v", 2)[0] / "TODO.txt").read_text()
     assert "slice 3 (2), whole\n" in text and "the box x 3 to 8, y 2 to 7 (6 x 6 pixels)" in text
     record = write_case(tmp_path, task_of(2, prediction=None)._replace(boxes=[((0, 0, 0), SHAPES[2])]), TABLE)
-    write_todo(tmp_path, [record], TABLE)
-    assert "  draw     all slices, whole\n" in (tmp_path / "TODO.txt").read_text()
+    write_todo(tmp_path, [record], TABLE, "my rounds/round_02")
+    text = (tmp_path / "TODO.txt").read_text()
+    assert "  draw     all slices, whole\n" in text
+    assert "python recipes/active_learning.py take 'my rounds/round_02'\n" in text
 
 
 def test_the_colours_of_uncertainty_are_viridis():
@@ -300,9 +302,12 @@ def test_pictures_show_the_prediction_and_the_frames(tmp_path, axis):
 
 
 def test_a_box_of_one_pixel_is_framed_within_itself(tmp_path):
-    task = task_of(None)._replace(image=np.zeros((600, 300)), prediction=None, uncertainty=None)
+    task = task_of(None)._replace(
+        image=np.zeros((600, 300)), prediction=np.ones((600, 300), np.uint8), uncertainty=None
+    )
     write_case(tmp_path, task._replace(boxes=[((0, 0), (1, 1))]), TABLE)
-    assert np.argwhere(np.array(Image.open(tmp_path / "colour/a.png"))[:600, :300].any(-1)).tolist() == [[0, 0]]
+    picture = np.array(Image.open(tmp_path / "colour/a.png"))[:600, :300]
+    assert np.argwhere((picture != [114, 0, 0]).any(-1)).tolist() == [[0, 0]]
 
 
 def refused(words, call, *arguments, **keywords):

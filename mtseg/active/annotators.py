@@ -121,10 +121,11 @@ def grid_file(array, record):
     return ".nii.gz", volume_bytes(array, ".nii.gz", header)
 
 
-def write_todo(folder, records, table):
+def write_todo(folder, records, table, place=None):
     """Write TODO.txt, the classes' names and colours as annotators' programs read them, and an empty folder masks/.
 
-    `records`: what `write_case` returned for each case of the round.
+    `records`: what `write_case` returned for each case of the round. `place`: what `folder` is called in the end, where
+    it still has another name.
     """
     folder, more, files = Path(folder), annotation_table(table), []
     colors = more.palette()[: len(more.names)].tolist()
@@ -140,7 +141,7 @@ def write_todo(folder, records, table):
         write_whole(folder / "classes.ctbl", "\n".join(["# Color table file classes.ctbl", *lines, ""]).encode())
         files.append("labels.txt: names and colours for ITK-SNAP: Segmentation > Import Label Descriptions")
         files.append("classes.ctbl: the same for 3D Slicer: load it as a color table, before the prediction")
-    write_whole(folder / "TODO.txt", todo(folder, records, rows, files).encode())
+    write_whole(folder / "TODO.txt", todo(place or folder, records, rows, files).encode())
 
 
 def todo(folder, records, rows, files):
