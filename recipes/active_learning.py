@@ -94,7 +94,7 @@ def ask(args):
         table = table_of(cases, loop)
         tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
         selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
-        write_todo(unfinished, selection["cases"], table)
+        write_todo(unfinished, selection["cases"], table, folder)
 
     rounds.begin_round(folder, selection, write)
     print(f"{folder / 'TODO.txt'} says what to annotate: {len(chosen.case)} regions in {len(selection['cases'])} cases")
@@ -126,7 +126,9 @@ def train(args):
         raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
     words = [methods.find_script(args.script), "--root_path", loop["root_path"], "--annotations", folder / "annotations"]
     words += ["--seed", loop["seed"], *(["--num_classes", loop["num_classes"]] if loop["num_classes"] else [])]
-    run_script([*words, *args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu])
+    print(f"training; its output goes to {folder / 'train.log'}", flush=True)
+    words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
+    run_script(words, folder / "train.log")
     print(f"trained: {methods.trained_weights(folder / 'run', args.weights, ended=True)}")
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mtseg import averaging, uncertainty
 from mtseg.datasets import slice_of, test_cases, training_cases
 from mtseg.query import QueryError, opened, windows_of
-from mtseg.script import flags
+from mtseg.script import fast, flags
 from mtseg.script.inference_flags import inference_parser, parse_inference
 from mtseg.script.runfolder import choose_device
 from mtseg.script.segment import load_networks
@@ -72,6 +72,7 @@ class Network:
         self.args = parse_inference(inference_parser(""), [str(word) for word in words])
         self.cases, self.members_are, self.samples = cases, members, samples
         self.device = choose_device(self.args.gpu)
+        fast.switch_on(self.args, self.device)
         self.trained = load_networks(self.args, self.device)
         self.args.uncertainty, self.num_classes = None, self.args.num_classes
         self.dataset = cases.source.dataset(self.args, cases.names, labelnum=0)
