@@ -214,7 +214,9 @@ def foreground_random(sides, labels_of, size, n, rng, foreground=2 / 3, backgrou
         if kind == 0:
             places = rng.integers(0, last + 1, size=(tries, len(size)))
         else:
-            places = class_voxels(labels_of(case), kind == 2, tries, rng, background) - np.minimum(size, sides[case]) // 2
+            places = (
+                class_voxels(labels_of(case), kind == 2, tries, rng, background) - np.minimum(size, sides[case]) // 2
+            )
         starts, width = free_starts(places, case, sides, size, before + found)
         missed += 1
         if len(starts):

@@ -114,7 +114,9 @@ def take(args):
         changed[record["case"]] = changed_share(read_prediction(folder, record, table), label, record["boxes"])
         snapped += moved
     rounds.end_round(folder, labels, cases.background, changed={k: v for k, v in changed.items() if v == v})
-    print(f"{len(labels)} masks are taken; {snapped} voxels were snapped to a class" if snapped else "all masks are taken")
+    print(
+        f"{len(labels)} masks are taken; {snapped} voxels were snapped to a class" if snapped else "all masks are taken"
+    )
     for case, share in changed.items():
         print(f"{case}: {share:.1%} of the prediction was changed" if share == share else f"{case}: annotated anew")
 
@@ -124,7 +126,13 @@ def train(args):
     loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
     if not rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
-    words = [methods.find_script(args.script), "--root_path", loop["root_path"], "--annotations", folder / "annotations"]
+    words = [
+        methods.find_script(args.script),
+        "--root_path",
+        loop["root_path"],
+        "--annotations",
+        folder / "annotations",
+    ]
     words += ["--seed", loop["seed"], *(["--num_classes", loop["num_classes"]] if loop["num_classes"] else [])]
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
@@ -144,6 +152,9 @@ def main(argv=None):
     actions = {"next": ask, "take": take, "train": train, "status": status, "simulate": simulate_all}
     with flags.one_sentence():
         args = PARSER.parse_args(argv)
+        if args.round:  # a path, or a name in --output_dir
+            args.round = args.round if args.round.is_dir() else args.output_dir / args.round
+            args.output_dir = args.round.parent
         actions[args.action](args)
 
 

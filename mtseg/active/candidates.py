@@ -44,7 +44,9 @@ class Cases:
         self.dataset = self.source.dataset(argparse.Namespace(**how, labelnum=0), self.names, labelnum=0)
         self.sides = [self.dataset.shapes[name] for name in self.names]
         if len({*map(len, self.sides)}) != 1:
-            raise QueryError(f"{root_path}: holds {'no cases' * (not self.sides) or 'images and stacks'}; give one kind")
+            raise QueryError(
+                f"{root_path}: holds {'no cases' * (not self.sides) or 'images and stacks'}; give one kind"
+            )
 
     def image(self, number):
         """The image of a case, float32 (*spatial) or (C, *spatial)."""
@@ -78,7 +80,9 @@ class Network:
         self.dataset = cases.source.dataset(self.args, cases.names, labelnum=0)
         channels = self.dataset.n_channels * (2 * self.args.context + 1)
         if channels != self.args.n_channels:
-            raise QueryError(f"{paths[0]}: takes {self.args.n_channels} channels, the cases have {channels}; name its run")
+            raise QueryError(
+                f"{paths[0]}: takes {self.args.n_channels} channels, the cases have {channels}; name its run"
+            )
 
     def members(self, number):
         """The score maps of a case, float32 (num_classes, *spatial), one by one."""
@@ -127,7 +131,9 @@ class Network:
             part = resize_nearest(part, args.resize) if args.resize else part
             resized = part.shape[-args.dims :]
             part = pad_to(part.reshape(-1, *resized), args.patch_size)
-            rows = [np.unique([*range(0, s - p, p), s - p]) for s, p in zip(part.shape[1:], args.patch_size, strict=True)]
+            rows = [
+                np.unique([*range(0, s - p, p), s - p]) for s, p in zip(part.shape[1:], args.patch_size, strict=True)
+            ]
             for corner in itertools.product(*rows):
                 window = tuple(slice(c, c + p) for c, p in zip(corner, args.patch_size, strict=True))
                 patch = torch.from_numpy(np.ascontiguousarray(part[(slice(None), *window)], np.float32))
@@ -153,7 +159,14 @@ class Pool:
     """
 
     def __init__(self, cases, unit, size, stride, annotated, network=None, truth=None, round=0, rounds=5, of="mean"):
-        self.cases, self.network, self.truth, self.round, self.rounds, self.of = cases, network, truth, round, rounds, of
+        self.cases, self.network, self.truth, self.round, self.rounds, self.of = (
+            cases,
+            network,
+            truth,
+            round,
+            rounds,
+            of,
+        )
         self.size = region_size(cases, unit, size)
         self.stride = [s if s in (1, WHOLE) else stride or max(s // 2, 1) for s in self.size]
         number_of = {name: number for number, name in enumerate(cases.names)}

@@ -37,7 +37,12 @@ class Oracle:
 
     def __init__(self, cases):
         known = flags.data_settings(cases.source.root_path)
-        how = {"num_classes": known.get("num_classes", 255), "ignore_index": UNKNOWN, "intensity": "none", "snap": False}
+        how = {
+            "num_classes": known.get("num_classes", 255),
+            "ignore_index": UNKNOWN,
+            "intensity": "none",
+            "snap": False,
+        }
         self.cases, self.dataset = cases, cases.source.dataset(argparse.Namespace(**how), cases.names)
 
     def label(self, number):
@@ -136,7 +141,9 @@ def train(args, words, folder, seed):
     run = folder / "run"
     if methods.trained_weights(run) is None:
         told = ["--root_path", args.root_path, "--annotations", folder / "annotations", "--seed", seed]
-        run_script([args.script, *words, *told, "--output_dir", run, "--resume"], folder / "train.log", OMP_NUM_THREADS="1")
+        run_script(
+            [args.script, *words, *told, "--output_dir", run, "--resume"], folder / "train.log", OMP_NUM_THREADS="1"
+        )
     test(args, run, folder / "test.log")
 
 

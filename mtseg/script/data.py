@@ -109,7 +109,9 @@ def read_data(args, run):
     checksum = checksum_of(first.read(names[0]))
     train, odd = training_set(args, source, first)
     labeled_cases = {*names[: args.labelnum]}
-    labeled = range(sum(train.case_of(index) in labeled_cases for index in range(len(train))))  # a stack has one a slice
+    labeled = range(
+        sum(train.case_of(index) in labeled_cases for index in range(len(train)))
+    )  # a stack has one a slice
     notes += odd
     if cases.get("unlabeled_cases"):
         other, odd = training_set(args, more, more.dataset(args, cases["unlabeled_cases"], labelnum=0))
@@ -305,7 +307,7 @@ def shape_notes(args, shapes, axis):
         if args.slices_first or not all(2 * shape[0] < min(shape[1:]) for shape in shapes):
             return []
         return [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]
-    sizes = [args.resize or (np.delete(shape, axis) if len(shape) == 3 else shape).tolist() for shape in shapes]
+    sizes = [args.resize or (np.delete(shape, axis).tolist() if len(shape) == 3 else shape) for shape in shapes]
     if all(any(side < patch for side, patch in zip(s, args.patch_size, strict=True)) for s in sizes):
         patch, largest = (" x ".join(map(str, size)) for size in (args.patch_size, max(sizes)))
         return [f"--patch_size {patch}: no image is so large (the largest is {largest}); each is padded to it"]
