@@ -17,7 +17,7 @@ import numpy as np
 from mtseg import figures
 from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.rounds import asked_in, begin_round, end_round, is_taken, regions_asked, rounds_of, settings_of
+from mtseg.active.rounds import begin_round, end_round, is_taken, regions_asked, rounds_of, settings_of
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import UNKNOWN, training_cases
