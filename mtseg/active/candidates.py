@@ -153,9 +153,10 @@ class Network:
 class Pool:
     """What a strategy chooses from: regions of cases, those that are annotated, and what is known of both.
 
-    `cases`: a Cases. `windows`: query.Windows of all candidates, the case a number in `cases.names`. `size`: the sides of a
-    region, WHOLE for all of a case. `annotated`: Windows of what has labels. `network`: a Network, or None before there
-    is one. `truth(number)`: the label of a case, where an oracle answers. `round`: its number, from 0, of `rounds`.
+    `cases`: a Cases. `windows`: query.Windows of all candidates, the case a number in `cases.names`. `size`: the sides
+    of a region, WHOLE for all of a case. `annotated`: Windows of what has labels. `network`: a Network, or None before
+    there is one. `truth(number)`: the label of a case, where an oracle answers. `round`: its number, from 0, of
+    `rounds`.
     """
 
     def __init__(self, cases, unit, size, stride, annotated, network=None, truth=None, round=0, rounds=5, of="mean"):
@@ -183,7 +184,7 @@ class Pool:
         return np.flatnonzero(~opened(self.windows, 0, self.annotated))
 
     def scores(self, name):
-        """(N,): the voxel scores `name`, of uncertainty.voxel_scores, over each candidate, as `of` says: their mean, the
+        """(N,): the voxel scores `name`, of uncertainty.voxel_scores, of each candidate, as `of` says: their mean, the
         mean of the top twentieth, or the mean over its predicted boundary or foreground."""
         if self.network is None:
             raise QueryError("there is no network yet to be unsure: take random or typiclust, or name a --run")
@@ -227,7 +228,7 @@ class Pool:
         return np.where(shares > 0, inside / np.maximum(shares, 1e-12), means)
 
     def features(self):
-        """float (N, D): of every candidate the mean of the network's bottleneck; without one its intensities, in blocks."""
+        """float (N, D): the mean of the network's bottleneck over each candidate; without one its intensities in blocks."""
         found = []
         for number in range(len(self.cases.names)):
             here = self.windows.case == number
