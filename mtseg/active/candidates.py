@@ -228,7 +228,7 @@ class Pool:
         return np.where(shares > 0, inside / np.maximum(shares, 1e-12), means)
 
     def features(self):
-        """float (N, D): of each candidate the network's mean bottleneck; without a network its intensities, in blocks."""
+        """float (N, D): of each candidate the network's mean bottleneck; without one its intensities, in blocks."""
         found = []
         for number in range(len(self.cases.names)):
             here = self.windows.case == number
