@@ -256,7 +256,7 @@ def test_what_cannot_be_chosen_ends_in_a_sentence(choice, x, n, labeled, sentenc
             r"scores have shape \(2,\) with 0 NaN, of 4 rows, and the factor is 5",
         ),
         (lambda x: k_center_of_unsure([1, 2, 3, math.nan], x, 1), r"shape \(4,\) with 1 NaN, of 4 rows"),
-        (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=0.9), "the factor is 0.9; give a number a row, and 1 or more"),
+        (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=0.9), "the factor is 0.9; give a number a row, and 1"),
         (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=math.inf), "the factor is inf"),
         (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=math.nan), "the factor is nan"),
     ],

@@ -95,19 +95,25 @@ def find_script(word):
     raise MethodError(f"{word}: no such training script; there are {', '.join(by_name)}, or give the path of your own")
 
 
-def trained_weights(folder, weights="student", ended=False):
+def trained_weights(folder, weights="student"):
     """The weights of the last iteration of the run below `folder`, of its network `weights`; None until it has ended.
 
-    `ended`: it has. With --keep_last, a run that stopped early cannot be told from one that was cut off.
+    With --keep_last, which leaves such files on the way, the run's state says whether --patience has ended it.
     """
+    from mtseg.checkpoint import load_checkpoint
     from mtseg.script.run import PREFIXES
-    from mtseg.script.runfolder import numbered_weights  # here, as both load PyTorch
+    from mtseg.script.runfolder import numbered_weights  # here, as all three load PyTorch
 
     configs = list(Path(folder).glob("model/*/*/config.json"))
     files = numbered_weights(configs[0].parent) if configs else []
     if not files:
         return None
-    config = flags.read_config(configs[0])
-    if config.get("keep_last") and not ended and files[-1].stem != f"iter_{config.get('max_iterations')}":
-        return None
-    return files[-1].with_name(f"{PREFIXES.get(weights, f'{weights}_')}{files[-1].name}")
+    config, last = flags.read_config(configs[0]), files[-1]
+    if config.get("keep_last") and last.stem != f"iter_{config.get('max_iterations')}":
+        latest = last.with_name("latest.pth")
+        if not (config.get("patience") and latest.is_file()):
+            return None
+        state = load_checkpoint(latest)
+        if state["progress"]["waited"] < config["patience"] or last.stem != f"iter_{state['iteration']}":
+            return None
+    return last.with_name(f"{PREFIXES.get(weights, f'{weights}_')}{last.name}")

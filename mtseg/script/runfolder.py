@@ -13,14 +13,15 @@ from mtseg.script.config import LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
 ANCESTRY = ("pretrained_from", "pretrained_cases")
-# Settings that may differ when a run goes on: they say where, how far and how often, never what is computed. (The
+# Settings that say where, by which means and how often: never what is computed.
+ASIDE = {"output_dir", "resume", "config", "plan", "pretrained", "gpu", "num_workers", "cache", "keep_memory"}
+ASIDE |= {"save_freq", "keep_last", "log_freq", "tensorboard", "wandb", "progress"}
+# Settings that may differ when a run goes on: these, how far and by what it is judged, its name and its folders. (The
 # cases themselves, train_cases and val_cases, must be the same, wherever they lie.)
 FREE_SETTINGS = {
-    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "output_dir", "config", "plan"),
-    *("resume", "overwrite", "test_only", "gpu", "num_workers", "cache", "keep_memory", "max_iterations", "patience"),
-    *("save_freq", "keep_last", "log_freq", "val_freq", "stride_xy", "stride_z", "selection"),
-    "data_crc32",
-    *("tensorboard", "wandb", "progress", "pretrained", *ANCESTRY, "teacher_checkpoint", "teacher_checkpoint_for"),
+    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "overwrite", "test_only", *ASIDE),
+    *("max_iterations", "patience", "val_freq", "stride_xy", "stride_z", "selection", "data_crc32", *ANCESTRY),
+    *("teacher_checkpoint", "teacher_checkpoint_for"),
 }
 # With these schedules the length of a run decides every learning rate, or the validations do.
 LENGTH_SCHEDULES = ("poly", "cosine", "warmup", "sawtooth")
