@@ -535,6 +535,14 @@ def test_without_data_the_phantom_is_built_and_named(monkeypatch, tmp_path, caps
     assert json.loads((folder / "config.json").read_text())["patch_size"] == [32, 32, 32]
     assert "PHANTOM" in capsys.readouterr().out
 
+    # Its slices, with a patch of two sides.
+    slices = train_sup.main([*arguments, "--output_dir", str(tmp_path), "--dataset_name", "Phantom", "--dims", "2"])
+    assert slices == tmp_path / "model/Phantom_unet_4_labeled/supervised"
+    assert json.loads((slices / "config.json").read_text())["patch_size"] == [32, 32]
+    with pytest.raises(SystemExit):
+        train_sup.main([*arguments, "--dataset_name", "Electrode", "--dims", "3"])
+    assert "--dims 3 with --dataset_name Electrode, whose cases are images: take" in capsys.readouterr().err
+
     (tmp_path / "data/LA").mkdir(parents=True)
     make_data(tmp_path / "data/LA")
     patch = ["--patch_size", "16", "16", "16"]
