@@ -27,6 +27,7 @@ from mtseg.samplers import IterationSampler, ShuffledBatchSampler
 from mtseg.script import flags, methods
 from mtseg.script import run as run_module
 from mtseg.script.data import held_out_patches
+from mtseg.script.runfolder import ancestry_of
 from mtseg.script.sources import Source
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, ToTensor
@@ -457,6 +458,11 @@ def test_the_chain_of_ancestors_stands_in_every_config(data, tmp_path, first):
         assert (one["parts"], one["loaded"], one["left_out"]) == (parts, len(names_of(net, parts)), 0)
         assert one["selection"] == "last iteration" and one["dataset_name"] == "LA"
     assert [one["model"] for one in (entry, *others)] == ["MT", "masked"]
+    again = pretrain(data, tmp_path / "again", seed=2, save_freq=1)  # only another seed
+    more = pretrain(data, tmp_path / "more", mask_ratio=0.5)
+    told = [ancestry_of(run / "iter_4.pth", config(run))["pretrained_from"][0] for run in (first.parent, again, more)]
+    assert told[0]["settings"] == told[1]["settings"] == others[0]["settings"] != told[2]["settings"]
+    assert told[0]["sha256"] != told[1]["sha256"] and len({one["settings"] for one in (*told, entry)}) == 3
     assert config(third)["pretrained_cases"] == sorted({*config(third)["pretrained_cases"]})
 
 

@@ -1,6 +1,8 @@
 """Where a run lies and what it runs on, whether it may start, and whether what is resumed is the same run."""
 
 import errno
+import hashlib
+import json
 import platform
 import re
 import shutil
@@ -13,6 +15,7 @@ from mtseg.script.config import LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
 ANCESTRY = ("pretrained_from", "pretrained_cases")
+VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
 # Settings that say where, by which means and how often: never what is computed.
 ASIDE = {"output_dir", "resume", "config", "plan", "pretrained", "gpu", "num_workers", "cache", "keep_memory"}
 ASIDE |= {"save_freq", "keep_last", "log_freq", "tensorboard", "wandb", "progress"}
@@ -23,10 +26,14 @@ FREE_SETTINGS = {
     *("max_iterations", "patience", "val_freq", "stride_xy", "stride_z", "selection", "data_crc32", *ANCESTRY),
     *("teacher_checkpoint", "teacher_checkpoint_for"),
 }
+BEGINNINGS = ("pretrained", "teacher_checkpoint")  # the files of weights that a run begins with
+# Runs that differ in these alone are of one method. What else may differ when a run goes on, makes another one of it.
+ALIKE = {"seed", *VERSIONS, *FREE_SETTINGS} - {"max_iterations", "patience", "teacher_checkpoint_for", *BEGINNINGS}
+# What the folds of one cross-validation differ in.
+OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases"}
 # With these schedules the length of a run decides every learning rate, or the validations do.
 LENGTH_SCHEDULES = ("poly", "cosine", "warmup", "sawtooth")
 PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
-VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
 # What inference.py writes into the folder with a checkpoint's results.
 RESULT_FILES = ("metrics.csv", "metrics.json", "cases.jsonl")
 RESULT_FOLDERS = ("predictions", "probabilities", "uncertainty", "colors")
@@ -110,10 +117,14 @@ def how_selected(val_cases, test_cases):
 
 def ancestry_of(path, config, **how):
     """ANCESTRY of a run that begins with the weights in the file `path`, beside which `config` lies, {} if none does:
-    {'pretrained_from': [{'file', 'sha256', **how, 'model', 'dataset_name', 'selection'}, and those that these weights
-    began with, ...], 'pretrained_cases': the names of all cases that any of them was trained on}."""
+    {'pretrained_from': [{'file', 'sha256', **how, 'model', 'dataset_name', 'selection', 'settings'}, and those that
+    these weights began with, ...], 'pretrained_cases': the names of all cases that any of them was trained on}.
+    'settings': the SHA-256 of what runs of one method share; None of a file that is not a run's."""
     entry = {"file": str(path), "sha256": file_sha256(path), **how}
     entry |= {name: config.get(name) for name in ("model", "dataset_name", "selection")}
+    left_out = ALIKE - {"model", "dataset_name"} | {*BEGINNINGS, *(() if config.get("fold") is None else OF_FOLD)}
+    shared = json.dumps({name: config[name] for name in sorted(config.keys() - left_out)}).encode()
+    entry["settings"] = hashlib.sha256(shared).hexdigest() if "torch" in config else None
 
     def listed(kind, *names):  # beside a file of strangers anything may lie
         values = [config[name] for name in names if isinstance(config.get(name), list)]
