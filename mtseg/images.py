@@ -267,8 +267,14 @@ def png_bytes(array, palette=None):
 
 
 def tiff_bytes(array):
-    """The bytes of a TIFF file with numbers (H, W), or a page for each (H, W) of (S, H, W); always the same."""
-    import tifffile
+    """The bytes of a TIFF file with numbers (H, W), or a page for each (H, W) of (S, H, W); always the same.
+
+    ImageError where tifffile is missing.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise ImageError('writing TIFF needs tifffile: pip install "mtseg[images]"') from error
 
     file, options = io.BytesIO(), {"photometric": "minisblack", "compression": "zlib", "metadata": None}
     tifffile.imwrite(file, array, software=False, **options)

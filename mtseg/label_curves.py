@@ -6,7 +6,8 @@ Budgets are any measure of labels, cases or voxels, float (R,) and rising. NumPy
 import math
 
 import numpy as np
-from scipy.special import stdtr
+from scipy.optimize import curve_fit
+from scipy.special import stdtr, stdtrit
 
 
 class CurveError(ValueError):
@@ -49,6 +50,45 @@ def labels_needed(budgets, scores, score):
     if after == 0:
         return float(budgets[0])
     return float(np.interp(score, scores[after - 1 : after + 1], budgets[after - 1 : after + 1]))
+
+
+def foreground_efficiency(shares, scores, ceiling):
+    """b of the curve `ceiling` - a exp(-b (x - x0)) nearest to all `scores` (seeds, R), by squares; more is better.
+
+    x is `shares` (seeds, R), how much of all foreground voxels is annotated, 0..1; x0 the least of them; a what the
+    first round's mean score lacks of `ceiling`, the score with all labels. NaN where it lacks nothing, for a single
+    round, and where the fit finds no end; just large where the second round reaches it. nnActive, TMLR 2025
+    (arXiv:2511.19183). CurveError for what is not finite.
+    """
+    shares, scores = np.asarray(shares, dtype=float), np.asarray(scores, dtype=float)
+    finite = np.isfinite(shares).all() and np.isfinite(scores).all() and math.isfinite(ceiling)
+    if shares.ndim != 2 or not shares.size or shares.shape != scores.shape or not finite:
+        raise CurveError(
+            f"shares and scores are (seeds, rounds) and finite, not of shapes {shares.shape} and {scores.shape} with a "
+            f"ceiling of {ceiling}; mend them"
+        )
+    x, lacking = shares - shares.min(), ceiling - scores[:, 0].mean()
+    if shares.shape[1] == 1 or not x.any() or not lacking > 0:
+        return math.nan
+
+    def curve(x, b):
+        return ceiling - lacking * np.exp(-b * x)
+
+    try:  # x scaled to [0, 1]: b of small shares is far from where the fit begins
+        (b,), _ = curve_fit(curve, x.ravel() / x.max(), scores.ravel(), method="trf")
+    except RuntimeError:
+        return math.nan
+    return float(b / x.max())
+
+
+def paired_interval(differences):
+    """(low, high), the 95 % interval by Student's t of the mean of the `differences`, (pairs,); NaN of a single one."""
+    differences = np.asarray(differences, dtype=float)
+    mean, count = differences.mean(), len(differences)
+    if count < 2:
+        return math.nan, math.nan
+    half = stdtrit(count - 1, 0.975) * differences.std(ddof=1) / math.sqrt(count)
+    return float(mean - half), float(mean + half)
 
 
 def paired_p(differences):

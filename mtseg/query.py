@@ -210,22 +210,60 @@ def foreground_random(sides, labels_of, size, n, rng, foreground=2 / 3, backgrou
         if len(found) == n or missed == 3 * len(sides):
             break
         last = np.maximum(np.array(sides[case]) - size, 0)
-        width = np.array(sides[case]) - last
         kind = rng.choice(3, p=[1 - foreground, foreground / 2, foreground / 2])
         if kind == 0:
-            starts = rng.integers(0, last + 1, size=(tries, len(size)))
+            places = rng.integers(0, last + 1, size=(tries, len(size)))
         else:
-            starts = np.clip(class_voxels(labels_of(case), kind == 2, tries, rng, background) - width // 2, 0, last)
-        for other, start, stop in before + found:
-            if other == case:
-                starts = starts[((starts >= stop) | (starts + width <= start)).any(axis=1)]
+            places = class_voxels(labels_of(case), kind == 2, tries, rng, background) - np.minimum(size, sides[case]) // 2
+        starts, width = free_starts(places, case, sides, size, before + found)
         missed += 1
         if len(starts):
             found.append((case, starts[0], starts[0] + width))
             missed = 0
-    cases, starts, stops = zip(*found, strict=True) if found else ((), (), ())
-    starts, stops = (np.array(corners, dtype=int).reshape(-1, len(size)) for corners in (starts, stops))
+    return windows_of(found, len(size))
+
+
+def first_windows(sides, labels_of, size, n, rng, background=0, per_class=2, tries=100):
+    """Windows: `n` of `size` voxels to begin with, so that every class is among them.
+
+    The start of nnActive (arXiv:2511.19183): `per_class` windows centred in a voxel of each class, the rarest first, then
+    as foreground_random with 1/3. Arguments as there; all cases are read once to count the classes.
+    """
+    check_budget(n)
+    counts, found = {}, []
+    for case in range(len(sides)):
+        for number, count in zip(*np.unique(labels_of(case), return_counts=True), strict=True):
+            counts[number] = counts.get(number, 0) + int(count)
+    for number in sorted(set(counts).difference(np.atleast_1d(background)), key=counts.get):
+        wanted = min(len(found) + per_class, n)
+        for case in rng.permutation(len(sides)):
+            if len(found) == wanted:
+                break
+            inside = (labels_of(case) == number).astype(int)
+            places = class_voxels(inside, False, tries, rng) - np.minimum(size, sides[case]) // 2
+            starts, width = free_starts(places, case, sides, size, found)
+            found += [(case, start, start + width) for start in starts[:1]]
+    before = windows_of(found, len(size))
+    more = foreground_random(sides, labels_of, size, n - len(found), rng, 1 / 3, background, before, tries)
+    return Windows(*map(np.concatenate, zip(before, more, strict=True)))
+
+
+def windows_of(places, dims):
+    """Windows of (case, start, stop) each, in `dims` axes."""
+    cases, starts, stops = zip(*places, strict=True) if places else ((), (), ())
+    starts, stops = (np.array(corners, dtype=int).reshape(-1, dims) for corners in (starts, stops))
     return Windows(np.array(cases, dtype=int), starts, stops)
+
+
+def free_starts(places, case, sides, size, taken):
+    """(of `places`, corners of windows of a case, those that, moved into it, overlap no window in `taken`, tuples (case,
+    start, stop); the windows' sides)."""
+    width = np.minimum(size, sides[case])
+    starts = np.clip(places, 0, np.array(sides[case]) - width)
+    for other, start, stop in taken:
+        if other == case:
+            starts = starts[((starts >= stop) | (starts + width <= start)).any(axis=1)]
+    return starts, width
 
 
 def class_voxels(labels, border, number, rng, background=0):

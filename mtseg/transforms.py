@@ -72,22 +72,28 @@ class RandomCrop:
     Methods 2021). The voxel is the patch's middle, as near as the border allows. A sample whose 'labeled' is False has
     a label that nobody may look at: its patches lie anywhere.
 
+    `unknown`: the label of voxels that nobody labelled. Patches of a sample that has a label in part are drawn around
+    a voxel that has one, every one equally likely, as nnU-Net does with its ignore label.
+
     UA-MT's RandomCrop differs: it never draws the last position of an axis, and where one axis is too small or just
     as large as the patch, it pads by about three voxels more on either side, so that the volume lies at random there.
     """
 
-    def __init__(self, output_size, outside=0, foreground=0.0, classes=()):
+    def __init__(self, output_size, outside=0, foreground=0.0, classes=(), unknown=None):
         self.output_size = tuple(output_size)
         self.outside = outside
         self.foreground = foreground
         self.classes = list(classes)
+        self.unknown = unknown
 
     def __call__(self, sample):
-        rng = _generator(sample)
-        wanted = self.foreground and sample.get("labeled", True) and rng.random() < self.foreground
+        rng, labeled = _generator(sample), sample.get("labeled", True)
+        wanted = self.foreground and labeled and rng.random() < self.foreground
 
         def start(rooms, label):
             middle = self._foreground_voxel(rng, np.asarray(label)) if wanted else None
+            if middle is None and labeled and self.unknown is not None:
+                middle = self._labeled_voxel(rng, np.asarray(label))
             if middle is None:
                 return [int(rng.integers(room + 1)) for room in rooms]
             sides = zip(middle, self.output_size, rooms, strict=True)
@@ -102,6 +108,11 @@ class RandomCrop:
             if places.size:
                 return np.unravel_index(rng.choice(places), label.shape)
         return None
+
+    def _labeled_voxel(self, rng, label):
+        """A voxel that has a label, along each axis; None where none has one, or every one."""
+        places = np.flatnonzero(label != self.unknown)
+        return np.unravel_index(rng.choice(places), label.shape) if 0 < places.size < label.size else None
 
 
 class RandomRotFlip:

@@ -168,15 +168,14 @@ def top_mean(values, share=0.05, where=None):
     return float(np.partition(kept, kept.size - largest)[kept.size - largest :].mean(dtype=float))
 
 
-def window_means(values, size, stride):
-    """The mean of voxel scores (*spatial) in every window: (means (N,), starts (N, dims), stops (N, dims)), in voxels.
+def corners_of(sides, size, stride):
+    """(starts, stops), int (N, dims) each, in voxels: the windows of an image of these `sides`.
 
     `size` and `stride`: a number an axis, or one for all. Windows start every `stride` voxels, the last of each row
     ends with the image, and none is larger than the image: (W, H, 1) are the slices, the image's own size is one
-    window. By running sums along one axis after the other: time and memory do not depend on the window's size.
-    UncertaintyError for a size or stride below 1 or of another number of axes.
+    window. UncertaintyError for a size or stride below 1 or of another number of axes.
     """
-    sides, given = np.array(values.shape), f"windows of {size} voxels every {stride}"
+    sides, given = np.array(sides), f"windows of {size} voxels every {stride}"
     try:
         size, stride = (np.broadcast_to(np.asarray(each, dtype=int), sides.shape) for each in (size, stride))
     except ValueError:
@@ -185,11 +184,21 @@ def window_means(values, size, stride):
         raise UncertaintyError(f"{given} are none: sizes and strides are at least 1; give larger ones")
     size = np.minimum(size, sides)
     rows = [np.unique([*range(0, last, step), last]) for last, step in zip(sides - size, stride, strict=True)]
+    starts = np.stack(np.meshgrid(*rows, indexing="ij"), axis=-1).reshape(-1, len(sides))
+    return starts, starts + size
+
+
+def window_means(values, size, stride):
+    """The mean of voxel scores (*spatial) in each window of `corners_of`: (means (N,), starts, stops).
+
+    By running sums along one axis after the other: time and memory do not depend on the window's size.
+    """
+    starts, stops = corners_of(values.shape, size, stride)
+    rows, size = [np.unique(row) for row in starts.T], stops[0] - starts[0]
     totals = values
     for first, width in zip(rows, size, strict=True):
         # Each turn sums along the first axis, and hands it to the end.
         sums = np.zeros((totals.shape[0] + 1, *totals.shape[1:]))
         np.cumsum(totals, axis=0, dtype=float, out=sums[1:])
         totals = np.moveaxis(sums[first + width] - sums[first], 0, -1)
-    starts = np.stack(np.meshgrid(*rows, indexing="ij"), axis=-1).reshape(-1, len(sides))
-    return totals.ravel() / size.prod(), starts, starts + size
+    return totals.ravel() / size.prod(), starts, stops

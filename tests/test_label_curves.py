@@ -4,9 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from scipy import integrate, stats
+from scipy import integrate, optimize, stats
 
-from mtseg.label_curves import CurveError, area_under, labels_needed, paired_p, penalty_matrix
+from mtseg.label_curves import (
+    CurveError,
+    area_under,
+    foreground_efficiency,
+    labels_needed,
+    paired_interval,
+    paired_p,
+    penalty_matrix,
+)
 
 
 def test_the_area_under_the_budget_curve():
@@ -28,6 +36,36 @@ def test_how_many_labels_another_curve_needs():
     assert labels_needed(budgets, dices, 0.1) == 10  # or fewer: the curve begins above
     assert labels_needed(budgets, dices, 0.81) == math.inf
     assert labels_needed([1, 2, 3, 4], [0.5, 0.7, 0.4, 0.9], 0.6) == pytest.approx(1.5)  # the first time
+
+
+def test_foreground_efficiency_is_the_rate_of_the_curve():
+    shares = np.array([[0.001, 0.002, 0.004, 0.01], [0.001, 0.001, 0.005, 0.012]])
+    for rate in (0, 0.5, 30, 300, -40):
+        scores = 0.9 - 0.3 * np.exp(-rate * (shares - 0.001))
+        assert foreground_efficiency(shares, scores, 0.9) == pytest.approx(rate, rel=1e-4, abs=1e-9)
+        assert foreground_efficiency(1e9 * shares, scores, 0.9) == pytest.approx(rate / 1e9, rel=1e-4, abs=1e-9)
+    scores = 0.9 - 0.3 * np.exp(-200 * (shares - 0.001)) + 0.02 * np.random.default_rng(0).standard_normal((2, 4))
+    lacking = 0.9 - scores[:, 0].mean()
+
+    def squares(b):
+        return np.square(0.9 - lacking * np.exp(-b * (shares - 0.001)) - scores).sum()
+
+    best = optimize.minimize_scalar(squares, bounds=(0, 2000), method="bounded", options={"xatol": 1e-6}).x
+    assert foreground_efficiency(shares, scores, 0.9) == pytest.approx(best, rel=1e-3)
+    for shares, scores in (
+        ([[0.1, 0.2]], [[0.9, 0.8]]),
+        ([[0.1], [0.2]], [[0.5], [0.6]]),
+        ([[0.1, 0.1]], [[0.5, 0.6]]),
+    ):
+        assert math.isnan(foreground_efficiency(shares, scores, 0.9))
+
+
+def test_paired_interval_against_scipy():
+    for seed, count in ((0, 2), (1, 4), (2, 20)):
+        a, b = np.random.default_rng(seed).random((2, count))
+        expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+        assert paired_interval(a - b) == pytest.approx((expected.low, expected.high), rel=1e-9)
+    assert paired_interval([0.5, 0.5]) == (0.5, 0.5) and np.isnan(paired_interval([0.5])).all()
 
 
 def test_paired_p_against_scipy():
@@ -63,6 +101,11 @@ def test_the_penalty_matrix_counts_significant_rounds():
         (lambda: labels_needed([1], [math.nan], 0.5), "give a finite score for each budget"),
         (lambda: area_under([2, 2], [0.5, 0.5]), r"budgets rise from round to round, but these are \[2.0, 2.0\]; sort"),
         (lambda: labels_needed([1, math.inf], [0.1, 0.5], 0.3), "budgets rise from round to round"),
+        (
+            lambda: foreground_efficiency([[0.1]], [0.5], 1),
+            r"not of shapes \(1, 1\) and \(1,\) with a ceiling of 1; mend",
+        ),
+        (lambda: foreground_efficiency([[0.1]], [[0.5]], math.nan), "with a ceiling of nan"),
         (lambda: penalty_matrix(np.ones((2, 3, 1))), r"2 seeds or more\) and finite, not of shape \(2, 3, 1\); mend"),
         (lambda: penalty_matrix([[[1, math.nan]]]), "2 seeds or more"),
     ],

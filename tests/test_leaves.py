@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted((ROOT / "mtseg").rglob("*.py"))
 PACKAGES = [p for p in FILES if p.name == "__init__.py"]
 SCRIPTS = [ROOT / "inference.py", *sorted(ROOT.glob("train_*.py")), *sorted(ROOT.glob("recipes/train_*.py"))]
-ROOMS = {"script", "report", "figures", "html_report", "export"}
+ROOMS = {"script", "report", "figures", "html_report", "export", "active"}
 LEAVES = [p for p in FILES if p.parent.name not in ROOMS and p.name != "__init__.py"]
 ALLOWED = {"torch", "numpy", "scipy", "h5py", "tqdm", *sys.stdlib_module_names}
 # Inside functions only: what setup.py names as extras.

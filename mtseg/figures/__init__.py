@@ -1,6 +1,7 @@
 """Pictures for papers; `python -m mtseg.figures` is the command."""
 
 # ruff: noqa: F401  what other modules may import from here
+from mtseg.figures.budgets import label_curves
 from mtseg.figures.canvas import FigureError, render, style
 from mtseg.figures.cases import best_median_worst, caption, case_readers, named_folders, pick_for_gallery, score
 from mtseg.figures.meshes import surface, surfaces

@@ -79,6 +79,17 @@ def check_flags(args, given=()):
             raise FlagError(f"--winograd with {name}: it has compiled loops of its own, in float32; choose one")
 
 
+def check_annotations(args, given):
+    """FlagError where a flag says again, or otherwise, what the labels of --annotations say."""
+    for name in ("labelnum", "unlabeled_root"):
+        if name in given:
+            raise FlagError(f"--{name} with --annotations, which says which cases have labels: leave one out")
+    if args.labelnum == 0:
+        raise FlagError("--annotations in pretraining, which looks at no label: leave it out")
+    if args.ignore_index not in (None, 255):
+        raise FlagError(f"--ignore_index {args.ignore_index} with --annotations, whose labels have 255: leave it out")
+
+
 def check_finetuning(args):
     """FlagError where flags of fine-tuning contradict each other. --lr_schedule sawtooth sets --freeze."""
     from mtseg.optim import sawtooth_end  # not above: PyTorch takes seconds, and --help is answered before
@@ -264,7 +275,7 @@ def check_one_stream(args, n_cases):
             f"--labelnum {args.labelnum} is more than the {n_cases} training cases of "
             f"{Path(args.root_path) / 'train.list'}: take fewer"
         )
-    if args.labelnum < args.batch_size and args.dims == 3:
+    if args.labelnum < args.batch_size and args.dims == 3 and not args.annotations:
         raise FlagError(f"--labelnum {args.labelnum} is less than --batch_size {args.batch_size}: lower the latter")
 
 
@@ -282,8 +293,8 @@ def check_two_streams(args, n_cases, n_unlabeled):
             f"--labelnum {args.labelnum} leaves nothing unlabelled of the {n_cases} training cases of {train_list}: "
             f"take fewer, or use train_sup.py, which needs no unlabelled cases"
         )
-    if args.dims == 2:
-        return  # a batch holds several slices of a stack, or patches of an image
+    if args.dims == 2 or args.annotations:
+        return  # a batch holds several slices of a stack, or patches of an image or of a volume that has few labels
     if args.labelnum < args.labeled_bs:
         raise FlagError(f"--labelnum {args.labelnum} is less than --labeled_bs {args.labeled_bs}: lower the latter")
     if left < args.batch_size - args.labeled_bs:

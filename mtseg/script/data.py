@@ -17,6 +17,7 @@ from mtseg.datasets import (
     Slices,
     intensity_notes,
     read_list,
+    slice_of,
     test_cases,
     training_cases,
     unlabeled_cases,
@@ -25,7 +26,7 @@ from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatc
 from mtseg.script import flags
 from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
-from mtseg.script.sources import Source, data_root
+from mtseg.script.sources import Source, annotated_cases, data_root, read_annotation
 from mtseg.script.windows import counted_classes
 from mtseg.splits import known_patients, read_folds
 from mtseg.transforms import (
@@ -101,10 +102,13 @@ def read_data(args, run):
     run.ranks.check_shares(args.labelnum or args.batch_size, labeled_bs, unlabeled_bs)
     flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
 
-    first = source.dataset(args, cases["train_cases"], args.labelnum)
+    names = cases["train_cases"]
+    first = source.annotated(args, names) if args.annotations else source.dataset(args, names, args.labelnum)
     check_plan(args, source, first)
-    checksum = checksum_of(first.read(cases["train_cases"][0]))
+    checksum = checksum_of(first.read(names[0]))
     train, odd = training_set(args, source, first)
+    labeled_cases = {*names[: args.labelnum]}
+    labeled = range(sum(train.case_of(index) in labeled_cases for index in range(len(train))))  # a stack has one a slice
     notes += odd
     if cases.get("unlabeled_cases"):
         other, odd = training_set(args, more, more.dataset(args, cases["unlabeled_cases"], labelnum=0))
@@ -123,8 +127,6 @@ def read_data(args, run):
         source.dataset(args, cases["fold_cases"])
 
     args.n_channels = train.n_channels
-    labeled_cases, case_of = {*cases["train_cases"][: args.labelnum]}, [*map(train.case_of, range(len(train)))]
-    labeled = range(sum(case in labeled_cases for case in case_of))  # samples: a stack has one a slice
     rest = range(len(labeled), len(train))
     if unlabeled:
         description = f"{args.labelnum} labelled and {len(train.image_list) - args.labelnum} unlabelled cases"
@@ -135,7 +137,7 @@ def read_data(args, run):
         description, slices = f"{args.labelnum} labelled cases", f" ({len(labeled)} slices)"
     description += slices if len(train) > len(train.image_list) else ""
     labeled, rest = enough(labeled, labeled_bs), enough(rest, unlabeled_bs)
-    strata = [source.set_of(case) for case in case_of] if source.several else None
+    strata = [source.set_of(train.case_of(index)) for index in range(len(train))] if source.several else None
     if unlabeled:
         sampler = TwoStreamBatchSampler(
             labeled, rest, args.batch_size, unlabeled_bs, args.seed, strata=strata, balance=args.set_balance
@@ -208,18 +210,19 @@ def choose_cases(args, source, unlabeled):
         flags.check_cases(args, len(found[: args.max_samples]))
         return cases | {"train_cases": found[: args.max_samples]}, None, notes
     train = training_cases(root, out, args.max_samples)
+    train, rest = annotated_of(args, train) if args.annotations else (train, [])
     if not unlabeled and args.labelnum:
         flags.check_one_stream(args, len(train))
         return cases | {"train_cases": train[: args.labelnum]}, None, []
-    other, more, notes = None, [], []
-    if args.unlabeled_root is not None:
-        other = Source(args.unlabeled_root)
-    elif (root / "unlabeled.list").exists() or (root / "unlabeled").is_dir():
-        other = source
-    if other is not None:
-        more, notes = unlabeled_cases(other.root, train, val, test_cases(root), other.without_lists())
+    other, more, notes = source if rest else None, rest, []
+    listed = (root / "unlabeled.list").exists() or (root / "unlabeled").is_dir()
+    if args.unlabeled_root is not None or listed:
+        other = source if args.unlabeled_root is None else Source(args.unlabeled_root)
+        known = [*train, *(case for case in rest if case not in train)]
+        found, notes = unlabeled_cases(other.root, known, val, test_cases(root), other.without_lists())
+        more = [*rest, *found]
     if args.fold is not None:  # other scans of the patients that are tested are kept out, too
-        patients = known_patients(root, [*listed, *more])
+        patients = known_patients(root, [*patients, *more])
         held = {patients[case] for case in cases["fold_cases"]}
         more = [case for case in more if patients[case] not in held]
     if args.labelnum:
@@ -229,13 +232,29 @@ def choose_cases(args, source, unlabeled):
     return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes
 
 
+def annotated_of(args, train):
+    """(the cases of `train` with labels in the folder --annotations; those that have voxels without, which are learned
+    from without labels, or all where there are none). FlagError where one of its labels is of another case, or empty.
+    """
+    labels = {case: read_annotation(args.annotations, case) != UNKNOWN for case in annotated_cases(args.annotations)}
+    for case, known in labels.items():
+        if case not in train:
+            raise flags.FlagError(f"{args.annotations}: holds a label of {case}, which is no training case; remove it")
+        if not known.any():
+            raise flags.FlagError(f"{args.annotations}: the label of {case} has no voxel with a label; remove it")
+    rest = [case for case in train if case not in labels or not labels[case].all()]
+    return [case for case in train if case in labels], rest or train
+
+
 def training_set(args, source, dataset):
     """(the cases of `dataset`, which is of `source`, cached, augmented, in slices as the flags ask; notes on them)."""
     outside = 0 if args.background == 0 else unknown_label(args)
     padding = flags.PADDED if args.ignore_padding else outside
     turn = RandomGenerator(outside) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
     steps = [turn, args.resize and Resize(args.resize)]
-    steps += [RandomCrop(args.patch_size, padding, args.foreground_patches, counted_classes(args)), ToTensor("uint8")]
+    unknown = UNKNOWN if args.annotations else None
+    around = args.foreground_patches, counted_classes(args), unknown
+    steps += [RandomCrop(args.patch_size, padding, *around), ToTensor("uint8")]
     dataset.transform = Compose([step for step in steps if step])
     axes = {len(shape) for shape in dataset.shapes.values()}
     if args.dims == 3 and axes != {3}:
@@ -253,7 +272,13 @@ def training_set(args, source, dataset):
     snapped = [count for count in getattr(files, "snapped", {}).values() if count]
     if snapped:
         notes.append(f"--snap: {sum(snapped)} pixels of {len(snapped)} masks are no class's, and got the nearest class")
-    return (Slices(dataset, source.axis, args.context) if args.dims == 2 else dataset), notes
+    if args.dims == 3:
+        return dataset, notes
+    slices = Slices(dataset, source.axis, args.context)
+    if args.annotations and files.labeled:
+        labels = {case: read_annotation(args.annotations, case) != UNKNOWN for case in slices.image_list}
+        slices.places = [(c, k) for c, k in slices.places if k is None or slice_of(labels[c], k, source.axis).any()]
+    return slices, notes
 
 
 def held_out_patches(args, source, dataset):

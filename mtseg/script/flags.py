@@ -9,6 +9,7 @@ from mtseg.script.checks import (  # noqa: F401
     ENCODED,
     PADDED,
     FlagError,
+    check_annotations,
     check_cases,
     check_flags,
     check_network_fits,
@@ -126,6 +127,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     sets = "of several data sets in one index: 0 draws from them by their sizes, 1 from all alike, or between"
     rare("--set_balance", type=fraction, default=0, help=sets)
     image_flags(rare)
+    only = "of labels <case>.h5, 255 where there is none: they alone are the labelled cases, --labelnum is their number"
+    rare("--annotations", metavar="DIR", help=f"folder {only}")
     rare("--cache", action=switch, default=True, help="read all volumes once, into a temporary file that workers share")
     flag("--num_workers", type=natural, default=2, help="processes that load data; 0 loads between iterations")
     if unlabeled:
@@ -310,6 +313,11 @@ def parse(parser, argv):
     args.classes, args.background = data["classes"], data["background"]
     if args.dataset_name is None:
         args.dataset_name = folder_name(args.root_path)
+    if getattr(args, "annotations", None):
+        from mtseg.script.sources import UNKNOWN, annotated_cases  # likewise
+
+        check_annotations(args, given)
+        args.labelnum, args.ignore_index = len(annotated_cases(args.annotations)), UNKNOWN
     check_flags(args, given)
     return args
 

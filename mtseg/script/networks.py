@@ -69,6 +69,20 @@ class Own:
         return {}
 
 
+def load_own(flag, word):
+    """(path, what the file at it has under this name) of FILE.py:NAME, the value `word` of a `flag`; the file runs."""
+    path, _, name = word.rpartition(":")
+    if not Path(path).is_file():
+        raise FlagError(f"{flag} {word}: there is no file {path}; give FILE.py:NAME")
+    spec = importlib.util.spec_from_file_location(f"own_{Path(path).stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise FlagError(f"{flag} {word}: {path} cannot be loaded ({type(error).__name__}: {error}); mend it") from error
+    return path, getattr(module, name, None)
+
+
 def network_class(word):
     """The class that --network `word` names: of NETWORKS, or, of FILE.py:CLASS, of a file, which runs as it is read.
 
@@ -76,21 +90,10 @@ def network_class(word):
     """
     if not is_own(word):
         return NETWORKS[word]
-    path, _, name = word.rpartition(":")
-    if not Path(path).is_file():
-        raise FlagError(f"--network {word}: there is no file {path}; give FILE.py:CLASS")
-    spec = importlib.util.spec_from_file_location(f"own_{Path(path).stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise FlagError(
-            f"--network {word}: {path} cannot be loaded ({type(error).__name__}: {error}); mend it"
-        ) from error
-    kind = getattr(module, name, None)
+    path, kind = load_own("--network", word)
     if not (inspect.isclass(kind) and issubclass(kind, torch.nn.Module)):
-        raise FlagError(f"--network {word}: {path} has no class {name} that is a torch.nn.Module; give FILE.py:CLASS")
-    return type(name, (Own, kind), {"word": word, "__init__": functools.partialmethod(make_own, kind)})
+        raise FlagError(f"--network {word}: {path} has no class of this name that is a torch.nn.Module; mend it")
+    return type(kind.__name__, (Own, kind), {"word": word, "__init__": functools.partialmethod(make_own, kind)})
 
 
 def make_own(self, kind, **settings):

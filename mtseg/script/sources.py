@@ -7,10 +7,11 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from mtseg.classes import ClassError, ClassTable, read_classes, to_index
-from mtseg.datasets import UNKNOWN, CaseDataset, DataError, LAHeart, find_root, some
+from mtseg.datasets import UNKNOWN, CaseDataset, DataError, LAHeart, find_root, read_hdf5, some
 from mtseg.image_index import read_index
 from mtseg.images import ENDINGS, image_size, read_image, read_mask
 from mtseg.layouts import find_cases
@@ -84,6 +85,10 @@ class Source:
             self.axis = 2 if first else self.axis
             return VolumeCases(self.root_path, args.intensity, first, **how, **checked)
         return ImageCases(self, args, cases, labelnum, transform)
+
+    def annotated(self, args, cases):
+        """The `cases` as a CaseDataset, their labels those in the folder --annotations."""
+        return AnnotatedCases(self.dataset(args, cases, labelnum=0), args)
 
     def without_lists(self):
         """The cases that are unlabelled where no list says which are: images without a mask, None for HDF5 files."""
@@ -190,6 +195,53 @@ class ImageCases(CaseDataset):
         table, snap = files.table or plain_table(self.num_classes), self.snap or files.snap
         label, self.snapped[case] = read_label(files.mask, shape, table, snap)
         return {"image": image, "label": label}
+
+
+class AnnotatedCases(CaseDataset):
+    """The cases of `dataset` with the labels in the folder --annotations, UNKNOWN where nobody annotated."""
+
+    def __init__(self, dataset, args):
+        self.dataset, self.args = dataset, args
+        channels = dict.fromkeys(dataset.image_list, dataset.n_channels)
+        super().__init__(dataset.image_list, dataset.transform, {*dataset.image_list}, dataset.shapes, channels)
+
+    def path(self, case):
+        return self.dataset.path(case)
+
+    def read(self, case):
+        image, label = self.dataset.read(case)["image"], read_annotation(self.args.annotations, case)
+        label = np.moveaxis(label, 0, -1) if self.args.slices_first else label
+        path, shape, highest = annotation_file(self.args.annotations, case), self.shapes[case], self.args.num_classes
+        if label.shape != shape:
+            raise DataError(f"{path}: has shape {label.shape} and the case {shape}; take it anew")
+        if (wrong := label[(label >= highest) & (label != UNKNOWN)]).size:
+            raise DataError(f"{path}: has a label {wrong[0]}, but there are {highest} classes; take it anew")
+        return {"image": image, "label": label}
+
+
+def annotation_file(folder, case):
+    return Path(folder) / f"{case}.h5"
+
+
+def annotated_cases(folder):
+    """The names of the cases with labels in the folder --annotations; DataError where there are none."""
+    cases = sorted(path.stem for path in Path(folder).glob("*.h5"))
+    if not cases:
+        raise DataError(f"{folder}: no folder with a label <case>.h5 in it; give one that active_learning.py take made")
+    return cases
+
+
+def read_annotation(folder, case):
+    """The label of a case in the folder --annotations, uint8, as the case's own file has its axes; DataError."""
+    path = annotation_file(folder, case)
+    try:
+        with h5py.File(path, "r") as file:
+            label = read_hdf5(file, "label")
+            if label is None or label.dtype != np.uint8:
+                raise DataError(f"{path}: has no 'label' of whole numbers in 8 bits; take it anew")
+            return label[...]
+    except OSError as error:
+        raise DataError(f"{path}: not a whole HDF5 file ({' '.join(str(error).split())}); take it anew") from error
 
 
 def read_channels_of(paths, intensity):

@@ -1,0 +1,1 @@
+"""Active learning: rounds, candidates, strategies, annotators' files, simulation."""

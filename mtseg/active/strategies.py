@@ -1,0 +1,138 @@
+"""Strategies: which `n` regions of a candidates.Pool to annotate next.
+
+A strategy is a function of (pool, n, rng) that gives the indices of the chosen candidates, in the order of choice, or
+their query.Windows. `rng`: a numpy.random.Generator, its only source of chance. One's own is such a function in a file,
+--strategy FILE.py:NAME. What it gives is then chosen without overlap.
+"""
+
+import numpy as np
+
+from mtseg import diversity, query, uncertainty
+from mtseg.query import QueryError, Windows
+from mtseg.script.networks import load_own
+
+FACTOR = 4  # as many candidates as this times the budget are put in order, as some overlap
+
+
+def random(pool, n, rng):
+    """Chance: every candidate alike."""
+    return query.top_windows(rng.random(len(pool.windows.case)), pool.windows, n, pool.annotated)
+
+
+def strided(pool, n, rng):
+    """Every k-th candidate that is left, as the slices of a volume."""
+    return query.every_kth(len(pool.windows.case), n, pool.labeled())
+
+
+def foreground(share):
+    def strategy(pool, n, rng):
+        how = {"foreground": share, "background": () if pool.cases.background is None else (0, 255)}
+        return query.foreground_random(pool.cases.sides, pool.labels_of, pool.size, n, rng, annotated=pool.annotated, **how)
+
+    strategy.__doc__ = f"Chance, {share:.0%} of it around a class or on its border: true classes of an oracle, else predicted."
+    return strategy
+
+
+def unsure(name):
+    def strategy(pool, n, rng):
+        return query.top_windows(pool.scores(name), pool.windows, n, pool.annotated)
+
+    strategy.__doc__ = f"The highest {name.replace('_', ' ')}."
+    return strategy
+
+
+def noisy(kind):
+    def strategy(pool, n, rng):
+        scores = query.noisy(pool.scores("entropy"), kind, rng)
+        return query.top_windows(scores, pool.windows, n, pool.annotated)
+
+    strategy.__doc__ = f"Entropy with {kind} noise, so that a batch is not the same region many times."
+    return strategy
+
+
+def clasp_pe(pool, n, rng):
+    """Two thirds by the entropy of each class in turn, the rest by entropy, all with noise that falls by the rounds."""
+    beta = query.power_beta(min(pool.round, pool.rounds - 1), pool.rounds)
+    return query.clasp_pe(pool.class_scores(), pool.scores("entropy"), pool.windows, n, beta, rng, pool.annotated)
+
+
+def features_of(pool, rng):
+    return diversity.prepared(pool.features(), rng)
+
+
+def core_set(pool, n, rng):
+    """k-centre greedy: again and again what is farthest, by the network's features, from all that is labelled."""
+    return diversity.k_center(features_of(pool, rng), FACTOR * n, pool.labeled())
+
+
+def k_means(pool, n, rng):
+    """The middle of each of n clusters."""
+    return diversity.k_means(features_of(pool, rng), n, rng, pool.labeled())
+
+
+def typiclust(pool, n, rng):
+    """The most typical of each of many clusters, those of fewest labels first."""
+    return diversity.typiclust(features_of(pool, rng), n, rng, pool.labeled())
+
+
+def prob_cover(pool, n, rng):
+    """What covers most candidates that no labelled one covers."""
+    x = features_of(pool, rng)
+    classes = 2 if pool.network is None else pool.network.num_classes
+    return diversity.prob_cover(x, n, diversity.pure_radius(x, classes, rng), rng, pool.labeled())
+
+
+def unsure_core_set(pool, n, rng):
+    """k-centre greedy among the 5 n of highest entropy."""
+    return diversity.k_center_of_unsure(pool.scores("entropy"), features_of(pool, rng), n, pool.labeled())
+
+
+def ranks(pool, n, rng):
+    """The sum of two ranks: of the entropy, and of half the distance to what is labelled."""
+    labeled = pool.labeled()
+    far = diversity.distance_to_labeled(features_of(pool, rng), labeled)
+    scores = query.weighted_ranks([pool.scores("entropy"), np.minimum(far, np.finfo(float).max)], [1, 0.5])
+    return query.top_windows(scores, pool.windows, n, pool.annotated)
+
+
+STRATEGIES = {
+    "clasp_pe": clasp_pe,
+    "random": random,
+    "foreground33": foreground(1 / 3),
+    "foreground66": foreground(2 / 3),
+    "strided": strided,
+    **{name: unsure(name) for name in (*uncertainty.OF_THE_MEAN, *uncertainty.OF_MEMBERS)},
+    **{f"{kind}_entropy": noisy(kind) for kind in ("power", "softrank", "gibbs")},
+    "core_set": core_set,
+    "k_means": k_means,
+    "typiclust": typiclust,
+    "prob_cover": prob_cover,
+    "unsure_core_set": unsure_core_set,
+    "ranks": ranks,
+}
+
+
+def find_strategy(word):
+    """The function that `word` names: of STRATEGIES, or FILE.py:NAME. QueryError where there is none."""
+    if word in STRATEGIES:
+        return STRATEGIES[word]
+    if ".py:" not in word:
+        raise QueryError(f"there is no strategy {word}; there are {', '.join(STRATEGIES)}, or give FILE.py:NAME")
+    path, strategy = load_own("--strategy", word)
+    if not callable(strategy):
+        raise QueryError(f"--strategy {word}: {path} has no function of this name; mend it")
+    return strategy
+
+
+def choose(pool, strategy, n, rng):
+    """query.Windows of the `n` regions that the function `strategy` chooses from `pool`; QueryError where there are not
+    so many that overlap neither each other nor what is annotated."""
+    chosen = strategy(pool, n, rng)
+    if not isinstance(chosen, Windows):
+        order = np.asarray(chosen, dtype=int)
+        chosen = Windows(*(part[order] for part in pool.windows))
+    best_first = -np.arange(len(chosen.case), dtype=float)
+    kept = query.top_windows(best_first, chosen, n, pool.annotated)
+    if len(kept) < n:
+        raise QueryError(f"--budget {n}: only {len(kept)} regions are left to choose; ask for so many at most")
+    return Windows(*(part[kept] for part in chosen))

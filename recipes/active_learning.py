@@ -1,0 +1,149 @@
+"""Active learning: which cases, slices or patches to annotate next, by the network so far, and whether choosing pays.
+
+    python recipes/active_learning.py next --root_path data/mine --unit slice --budget 10     # makes active/round_01
+    python recipes/active_learning.py take          # once the masks are in active/round_01/masks, as TODO.txt says
+    python recipes/active_learning.py train --script train_mean_teacher.py --flags --max_iterations 2000
+    python recipes/active_learning.py next --budget 10              # by the network of that run; and so on
+    python recipes/active_learning.py status
+    python recipes/active_learning.py simulate --root_path data/LA --unit slice --budget 20 --output_dir runs/active \\
+        --strategies random foreground66 clasp_pe --seeds 1 2 3 4 --rounds 5 --flags --max_iterations 2000
+
+`next` waits for nobody, changes no file of yours, and asks for training cases alone. `take` checks what came back; a
+round is added as a whole or not at all. `train` learns from all rounds so far with any training script: of a case that
+is annotated in part the rest counts as unlabelled. `simulate` answers from the labels that are there: every strategy,
+with every seed, from the same start; it prints label-efficiency curves' areas, and draws them (with Matplotlib).
+Strategies: mtseg/active/strategies.py; nothing beats foreground66 everywhere (docs/active_learning.md).
+"""
+
+from pathlib import Path
+
+from mtseg.script import flags
+from mtseg.script.parser import Parser
+
+PARSER = Parser(description=__doc__, usage="%(prog)s next|take|train|status|simulate [ROUND] [flags]")
+ACTIONS = ("next", "take", "train", "status", "simulate")
+PARSER.add_argument("action", choices=ACTIONS, help="what to do")
+PARSER.add_argument("round", nargs="?", type=Path, metavar="ROUND", help="folder of a round (default: the last one)")
+flag, _ = PARSER.group("loop")
+flag("--output_dir", type=Path, default=Path("active"), help="folder of all rounds, or of a simulation")
+flag("--root_path", help="folder of the data; what `next` first gets of this group holds for all rounds")
+flag("--unit", choices=("case", "slice", "patch"), help="what is annotated at a time (default: case)")
+flag("--region", type=flags.positive, nargs="+", metavar="SIDE", help="of a patch: its sides in voxels")
+flag("--stride", type=flags.positive, help="voxels between candidate patches (default: half of a side)")
+flag("--num_classes", type=flags.classes, help="classes, background included (default: classes.json's, else 2)")
+flag("--rounds", type=flags.positive, help="rounds that are planned, by which noise falls (default: 5)")
+flag("--seed", type=flags.natural, help="of all chance (default: 1337)")
+flag, _ = PARSER.group("next, simulate")
+flag("--budget", type=flags.positive, default=10, help="regions to annotate in a round")
+flag("--strategy", help="how to choose (default: clasp_pe, and typiclust before there is a network), or FILE.py:NAME")
+flag("--run", type=Path, nargs="+", help="weights, or folders of runs, to choose by (default: the last round's run)")
+flag("--network", help="of the run, where it is FILE.py:CLASS")
+flag("--weights", choices=("student", "teacher"), default="student", help="whose, of a run")
+flag("--members", choices=("network", "teacher", "flips", "dropout"), default="network", help="what is averaged")
+flag("--samples", type=flags.positive, default=10, help="masks of --members dropout")
+of = "a region's score: mean, or of its top twentieth, predicted boundary or foreground"
+flag("--of", choices=("mean", "top", "boundary", "foreground"), default="mean", help=of)
+flag("--labelnum", type=flags.positive, help="cases that have labels already: the first ones of train.list")
+flag, _ = PARSER.group("take")
+flag("--snap", action="store_true", help="take the nearest class for colours and values that are none")
+flag("--allow_empty", action="store_true", help="masks without any class are meant so")
+flag, _ = PARSER.group("train, simulate")
+flag("--script", default="train_sup.py", help="training script: a file, or a method's name")
+flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
+flag, _ = PARSER.group("simulate")
+compared = ("random", "foreground33", "foreground66", "entropy", "margin", "core_set", "clasp_pe")
+flag("--strategies", nargs="+", default=compared, metavar="NAME", help="which to compare")
+flag("--seeds", type=flags.natural, nargs="+", default=[1, 2, 3, 4], metavar="N", help="which to repeat it with")
+flag("--jobs", type=flags.positive, default=2, help="chains of rounds at a time, one thread each")
+flag("--flags", nargs="...", default=[], help="all that follows goes to the training script")
+flags.answer_help(PARSER, __name__)
+
+import numpy as np
+from tqdm import tqdm
+
+from mtseg.active import rounds
+from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
+from mtseg.active.candidates import Cases, Network, Pool
+from mtseg.active.simulation import Oracle, selection_of, simulate_all
+from mtseg.active.strategies import choose, find_strategy
+from mtseg.active.tasks import loop_of, table_of, tasks_of, weights_of
+from mtseg.report import Table, to_text
+from mtseg.script import methods
+from mtseg.script.processes import run_script
+
+
+def ask(args):
+    """Make the next round's folder, with what to annotate and with the annotator's files."""
+    loop = loop_of(args)
+    cases, before = Cases(loop["root_path"]), rounds.rounds_of(args.output_dir)
+    if args.labelnum and not before:
+        rounds.begin_with(args.output_dir, Oracle(cases).whole_cases(args.labelnum), cases.background)
+        before = rounds.rounds_of(args.output_dir)
+    folder, paths = rounds.next_round(args.output_dir), weights_of(args, before)
+    network = Network(cases, paths, args.members, args.samples, args.gpu, args.network) if paths else None
+    strategy = args.strategy or ("clasp_pe" if paths else "typiclust")
+    print(f"{strategy}, by {', '.join(map(str, paths)) if paths else 'the images alone: there is no network yet'}")
+
+    annotated, number = rounds.regions_asked(before), int(folder.name[6:])
+    how = {"round": number - 1, "rounds": loop["rounds"], "of": args.of}
+    pool = Pool(cases, loop["unit"], loop["region"], loop["stride"], annotated, network, **how)
+    chosen = choose(pool, find_strategy(strategy), args.budget, np.random.default_rng([loop["seed"], number]))
+    selection = selection_of(pool, chosen, strategy, weights=[str(path) for path in paths], members=args.members)
+
+    def write(unfinished):
+        table = table_of(cases, loop)
+        tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
+        selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
+        write_todo(unfinished, selection["cases"], table)
+
+    rounds.begin_round(folder, selection, write)
+    print(f"{folder / 'TODO.txt'} says what to annotate: {len(chosen.case)} regions in {len(selection['cases'])} cases")
+
+
+def take(args):
+    """Check the masks of a round and add them, all or none."""
+    loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir)
+    cases, selection = Cases(loop["root_path"]), rounds.asked_in(folder)
+    if rounds.is_taken(folder):
+        raise rounds.RoundError(f"{folder}: its masks are taken already; go on with `train`, or `next`")
+    table, labels, changed, snapped = table_of(cases, loop), [], {}, 0
+    check_folder(folder, selection["cases"])
+    for record in selection["cases"]:
+        label, moved = read_mask(folder, record, table, args.snap, args.allow_empty)
+        labels.append((record["case"], label))
+        changed[record["case"]] = changed_share(read_prediction(folder, record, table), label, record["boxes"])
+        snapped += moved
+    rounds.end_round(folder, labels, cases.background, changed={k: v for k, v in changed.items() if v == v})
+    print(f"{len(labels)} masks are taken; {snapped} voxels were snapped to a class" if snapped else "all masks are taken")
+    for case, share in changed.items():
+        print(f"{case}: {share:.1%} of the prediction was changed" if share == share else f"{case}: annotated anew")
+
+
+def train(args):
+    """Train with the labels of a round and of those before it, those that are not annotated as unlabelled."""
+    loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
+    if not rounds.is_taken(folder):
+        raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
+    words = [methods.find_script(args.script), "--root_path", loop["root_path"], "--annotations", folder / "annotations"]
+    words += ["--seed", loop["seed"], *(["--num_classes", loop["num_classes"]] if loop["num_classes"] else [])]
+    run_script([*words, *args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu])
+    print(f"trained: {methods.trained_weights(folder / 'run', args.weights, ended=True)}")
+
+
+def status(args):
+    """Print what each round asked for and what came back."""
+    loop_of(args)
+    columns = ["round", "strategy", "regions", "cases", "voxels", "foreground", "changed", "network"]
+    table = Table(columns, [rounds.row_of(folder) for folder in rounds.rounds_of(args.output_dir)], [], [], [])
+    print(to_text(table), end="")
+
+
+def main(argv=None):
+    actions = {"next": ask, "take": take, "train": train, "status": status, "simulate": simulate_all}
+    with flags.one_sentence():
+        args = PARSER.parse_args(argv)
+        actions[args.action](args)
+
+
+if __name__ == "__main__":
+    main()
