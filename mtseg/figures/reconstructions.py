@@ -10,8 +10,8 @@ from mtseg.datasets import DataError
 from mtseg.figures.canvas import WIDTH, FigureError
 from mtseg.masking import Reconstructor, corrupted
 from mtseg.script import flags, methods
+from mtseg.script.build import new_network
 from mtseg.script.data import held_out_patches
-from mtseg.script.networks import network_class
 from mtseg.script.progress import BLUE, ORANGE, literal, moving_average, read_columns, thinned
 from mtseg.script.sources import Source
 
@@ -33,8 +33,8 @@ def reconstructions(folder, case=None):
     args = flags.parse(
         methods.parser_of(flags.HOME / "recipes/pretrain_masked.py"), ["--config", Path(folder) / "config.json"]
     )
-    args.has_dropout, channels = True, config["n_channels"]
-    net = network_class(args.network)(**flags.network_settings(args, channels) | {"n_classes": channels})
+    args.has_dropout = True
+    net = new_network(args, config["n_channels"], config["n_channels"])
     # The state of the last iteration: in iter_<N>.pth batch norm's statistics are those of whole images.
     state = load_checkpoint(Path(folder) / "latest.pth")
     load_weights(net, {"state_dict": state["model"]}, Path(folder) / "latest.pth")

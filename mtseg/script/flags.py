@@ -329,9 +329,8 @@ def data_settings(root_path, classes_count=True):
     from mtseg.script.sources import UNKNOWN, Source  # not above: it loads PyTorch, and --help is answered before
 
     source = Source(root_path)
-    settings, table = {"dims": source.dims, "classes": None, "background": 0}, None
-    if classes_count:
-        table = source.table
+    table = source.table if classes_count else None
+    settings = {"dims": source.dims, "classes": None, "background": 0}
     settings["intensity"] = "zscore" if source.dims == 2 else "none"
     if table is not None:
         settings |= {"classes": table.to_dict(), "background": table.background, "num_classes": len(table.names)}

@@ -13,6 +13,7 @@ from mtseg.checkpoint import file_sha256, load_fitting, write_whole
 from mtseg.datasets import DataError, test_cases
 from mtseg.finetuning import names_of
 from mtseg.script import flags, methods
+from mtseg.script.build import new_network
 from mtseg.script.config import words_of
 from mtseg.script.data import choose_cases
 from mtseg.script.endings import sentence
@@ -235,8 +236,7 @@ def network_of(args):
     source, cases = (source, cases["train_cases"]) if cases["train_cases"] else (other, cases["unlabeled_cases"])
     channels = source.dataset(args, cases[:1], 0).n_channels * (2 * args.context + 1)
     args = argparse.Namespace(**{**vars(args), "has_dropout": True})
-    settings = flags.network_settings(args, channels) | ({} if args.labelnum else {"n_classes": channels})
-    return network_class(args.network)(**settings)
+    return new_network(args, channels, None if args.labelnum else channels)
 
 
 def tested_channels(args):
