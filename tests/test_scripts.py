@@ -421,6 +421,8 @@ def test_weights_from_before_the_end_are_not_called_the_last_iteration(tmp_path,
     told = {path.name: inference.main(["--model_path", str(path)])["selection"] for path in folder.glob("iter_*.pth")}
     expected = {f"iter_{n}.pth": f"iteration {n} of 6" for n in range(2, ends, 2)}
     assert told == {**expected, f"iter_{ends}.pth": "last iteration"}
+    (folder / f"iter_{ends}.pth").unlink()  # as if it had been cut off
+    assert inference.main(["--model_path", str(folder / "iter_2.pth")])["selection"] == "iteration 2 of 6"
 
 
 def test_validation_changes_no_weights(runs, tmp_path):

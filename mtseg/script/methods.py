@@ -98,22 +98,17 @@ def find_script(word):
 def trained_weights(folder, weights="student"):
     """The weights of the last iteration of the run below `folder`, of its network `weights`; None until it has ended.
 
-    With --keep_last, which leaves such files on the way, the run's state says whether --patience has ended it.
+    With --keep_last, which leaves such files on the way, the last of --max_iterations, or what --patience ended with.
     """
-    from mtseg.checkpoint import load_checkpoint
     from mtseg.script.run import PREFIXES
-    from mtseg.script.runfolder import numbered_weights  # here, as all three load PyTorch
+    from mtseg.script.runfolder import numbered_weights, stopped_early  # here, as both load PyTorch
 
     configs = list(Path(folder).glob("model/*/*/config.json"))
     files = numbered_weights(configs[0].parent) if configs else []
     if not files:
         return None
     config, last = flags.read_config(configs[0]), files[-1]
-    if config.get("keep_last") and last.stem != f"iter_{config.get('max_iterations')}":
-        latest = last.with_name("latest.pth")
-        if not (config.get("patience") and latest.is_file()):
-            return None
-        state = load_checkpoint(latest)
-        if state["progress"]["waited"] < config["patience"] or last.stem != f"iter_{state['iteration']}":
-            return None
+    on_the_way = config.get("keep_last") and last.stem != f"iter_{config.get('max_iterations')}"
+    if on_the_way and not stopped_early(last, config):
+        return None
     return last.with_name(f"{PREFIXES.get(weights, f'{weights}_')}{last.name}")

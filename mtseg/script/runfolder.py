@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mtseg.checkpoint import file_sha256
+from mtseg.checkpoint import file_sha256, load_checkpoint
 from mtseg.script.config import LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
@@ -144,9 +144,18 @@ def selection_of(path, config, checkpoint):
         return selection
     prefix, _, number = path.stem.rpartition("iter_")
     iteration = int(number) if number.isdecimal() else checkpoint.get("iteration", length)
-    # With --patience a run may have ended there.
-    ended_early = config.get("patience") and path in numbered_weights(path.parent, prefix)[-1:]
-    return "last iteration" if iteration == length or ended_early else f"iteration {iteration} of {length}"
+    ended = iteration == length or (path in numbered_weights(path.parent, prefix)[-1:] and stopped_early(path, config))
+    return "last iteration" if ended else f"iteration {iteration} of {length}"
+
+
+def stopped_early(path, config):
+    """Whether the run with this config, whose newest weights are in `path`, was ended there by its --patience: as its
+    state in latest.pth says, without which nothing goes on."""
+    latest = path.with_name("latest.pth")
+    if not (config.get("patience") and latest.is_file()):
+        return bool(config.get("patience"))
+    state = load_checkpoint(latest)
+    return path.stem.endswith(f"iter_{state['iteration']}") and state["progress"]["waited"] >= config["patience"]
 
 
 def newest_weights(folder):
