@@ -30,9 +30,8 @@ def reconstructions(folder, case=None):
     config = flags.read_config(Path(folder) / "config.json")
     if "pretext" not in config:
         raise FigureError(f"{folder}: not the folder of a run of recipes/pretrain_masked.py; give one")
-    args = flags.parse(
-        methods.parser_of(flags.HOME / "recipes/pretrain_masked.py"), ["--config", Path(folder) / "config.json"]
-    )
+    parser = methods.parser_of(flags.HOME / "recipes/pretrain_masked.py")
+    args = flags.parse(parser, ["--config", Path(folder) / "config.json"])
     args.has_dropout = True
     net = new_network(args, config["n_channels"], config["n_channels"])
     # The state of the last iteration: in iter_<N>.pth batch norm's statistics are those of whole images.

@@ -20,11 +20,8 @@ from mtseg.script.checks import ENCODED, FlagError, check_network_fits, is_own
 
 # Each takes a number of channels and an output stride; ConvNeXt and DINOv2 have but one.
 ENCODERS = {f"resnet{depth}": functools.partial(ResNet, depth) for depth in (18, 34, 50)}
-ENCODERS |= {
-    "efficientnet_b0": EfficientNetB0,
-    "efficientnet_b0_tf": functools.partial(EfficientNetB0, tensorflow=True),
-}
-ENCODERS |= {"convnext_t": lambda n_channels, _: ConvNeXtT(n_channels)}
+ENCODERS |= {"efficientnet_b0": EfficientNetB0, "convnext_t": lambda n_channels, _: ConvNeXtT(n_channels)}
+ENCODERS["efficientnet_b0_tf"] = functools.partial(EfficientNetB0, tensorflow=True)
 ENCODERS["dinov2_vits14"] = lambda n_channels, _: Pyramid(DINOv2(n_channels))
 ENCODERS["dinov2_vits14_reg"] = lambda n_channels, _: Pyramid(DINOv2(n_channels, registers=4))
 DECODERS = {"unet": UNetDecoder, "deeplab": DeepLabV3Plus}

@@ -76,8 +76,8 @@ class Stage:
         """What must not change once it has begun."""
         settings = {name: value for name, value in vars(self.args).items() if name not in ASIDE}
         script = self.script.relative_to(flags.HOME) if flags.HOME in self.script.parents else self.script
-        start = getattr(self.origin, "name", self.origin and str(self.origin))
-        return json.loads(json.dumps(settings | {"script": str(script), "from": start, "weights": self.weights}))
+        others = {"script": str(script), "from": self.origin and self.origin.name, "weights": self.weights}
+        return json.loads(json.dumps(settings | others))  # as a file gives it back
 
     def begin(self):
         """Write down what must not change from now on."""
