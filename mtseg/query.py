@@ -214,7 +214,9 @@ def foreground_random(sides, labels_of, size, n, rng, foreground=2 / 3, backgrou
         if kind == 0:
             places = rng.integers(0, last + 1, size=(tries, len(size)))
         else:
-            places = class_voxels(labels_of(case), kind == 2, tries, rng, background) - np.minimum(size, sides[case]) // 2
+            places = (
+                class_voxels(labels_of(case), kind == 2, tries, rng, background) - np.minimum(size, sides[case]) // 2
+            )
         starts, width = free_starts(places, case, sides, size, before + found)
         missed += 1
         if len(starts):
@@ -226,8 +228,8 @@ def foreground_random(sides, labels_of, size, n, rng, foreground=2 / 3, backgrou
 def first_windows(sides, labels_of, size, n, rng, background=0, per_class=2, tries=100):
     """Windows: `n` of `size` voxels to begin with, so that every class is among them.
 
-    The start of nnActive (arXiv:2511.19183): `per_class` windows centred in a voxel of each class, the rarest first, then
-    as foreground_random with 1/3. Arguments as there; all cases are read once to count the classes.
+    The start of nnActive (arXiv:2511.19183): `per_class` windows centred in a voxel of each class, the rarest first,
+    then as foreground_random with 1/3. Arguments as there; all cases are read once to count the classes.
     """
     check_budget(n)
     counts, found = {}, []
@@ -256,8 +258,8 @@ def windows_of(places, dims):
 
 
 def free_starts(places, case, sides, size, taken):
-    """(of `places`, corners of windows of a case, those that, moved into it, overlap no window in `taken`, tuples (case,
-    start, stop); the windows' sides)."""
+    """(those of `places`, corners of windows of a case, that overlap nothing once they are moved into it; the windows'
+    sides). `taken`: tuples (case, start, stop) not to overlap."""
     width = np.minimum(size, sides[case])
     starts = np.clip(places, 0, np.array(sides[case]) - width)
     for other, start, stop in taken:

@@ -94,7 +94,7 @@ def ask(args):
         table = table_of(cases, loop)
         tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
         selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
-        write_todo(unfinished, selection["cases"], table)
+        write_todo(unfinished, selection["cases"], table, folder)
 
     rounds.begin_round(folder, selection, write)
     print(f"{folder / 'TODO.txt'} says what to annotate: {len(chosen.case)} regions in {len(selection['cases'])} cases")
@@ -114,7 +114,9 @@ def take(args):
         changed[record["case"]] = changed_share(read_prediction(folder, record, table), label, record["boxes"])
         snapped += moved
     rounds.end_round(folder, labels, cases.background, changed={k: v for k, v in changed.items() if v == v})
-    print(f"{len(labels)} masks are taken; {snapped} voxels were snapped to a class" if snapped else "all masks are taken")
+    print(
+        f"{len(labels)} masks are taken; {snapped} voxels were snapped to a class" if snapped else "all masks are taken"
+    )
     for case, share in changed.items():
         print(f"{case}: {share:.1%} of the prediction was changed" if share == share else f"{case}: annotated anew")
 
@@ -124,9 +126,17 @@ def train(args):
     loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
     if not rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
-    words = [methods.find_script(args.script), "--root_path", loop["root_path"], "--annotations", folder / "annotations"]
+    words = [
+        methods.find_script(args.script),
+        "--root_path",
+        loop["root_path"],
+        "--annotations",
+        folder / "annotations",
+    ]
     words += ["--seed", loop["seed"], *(["--num_classes", loop["num_classes"]] if loop["num_classes"] else [])]
-    run_script([*words, *args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu])
+    print(f"training; its output goes to {folder / 'train.log'}", flush=True)
+    words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
+    run_script(words, folder / "train.log")
     print(f"trained: {methods.trained_weights(folder / 'run', args.weights, ended=True)}")
 
 
@@ -142,6 +152,9 @@ def main(argv=None):
     actions = {"next": ask, "take": take, "train": train, "status": status, "simulate": simulate_all}
     with flags.one_sentence():
         args = PARSER.parse_args(argv)
+        if args.round:  # a path, or a name in --output_dir
+            args.round = args.round if args.round.is_dir() else args.output_dir / args.round
+            args.output_dir = args.round.parent
         actions[args.action](args)
 
 

@@ -392,6 +392,9 @@ def test_packages_that_are_missing(tmp_path, monkeypatch, module, name, package)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ImageError, match=rf'{name}: reading \w+ needs {package}: pip install "mtseg\[images\]"'):
         read_image(tmp_path / name)
+    if module == "tifffile":
+        with pytest.raises(ImageError, match=r'writing TIFF needs tifffile: pip install "mtseg\[images\]"'):
+            tiff_bytes(pixels())
 
 
 def test_bombs_explode_before_memory_is_taken(tmp_path):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtseg.active.pictures import PLANE, colours, grey, heat, montage, slice_of
 from mtseg.checkpoint import file_sha256, write_whole
 from mtseg.classes import ClassError, ClassTable, to_index
 from mtseg.datasets import UNKNOWN
@@ -31,12 +32,7 @@ from mtseg.volumes import VolumeError, nifti_header, read_volume, volume_bytes
 IMAGES = (".png", ".tif", ".tiff")
 ENDINGS = (*IMAGES, ".nii.gz", ".nii", ".nrrd")
 LEAVE_OUT = "leave out"
-PLANE = {None: (0, 1), 0: (1, 2), 2: (1, 0)}  # by axis: which axes run down and to the right in a picture of a slice
 KIND = {None: ".png", 0: ".tif", 2: ".nii.gz"}
-VIRIDIS = ((68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140), (40, 174, 128))
-VIRIDIS += ((94, 201, 98), (173, 220, 48), (253, 231, 37))
-DIGITS = (0o75557, 0o26227, 0o71747, 0o71717, 0o55711, 0o74717, 0o74757, 0o71111, 0o75757, 0o75717)  # rows of 3 dots
-SIDE = 256  # pixels: slices of which both sides are at most half as large are shown larger
 
 
 class AnnotationError(ValueError):
@@ -90,11 +86,11 @@ def write_case(folder, task, table):
     record["spacing"] = None if task.spacing is None else list(map(float, task.spacing))
 
     channels = task.image.reshape(-1, *shape)
-    if task.axis != 2:
-        channels = np.stack([grey(channel) for channel in channels])
-    images = [(path.suffix.lower(), path.read_bytes()) for path in map(Path, task.files)]
-    for number, (ending, content) in enumerate(images or (grid_file(channel, record) for channel in channels)):
-        name = f"images/{task.case}{f'_{number}' if len(images or channels) > 1 else ''}{ending}"
+    images = ((path.suffix.lower(), path.read_bytes()) for path in map(Path, task.files))
+    if not task.files:
+        images = (grid_file(channel if task.axis == 2 else grey(channel), record) for channel in channels)
+    for number, (ending, content) in enumerate(images):
+        name = f"images/{task.case}{f'_{number}' if len(task.files or channels) > 1 else ''}{ending}"
         write_whole(folder / name, content)
         record["images"].append(name)
     if task.prediction is not None:
@@ -102,10 +98,14 @@ def write_case(folder, task, table):
         ending, content = grid_file(values, record) if task.axis == 2 else image_file(task.prediction, more)
         record |= {"prediction": f"predictions/{task.case}{ending}", "sha256": hashlib.sha256(content).hexdigest()}
         write_whole(folder / record["prediction"], content)
-    picture = montage(record, colour_slice(task, channels, more))
+    picture = montage(shape, task.axis, task.boxes, colours(channels, task.prediction, task.axis, more))
     write_whole(folder / f"colour/{task.case}.png", png_bytes(picture))
     if task.uncertainty is not None:
-        picture = montage(record, lambda number: heat(cut(task.uncertainty, task.axis, number)), scale=True)
+
+        def draw(number):
+            return heat(slice_of(task.uncertainty, task.axis, number))
+
+        picture = montage(shape, task.axis, task.boxes, draw, scale=True)
         write_whole(folder / f"uncertainty/{task.case}.png", png_bytes(picture))
         if task.axis is not None:
             ending, content = grid_file(task.uncertainty.astype(np.float32), record)
@@ -121,94 +121,11 @@ def grid_file(array, record):
     return ".nii.gz", volume_bytes(array, ".nii.gz", header)
 
 
-def grey(channel):
-    """uint8: all but the darkest and the brightest 0.5 % of the values spread over 0 to 255."""
-    low, high = np.percentile(channel, (0.5, 99.5))
-    return (255 * np.clip((channel - low) / max(high - low, 1e-12), 0, 1)).astype(np.uint8)
-
-
-def cut(array, axis, number):
-    """Slice `number` of `array` (*spatial), the rows of a picture first; of an image the whole."""
-    return array if axis is None else array[number] if axis == 0 else array[:, :, number].T
-
-
-def colour_slice(task, channels, table):
-    """The function that draws slice `number`: the image, grey or in its own colours, with the prediction over it."""
-    palette, shown = table.palette(), channels if len(channels) == 3 and task.axis is None else channels[:1]
-    if task.axis == 2:
-        shown = [grey(channel) for channel in shown]
-
-    def draw(number):
-        picture = np.stack([cut(channel, task.axis, number) for channel in shown] * (3 // len(shown)), -1)
-        if task.prediction is None:
-            return picture
-        index = cut(task.prediction, task.axis, number)
-        over = (index != table.background)[..., None]
-        return np.where(over, (0.55 * picture + 0.45 * palette[index]).astype(np.uint8), picture)
-
-    return draw
-
-
-def heat(values):
-    """uint8 (..., 3): the colours of numbers from 0, dark blue, over green to 1, yellow: Matplotlib's viridis."""
-    places = np.linspace(0, 1, len(VIRIDIS))
-    return np.stack([np.interp(values, places, part).round() for part in zip(*VIRIDIS, strict=True)], -1).astype(
-        np.uint8
-    )
-
-
-def slices_of(record):
-    """The slices that are shown: of a thin box every one, else three through its middle; [None] of an image."""
-    if record["axis"] is None:
-        return [None]
-    spans = [(start[record["axis"]], stop[record["axis"]]) for start, stop in record["boxes"]]
-    return sorted({first + (last - first) * k // 4 for first, last in spans for k in (1, 2, 3)})
-
-
-def montage(record, draw, scale=False):
-    """A picture (H, W, 3) of the slices side by side, their numbers, from 1, above them, and the boxes outlined in
-    them. `scale`: with a bar from 0 to 1."""
-    tiles, down, right = [], *PLANE[record["axis"]]
-    times = max(1, SIDE // max(record["shape"][down], record["shape"][right]))
-    for number in slices_of(record):
-        tile = draw(number).repeat(times, 0).repeat(times, 1)
-        thick = 1 + max(tile.shape) // 500
-        for start, stop in record["boxes"]:
-            if number is None or start[record["axis"]] <= number < stop[record["axis"]]:
-                for inset, brightness in (0, 255), (thick, 0):  # seen on bright and on dark
-                    top, bottom = times * start[down] + inset, times * stop[down] - inset
-                    left, end = times * start[right] + inset, times * stop[right] - inset
-                    frame = tile[top:bottom, left:end]
-                    for side in frame[:thick], frame[-thick:], frame[:, :thick], frame[:, -thick:]:
-                        side[...] = brightness
-        if number is not None:
-            title = np.zeros((14, tile.shape[1], 3), np.uint8)
-            stamp(title, number + 1, 2, 2)
-            tile = np.concatenate([title, tile])
-        tiles.append(np.pad(tile, ((0, 4), (0, 4), (0, 0)), constant_values=255))
-    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % 4 if len(tiles) > 4 else 0)
-    picture = np.concatenate([np.concatenate(tiles[row : row + 4], 1) for row in range(0, len(tiles), 4)])
-    if scale:
-        bar = np.zeros((len(picture), 28, 3), np.uint8)
-        bar[:, :16] = heat(np.linspace(1, 0, len(picture)))[:, None]
-        stamp(bar, 1, 2, 18)
-        stamp(bar, 0, len(picture) - 12, 18)
-        picture = np.concatenate([picture, bar], 1)
-    return picture
-
-
-def stamp(picture, number, top, left):
-    """Draw a number in white into `picture`, 10 pixels high."""
-    for place, digit in enumerate(map(int, str(number))):
-        dots = np.array([DIGITS[digit] >> bit & 1 for bit in range(14, -1, -1)]).reshape(5, 3, 1)
-        corner = picture[top : top + 10, left + 8 * place : left + 8 * place + 6]
-        corner[...] = 255 * dots.repeat(2, 0).repeat(2, 1)[: len(corner), : corner.shape[1]]
-
-
-def write_todo(folder, records, table):
+def write_todo(folder, records, table, place=None):
     """Write TODO.txt, the classes' names and colours as annotators' programs read them, and an empty folder masks/.
 
-    `records`: what `write_case` returned for each case of the round.
+    `records`: what `write_case` returned for each case of the round. `place`: what `folder` is called in the end, where
+    it still has another name.
     """
     folder, more, files = Path(folder), annotation_table(table), []
     colors = more.palette()[: len(more.names)].tolist()
@@ -224,7 +141,7 @@ def write_todo(folder, records, table):
         write_whole(folder / "classes.ctbl", "\n".join(["# Color table file classes.ctbl", *lines, ""]).encode())
         files.append("labels.txt: names and colours for ITK-SNAP: Segmentation > Import Label Descriptions")
         files.append("classes.ctbl: the same for 3D Slicer: load it as a color table, before the prediction")
-    write_whole(folder / "TODO.txt", todo(folder, records, rows, files).encode())
+    write_whole(folder / "TODO.txt", todo(place or folder, records, rows, files).encode())
 
 
 def todo(folder, records, rows, files):
@@ -249,8 +166,8 @@ def todo(folder, records, rows, files):
         "colour/ shows the prediction over the image, the regions framed. uncertainty/ shows how unsure the network",
         "is, in all pictures on one scale: from 0, dark blue, sure, to 1, yellow, all classes are equally likely.",
         "Slices are counted from 1, as ImageJ and ITK-SNAP do, and in brackets from 0, as napari and 3D Slicer do.",
-        "x runs to the right and y down, both counted from 0, as in ImageJ; napari names y before x; ITK-SNAP counts",
-        "them from 1.",
+        "x runs to the right and y down, both counted from 0, as in ImageJ. napari names y before x; ITK-SNAP counts",
+        "them from 1, and may show a volume mirrored.",
     ]
     for record in records:
         name = f"masks/{record['case']}{KIND[record['axis']]}"
@@ -321,7 +238,7 @@ def read_mask(folder, record, table, snap=False, allow_empty=False):
             where = region(record, start, stop)
             raise AnnotationError(f"{paths[0]}: all is left out in {where}; annotate some of it")
     if not allow_empty and not (labels[labels != UNKNOWN]).any():
-        only = f"holds nothing but {table.names[0]!r} in its regions"
+        only = f"all is {table.names[0]!r}, or {LEAVE_OUT} ({annotation_table(table).values[-1]}), in its regions"
         raise AnnotationError(f"{paths[0]}: {only}; draw what is there, or say that it is so with --allow_empty")
     return labels, snapped
 
@@ -376,11 +293,15 @@ def read_voxels(path, record):
     """(mask (*spatial) of values or (*spatial, 3) of colours, the colours (*spatial, 3) in which its palette shows the
     values, or None)."""
     if not path.name.lower().endswith(IMAGES):
-        # Of an image or a stack ITK's programs save (W, H, S).
-        return (on_grid(path, record) if record["axis"] == 2 else read_volume(path).array.T), None
+        if record["axis"] == 2:
+            return on_grid(path, record), None
+        mask = read_volume(path).array.T  # of a stack (S, H, W) and of an image ITK's programs save (W, H, S)
+        return mask[0] if record["axis"] is None and len(mask) == 1 else mask, None
     if record["axis"] == 2:
         raise AnnotationError(f"{path}: a mask of a volume is not kept in pages; save it as NIfTI or NRRD")
     mask, image = read_pixels(path), np.moveaxis(read_image(path), 0, -1)
+    if record["axis"] == 0 and record["shape"][0] == 1:
+        mask, image = mask[None], image[None]
     return mask, image if image.shape == (*mask.shape, 3) else None
 
 

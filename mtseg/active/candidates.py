@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mtseg import averaging, uncertainty
 from mtseg.datasets import slice_of, test_cases, training_cases
 from mtseg.query import QueryError, opened, windows_of
-from mtseg.script import flags
+from mtseg.script import fast, flags
 from mtseg.script.inference_flags import inference_parser, parse_inference
 from mtseg.script.runfolder import choose_device
 from mtseg.script.segment import load_networks
@@ -44,7 +44,9 @@ class Cases:
         self.dataset = self.source.dataset(argparse.Namespace(**how, labelnum=0), self.names, labelnum=0)
         self.sides = [self.dataset.shapes[name] for name in self.names]
         if len({*map(len, self.sides)}) != 1:
-            raise QueryError(f"{root_path}: holds {'no cases' * (not self.sides) or 'images and stacks'}; give one kind")
+            raise QueryError(
+                f"{root_path}: holds {'no cases' * (not self.sides) or 'images and stacks'}; give one kind"
+            )
 
     def image(self, number):
         """The image of a case, float32 (*spatial) or (C, *spatial)."""
@@ -72,12 +74,15 @@ class Network:
         self.args = parse_inference(inference_parser(""), [str(word) for word in words])
         self.cases, self.members_are, self.samples = cases, members, samples
         self.device = choose_device(self.args.gpu)
+        fast.switch_on(self.args, self.device)
         self.trained = load_networks(self.args, self.device)
         self.args.uncertainty, self.num_classes = None, self.args.num_classes
         self.dataset = cases.source.dataset(self.args, cases.names, labelnum=0)
         channels = self.dataset.n_channels * (2 * self.args.context + 1)
         if channels != self.args.n_channels:
-            raise QueryError(f"{paths[0]}: takes {self.args.n_channels} channels, the cases have {channels}; name its run")
+            raise QueryError(
+                f"{paths[0]}: takes {self.args.n_channels} channels, the cases have {channels}; name its run"
+            )
 
     def members(self, number):
         """The score maps of a case, float32 (num_classes, *spatial), one by one."""
@@ -126,7 +131,9 @@ class Network:
             part = resize_nearest(part, args.resize) if args.resize else part
             resized = part.shape[-args.dims :]
             part = pad_to(part.reshape(-1, *resized), args.patch_size)
-            rows = [np.unique([*range(0, s - p, p), s - p]) for s, p in zip(part.shape[1:], args.patch_size, strict=True)]
+            rows = [
+                np.unique([*range(0, s - p, p), s - p]) for s, p in zip(part.shape[1:], args.patch_size, strict=True)
+            ]
             for corner in itertools.product(*rows):
                 window = tuple(slice(c, c + p) for c, p in zip(corner, args.patch_size, strict=True))
                 patch = torch.from_numpy(np.ascontiguousarray(part[(slice(None), *window)], np.float32))
@@ -146,13 +153,21 @@ class Network:
 class Pool:
     """What a strategy chooses from: regions of cases, those that are annotated, and what is known of both.
 
-    `cases`: a Cases. `windows`: query.Windows of all candidates, the case a number in `cases.names`. `size`: the sides of a
-    region, WHOLE for all of a case. `annotated`: Windows of what has labels. `network`: a Network, or None before there
-    is one. `truth(number)`: the label of a case, where an oracle answers. `round`: its number, from 0, of `rounds`.
+    `cases`: a Cases. `windows`: query.Windows of all candidates, the case a number in `cases.names`. `size`: the sides
+    of a region, WHOLE for all of a case. `annotated`: Windows of what has labels. `network`: a Network, or None before
+    there is one. `truth(number)`: the label of a case, where an oracle answers. `round`: its number, from 0, of
+    `rounds`.
     """
 
     def __init__(self, cases, unit, size, stride, annotated, network=None, truth=None, round=0, rounds=5, of="mean"):
-        self.cases, self.network, self.truth, self.round, self.rounds, self.of = cases, network, truth, round, rounds, of
+        self.cases, self.network, self.truth, self.round, self.rounds, self.of = (
+            cases,
+            network,
+            truth,
+            round,
+            rounds,
+            of,
+        )
         self.size = region_size(cases, unit, size)
         self.stride = [s if s in (1, WHOLE) else stride or max(s // 2, 1) for s in self.size]
         number_of = {name: number for number, name in enumerate(cases.names)}
@@ -169,7 +184,7 @@ class Pool:
         return np.flatnonzero(~opened(self.windows, 0, self.annotated))
 
     def scores(self, name):
-        """(N,): the voxel scores `name`, of uncertainty.voxel_scores, over each candidate, as `of` says: their mean, the
+        """(N,): the voxel scores `name`, of uncertainty.voxel_scores, of each candidate, as `of` says: their mean, the
         mean of the top twentieth, or the mean over its predicted boundary or foreground."""
         if self.network is None:
             raise QueryError("there is no network yet to be unsure: take random or typiclust, or name a --run")
@@ -213,7 +228,7 @@ class Pool:
         return np.where(shares > 0, inside / np.maximum(shares, 1e-12), means)
 
     def features(self):
-        """float (N, D): of every candidate the mean of the network's bottleneck; without one its intensities, in blocks."""
+        """float (N, D): of each candidate the network's mean bottleneck; without one its intensities, in blocks."""
         found = []
         for number in range(len(self.cases.names)):
             here = self.windows.case == number

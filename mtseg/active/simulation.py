@@ -8,20 +8,28 @@ there is not done again, and what was cut off goes on to the same bits.
 import argparse
 import json
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 
+from mtseg import figures
+from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.rounds import asked_in, begin_round, end_round, is_taken, regions_asked, rounds_of
+from mtseg.active.rounds import begin_round, end_round, is_taken, regions_asked, rounds_of, settings_of
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import UNKNOWN, training_cases
 from mtseg.query import first_windows
-from mtseg.report import read_result
-from mtseg.script import flags, methods
+from mtseg.report import read_result, to_markdown, to_text
+from mtseg.script import flags, methods, processes
 from mtseg.script.processes import run_script
 
 START = "start"  # the chain of the first round alone, which the others begin with
+CEILING = "all labels"
+REFERENCE = "foreground66"  # what every strategy is compared with
+one_chooses = threading.Lock()  # dropout's masks come from one generator for all threads
 
 
 class Oracle:
@@ -29,11 +37,22 @@ class Oracle:
 
     def __init__(self, cases):
         known = flags.data_settings(cases.source.root_path)
-        how = {"num_classes": known.get("num_classes", 255), "ignore_index": UNKNOWN, "intensity": "none", "snap": False}
+        how = {
+            "num_classes": known.get("num_classes", 255),
+            "ignore_index": UNKNOWN,
+            "intensity": "none",
+            "snap": False,
+        }
         self.cases, self.dataset = cases, cases.source.dataset(argparse.Namespace(**how), cases.names)
 
     def label(self, number):
         return self.dataset.read(self.cases.names[number])["label"]
+
+    def foreground(self):
+        """Yields how many voxels of each case are of a class but the background."""
+        nothing = [UNKNOWN] if self.cases.background is None else [UNKNOWN, self.cases.background]
+        for number in range(len(self.cases.names)):
+            yield (~np.isin(self.label(number), nothing)).sum()
 
     def whole_cases(self, count):
         """Yields (case, its label) of the first `count` cases of train.list."""
@@ -80,7 +99,8 @@ def simulate_chain(args, words, strategy, seed):
             adopt(chain.with_name(START) / folder.name, folder)
         if not record.is_file():
             if not folder.is_dir():
-                ask(args, cases, oracle, folder, number, strategy, seed, weights)
+                with one_chooses:
+                    ask(args, cases, oracle, folder, number, strategy, seed, weights)
             if not is_taken(folder):
                 regions = regions_asked([folder])
                 end_round(folder, oracle.answers(regions), cases.background)
@@ -121,7 +141,9 @@ def train(args, words, folder, seed):
     run = folder / "run"
     if methods.trained_weights(run) is None:
         told = ["--root_path", args.root_path, "--annotations", folder / "annotations", "--seed", seed]
-        run_script([args.script, *words, *told, "--output_dir", run, "--resume"], folder / "train.log", OMP_NUM_THREADS="1")
+        run_script(
+            [args.script, *words, *told, "--output_dir", run, "--resume"], folder / "train.log", OMP_NUM_THREADS="1"
+        )
     test(args, run, folder / "test.log")
 
 
@@ -130,7 +152,7 @@ def test(args, run, log):
     weights = methods.trained_weights(run, args.weights, ended=True)
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
-        told = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue", *args.network_words]
+        told = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
         run_script([flags.HOME / "inference.py", *told], log, OMP_NUM_THREADS="1")
     return result
 
@@ -145,14 +167,65 @@ def measured(args, folder, strategy, seed, number):
     return {"seed": seed, "round": number, "regions": regions, **names, "dice": float(np.mean([*dice.values()]))}
 
 
-def simulate_ceiling(args, words, seed):
+def ceiling_of(args, words, seed):
     """The Dice of train_sup.py with all labels of all training cases, by those of the flags `words` that it has."""
     script, run = flags.HOME / "train_sup.py", args.output_dir / f"seed{seed}" / "all_labels"
     if methods.trained_weights(run) is None:
-        told = [*flags_of(script, words), "--root_path", args.root_path, "--labelnum", len(Cases(args.root_path).names)]
-        log = run / "train.log"
-        run_script([script, *told, "--seed", seed, "--output_dir", run, "--resume"], log, OMP_NUM_THREADS="1")
+        told = ["--root_path", args.root_path, "--labelnum", len(Cases(args.root_path).names), "--seed", seed]
+        words = [script, *flags_of(script, words), *told, "--output_dir", run, "--resume"]
+        run_script(words, run / "train.log", OMP_NUM_THREADS="1")
     return float(np.mean([*read_result(test(args, run, run / "test.log")).values("dice").values()]))
+
+
+def simulate_all(args):
+    """All chains, --jobs at a time; then the tables and the picture of what there is."""
+    args.script, args.rounds, args.unit = methods.find_script(args.script), args.rounds or 5, args.unit or "case"
+    for strategy in args.strategies:
+        find_strategy(strategy)
+    record, words = args.output_dir / "simulation.json", list(map(str, args.flags))
+    kept = ("root_path", "unit", "region", "stride", "rounds", "budget", "members", "of", "weights", "script", "flags")
+    asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
+    asked["root_path"] = str(Path(args.root_path).resolve())
+    settings_of(args.output_dir, asked, record)
+    write_whole(record, json.dumps(asked, indent=1).encode())
+
+    def do(job):
+        strategy, seed = job
+        if strategy == CEILING:
+            return ceiling_of(args, words, seed)
+        records = []
+        for one in simulate_chain(args, words, strategy, seed):
+            records.append(one)
+            print(f"seed {seed}, {strategy}, {one['regions']} regions: Dice {100 * one['dice']:.2f}", flush=True)
+        return records
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        try:
+            list(pool.map(do, [(START, seed) for seed in args.seeds]))
+            chains = list(pool.map(do, [(s, seed) for seed in args.seeds for s in args.strategies]))
+            ceilings = list(pool.map(do, [(CEILING, seed) for seed in args.seeds]))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in tuple(processes.running):
+                processes.stop(process, 2)
+            raise
+    show(args, [one for records in chains for one in records], ceilings)
+
+
+def show(args, records, ceilings):
+    """Print and write the tables of a simulation, its records, and, with Matplotlib, its curves."""
+    foreground = sum(int(count) for count in Oracle(Cases(args.root_path)).foreground())
+    reference = REFERENCE if REFERENCE in args.strategies else args.strategies[0]
+    tables = [results.table(records, ceilings, reference, foreground), results.wins(records)]
+    print(*map(to_text, tables), sep="\n", end="")
+    write_whole(args.output_dir / "table.md", "\n".join(map(to_markdown, tables)).encode())
+    write_whole(args.output_dir / "records.json", json.dumps({"records": records, "ceiling": ceilings}).encode())
+    try:
+        with figures.style():
+            picture = figures.render(figures.label_curves(records, ceilings))
+        write_whole(args.output_dir / "curves.png", picture)
+    except figures.FigureError as error:
+        print(f"no picture: {error}")
 
 
 def flags_of(script, words):

@@ -27,9 +27,13 @@ def strided(pool, n, rng):
 def foreground(share):
     def strategy(pool, n, rng):
         how = {"foreground": share, "background": () if pool.cases.background is None else (0, 255)}
-        return query.foreground_random(pool.cases.sides, pool.labels_of, pool.size, n, rng, annotated=pool.annotated, **how)
+        return query.foreground_random(
+            pool.cases.sides, pool.labels_of, pool.size, n, rng, annotated=pool.annotated, **how
+        )
 
-    strategy.__doc__ = f"Chance, {share:.0%} of it around a class or on its border: true classes of an oracle, else predicted."
+    strategy.__doc__ = (
+        f"Chance, {share:.0%} of it around a class or on its border: true classes of an oracle, else predicted."
+    )
     return strategy
 
 

@@ -1,4 +1,4 @@
-"""What an action of recipes/active_learning.py needs beside the round: the loop's settings, weights, an annotator's tasks.
+"""What recipes/active_learning.py needs beside the rounds: the loop's settings, weights, an annotator's tasks.
 
 `args` are always the flags of recipes/active_learning.py.
 """

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from mtseg.cache import CachedDataset
@@ -108,7 +109,9 @@ def read_data(args, run):
     checksum = checksum_of(first.read(names[0]))
     train, odd = training_set(args, source, first)
     labeled_cases = {*names[: args.labelnum]}
-    labeled = range(sum(train.case_of(index) in labeled_cases for index in range(len(train))))  # a stack has one a slice
+    labeled = range(
+        sum(train.case_of(index) in labeled_cases for index in range(len(train)))
+    )  # a stack has one a slice
     notes += odd
     if cases.get("unlabeled_cases"):
         other, odd = training_set(args, more, more.dataset(args, cases["unlabeled_cases"], labelnum=0))
@@ -268,7 +271,7 @@ def training_set(args, source, dataset):
     else:
         dataset = CachedDataset(dataset)
         notes = intensity_notes(((case, dataset.views(case)["image"]) for case in dataset.image_list), dims)
-    notes += shape_notes(args, [*dataset.shapes.values()])
+    notes += shape_notes(args, [*dataset.shapes.values()], source.axis)
     snapped = [count for count in getattr(files, "snapped", {}).values() if count]
     if snapped:
         notes.append(f"--snap: {sum(snapped)} pixels of {len(snapped)} masks are no class's, and got the nearest class")
@@ -297,14 +300,14 @@ def samples_of(dataset):
     return found
 
 
-def shape_notes(args, shapes):
+def shape_notes(args, shapes, axis):
     """A sentence where the slices of every volume seem to be its first axis, or every image is padded, as smaller than
     the patch; else []."""
     if args.dims == 3:
         if args.slices_first or not all(2 * shape[0] < min(shape[1:]) for shape in shapes):
             return []
         return [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]
-    sizes = [args.resize or shape[-2:] for shape in shapes]
+    sizes = [args.resize or (np.delete(shape, axis).tolist() if len(shape) == 3 else shape) for shape in shapes]
     if all(any(side < patch for side, patch in zip(s, args.patch_size, strict=True)) for s in sizes):
         patch, largest = (" x ".join(map(str, size)) for size in (args.patch_size, max(sizes)))
         return [f"--patch_size {patch}: no image is so large (the largest is {largest}); each is padded to it"]
