@@ -137,7 +137,7 @@ def train(args):
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
     run_script(words, folder / "train.log")
-    print(f"trained: {methods.trained_weights(folder / 'run', args.weights, ended=True)}")
+    print(f"trained: {methods.trained_weights(folder / 'run', args.weights)}")
 
 
 def status(args):

@@ -106,9 +106,9 @@ def simulate_chain(args, words, strategy, seed):
                 end_round(folder, oracle.answers(regions), cases.background)
             train(args, words, folder, seed)
             write_whole(record, json.dumps(measured(args, folder, strategy, seed, number)).encode())
-        weights = methods.trained_weights(folder / "run", ended=True) or weights
+        weights = methods.trained_weights(folder / "run") or weights
         if number == 0 and strategy != START:
-            weights = methods.trained_weights(chain.with_name(START) / folder.name / "run", ended=True)
+            weights = methods.trained_weights(chain.with_name(START) / folder.name / "run")
         yield flags.read_config(record) | {"strategy": strategy}
 
 
@@ -149,7 +149,7 @@ def train(args, words, folder, seed):
 
 def test(args, run, log):
     """Test the weights of the last iteration of a run; returns its metrics.json."""
-    weights = methods.trained_weights(run, args.weights, ended=True)
+    weights = methods.trained_weights(run, args.weights)
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         told = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
@@ -159,7 +159,7 @@ def test(args, run, log):
 
 def measured(args, folder, strategy, seed, number):
     """The record of a round: what is annotated, and the mean Dice of the test cases."""
-    weights = methods.trained_weights(folder / "run", args.weights, ended=True)
+    weights = methods.trained_weights(folder / "run", args.weights)
     dice = read_result(weights.parent / f"{weights.stem}_test" / "metrics.json").values("dice")
     counts = flags.read_config(folder / "taken.json")
     regions = len(regions_asked(other for other in rounds_of(folder.parent) if other.name <= folder.name))

@@ -44,13 +44,13 @@ def table_of(cases, loop):
 
 def weights_of(args, before):
     """The files of weights to choose by: those of --run, else of the last round that has a run; [] where none has."""
-    found = [trained_weights(folder / "run", args.weights, ended=True) for folder in before]
+    found = [trained_weights(folder / "run", args.weights) for folder in before]
     if not args.run:
         return [path for path in found if path][-1:]
     paths = []
     for run in args.run:
         inside = numbered_weights(run, "ema_" if args.weights == "teacher" else "") if run.is_dir() else [run]
-        path = (inside or [trained_weights(run, args.weights, ended=True)])[-1]
+        path = (inside or [trained_weights(run, args.weights)])[-1]
         if path is None or not path.is_file():
             raise rounds.RoundError(f"--run {run}: no weights of a {args.weights} there; give a run that has ended")
         paths.append(path)
