@@ -33,7 +33,7 @@ one_chooses = threading.Lock()  # dropout's masks come from one generator for al
 
 
 class Oracle:
-    """The hidden labels of `cases`, a candidates.Cases, or of those `names` alone; below `num_classes` without a table."""
+    """The hidden labels of `cases`, a candidates.Cases, or of those `names`; `num_classes`: where it has no table."""
 
     def __init__(self, cases, num_classes=None, names=None):
         classes = len(cases.table.names) if cases.table else num_classes or 255
