@@ -90,7 +90,7 @@ def cases_of(root):
 
 
 def prepared(tmp_path, kind):
-    """Data of a kind: the second and the fourth case annotated, the latter in part: a slice, or a corner of an image."""
+    """Data of a kind: the second and the fourth case annotated, the latter in part: a slice or a corner."""
     root = MAKE[kind](tmp_path / kind)
     whole, part = cases_of(root)[1], cases_of(root)[3]
     annotate(root, whole, truth(root, whole))

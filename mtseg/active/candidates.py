@@ -91,7 +91,7 @@ class Network:
         nets, flips, repeated = [*self.trained.nets, *self.trained.partners], averaging.NO_FLIPS, 1
         if self.members_are == "flips":
             axes = range(-len(self.cases.sides[number]), 0)
-            flips = averaging.all_flips([a for a in axes if args.dims == 3 or a != self.cases.axis - len(axes)])
+            flips = averaging.all_flips([a for a in axes if args.dims == 3 or a != self.cases.axis - 3])
         if self.members_are == "dropout":
             repeated = self.samples
 
