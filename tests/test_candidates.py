@@ -169,7 +169,7 @@ def test_flips_are_those_of_test_time_augmentation(made, known, kind, count):
     network = Network(cases, [made[kind][1]], "flips")
     members = [*network.members(1)]
     assert len(members) == count and not np.array_equal(members[0], members[1])
-    assert np.array_equal(members[0], [*plain.members(1)][0])
+    assert np.array_equal(members[0], next(iter(plain.members(1))))
     axes = [axis for axis in (-3, -2, -1)[-cases.image(1).ndim :] if kind != "stacks" or axis != -3]
     mean = averaging.mean_score(
         lambda net, image: as_is(net, image, network), network.trained.nets, cases.image(1), averaging.all_flips(axes)
@@ -181,7 +181,7 @@ def test_the_teacher_and_several_networks(made, known):
     cases, plain = known["images"]
     path = made["images"][1]
     student, teacher = Network(cases, [path], "teacher").members(2)
-    assert np.array_equal(student, [*plain.members(2)][0]) and not np.allclose(student, teacher, atol=1e-3)
+    assert np.array_equal(student, next(iter(plain.members(2)))) and not np.allclose(student, teacher, atol=1e-3)
     several = [*Network(cases, [path, path.with_name("ema_iter_30.pth")]).members(2)]
     assert len(several) == 2 and np.array_equal(several[0], student) and np.array_equal(several[1], teacher)
     pool = Pool(cases, "case", None, None, [], Network(cases, [path], "teacher"))
@@ -347,7 +347,7 @@ def test_a_budget_above_what_is_left(pools, name):
     """All that is left is given, and one more is a sentence."""
     pool = pools["images", "case"]
     assert len(choose(pool, STRATEGIES[name], 3, np.random.default_rng(1)).case) == 3
-    with pytest.raises(QueryError, match="^--budget 4: only 3 regions are left to choose; ask for so many$"):
+    with pytest.raises(QueryError, match=r"^--budget 4: only 3 regions are left to choose; ask for so many$"):
         choose(pool, STRATEGIES[name], 4, np.random.default_rng(1))
 
 
@@ -395,7 +395,7 @@ def test_a_strategy_of_ones_own(tmp_path, pools):
     free = Pool(pool.cases, "case", None, None, [])
     found = choose(free, find_strategy(f"{path}:windows"), 3, rng)
     assert isinstance(found, Windows) and found.start.tolist() == [[0, 0], [1, 0], [2, 0]]
-    with pytest.raises(QueryError, match="^--budget 2: only 0 regions are left to choose"):
+    with pytest.raises(QueryError, match=r"^--budget 2: only 0 regions are left to choose"):
         choose(pool, find_strategy(f"{path}:nothing"), 2, rng)
     with pytest.raises(QueryError, match="candidates have the indices 0 to"):
         choose(pool, find_strategy(f"{path}:outside"), 2, rng)
@@ -422,7 +422,7 @@ def test_which_cases_are_asked_for(made, tmp_path):
     assert Cases(root).names == ["image_1", "image_2"]
     volumes = make_data(tmp_path / "volumes", train=2)
     (volumes / "train.list").unlink()
-    with pytest.raises(DataError, match="train.list: no such list"):
+    with pytest.raises(DataError, match=r"train.list: no such list"):
         Cases(volumes)
 
 
