@@ -238,7 +238,7 @@ def first_windows(sides, labels_of, size, n, rng, background=0, per_class=2, tri
             counts[number] = counts.get(number, 0) + int(count)
     for number in sorted(set(counts).difference(np.atleast_1d(background)), key=counts.get):
         wanted = min(len(found) + per_class, n)
-        for case in rng.permutation(len(sides)):
+        for case in [*rng.permutation(len(sides))] * per_class:  # several of a case only where too few have the class
             if len(found) == wanted:
                 break
             inside = (labels_of(case) == number).astype(int)

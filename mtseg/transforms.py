@@ -29,10 +29,10 @@ def pad_to(array, size, value=0):
 def _crop(sample, size, start, outside=0):
     """Cut `size` out of image and label, which are padded first, with 0 and with `outside`.
 
-    `start(rooms, label)` gives the first voxel along each axis of the padded label, from 0 to that axis's room.
+    `start(rooms)` gives the first voxel along each axis of what is padded, from 0 to that axis's room.
     """
     image, label = pad_to(sample["image"], size), pad_to(sample["label"], size, outside)
-    firsts = start([side - wanted for side, wanted in zip(label.shape, size, strict=True)], label)
+    firsts = start([side - wanted for side, wanted in zip(label.shape, size, strict=True)])
     window = tuple(slice(first, first + wanted) for first, wanted in zip(firsts, size, strict=True))
     return {**sample, "image": image[(..., *window)], "label": label[window]}
 
@@ -90,7 +90,8 @@ class RandomCrop:
         rng, labeled = _generator(sample), sample.get("labeled", True)
         wanted = self.foreground and labeled and rng.random() < self.foreground
 
-        def start(rooms, label):
+        def start(rooms):
+            label = sample["label"]  # as it was: nobody labelled what pads it, and an axis that is padded has no room
             middle = self._foreground_voxel(rng, np.asarray(label)) if wanted else None
             if middle is None and labeled and self.unknown is not None:
                 middle = self._labeled_voxel(rng, np.asarray(label))

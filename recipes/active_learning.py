@@ -15,6 +15,8 @@ with every seed, from the same start; it prints label-efficiency curves' areas, 
 Strategies: mtseg/active/strategies.py; nothing beats foreground66 everywhere (docs/active_learning.md).
 """
 
+import argparse
+import json
 from pathlib import Path
 
 from mtseg.script import flags
@@ -32,30 +34,33 @@ flag("--region", type=flags.positive, nargs="+", metavar="SIDE", help="of a patc
 flag("--stride", type=flags.positive, help="voxels between candidate patches (default: half of a side)")
 flag("--num_classes", type=flags.classes, help="classes, background included (default: classes.json's, else 2)")
 flag("--rounds", type=flags.positive, help="rounds that are planned, by which noise falls (default: 5)")
-flag("--seed", type=flags.natural, help="of all chance (default: 1337)")
-flag, _ = PARSER.group("next, simulate")
-flag("--budget", type=flags.positive, default=10, help="regions to annotate in a round")
+flag("--val_list", metavar="FILE", help="cases that are never asked for, and monitored in `train`")
+flag, _ = PARSER.group("next")
+flag("--seed", type=flags.natural, help="of all chance, for all rounds (default: 1337)")
 flag("--strategy", help="how to choose (default: clasp_pe, and typiclust before there is a network), or FILE.py:NAME")
 flag("--run", type=Path, nargs="+", help="weights, or folders of runs, to choose by (default: the last round's run)")
+flag("--labelnum", type=flags.positive, help="cases that have labels already: the first ones of train.list")
+flag, _ = PARSER.group("next, simulate")
+flag("--budget", type=flags.positive, default=10, help="regions to annotate in a round")
 flag("--network", help="of the run, where it is FILE.py:CLASS")
-flag("--weights", choices=("student", "teacher"), default="student", help="whose, of a run")
 flag("--members", choices=("network", "teacher", "flips", "dropout"), default="network", help="what is averaged")
 flag("--samples", type=flags.positive, default=10, help="masks of --members dropout")
 of = "a region's score: mean, or of its top twentieth, predicted boundary or foreground"
 flag("--of", choices=("mean", "top", "boundary", "foreground"), default="mean", help=of)
-flag("--labelnum", type=flags.positive, help="cases that have labels already: the first ones of train.list")
 flag, _ = PARSER.group("take")
 flag("--snap", action="store_true", help="take the nearest class for colours and values that are none")
 flag("--allow_empty", action="store_true", help="masks without any class are meant so")
+flag, _ = PARSER.group("next, train, simulate")
+flag("--weights", choices=("student", "teacher"), default="student", help="whose, of a run")
+flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
 flag, _ = PARSER.group("train, simulate")
 flag("--script", default="train_sup.py", help="training script: a file, or a method's name")
-flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
+flag("--flags", nargs="...", default=[], help="all that follows goes to the training script")
 flag, _ = PARSER.group("simulate")
 compared = ("random", "foreground33", "foreground66", "entropy", "margin", "core_set", "clasp_pe")
 flag("--strategies", nargs="+", default=compared, metavar="NAME", help="which to compare")
 flag("--seeds", type=flags.natural, nargs="+", default=[1, 2, 3, 4], metavar="N", help="which to repeat it with")
 flag("--jobs", type=flags.positive, default=2, help="chains of rounds at a time, one thread each")
-flag("--flags", nargs="...", default=[], help="all that follows goes to the training script")
 flags.answer_help(PARSER, __name__)
 
 import numpy as np
@@ -64,9 +69,10 @@ from tqdm import tqdm
 from mtseg.active import rounds
 from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.simulation import Oracle, selection_of, simulate_all
+from mtseg.active.simulation import selection_of, simulate_all, told
 from mtseg.active.strategies import choose, find_strategy
-from mtseg.active.tasks import loop_of, table_of, tasks_of, weights_of
+from mtseg.active.tasks import check_used, labelled_before, loop_of, table_of, tasks_of, weights_of
+from mtseg.checkpoint import write_whole
 from mtseg.report import Table, to_text
 from mtseg.script import methods
 from mtseg.script.processes import run_script
@@ -74,17 +80,16 @@ from mtseg.script.processes import run_script
 
 def ask(args):
     """Make the next round's folder, with what to annotate and with the annotator's files."""
-    loop = loop_of(args)
-    cases, before = Cases(loop["root_path"]), rounds.rounds_of(args.output_dir)
-    if args.labelnum and not before:
-        rounds.begin_with(args.output_dir, Oracle(cases).whole_cases(args.labelnum), cases.background)
-        before = rounds.rounds_of(args.output_dir)
+    loop, before = loop_of(args), rounds.rounds_of(args.output_dir)
+    cases = Cases(loop["root_path"], loop["val_list"])
+    labels = labelled_before(args, cases, loop, before)
     folder, paths = rounds.next_round(args.output_dir), weights_of(args, before)
     network = Network(cases, paths, args.members, args.samples, args.gpu, args.network) if paths else None
     strategy = args.strategy or ("clasp_pe" if paths else "typiclust")
     print(f"{strategy}, by {', '.join(map(str, paths)) if paths else 'the images alone: there is no network yet'}")
 
-    annotated, number = rounds.regions_asked(before), int(folder.name[6:])
+    annotated = rounds.regions_asked(before) + [(case, [0] * label.ndim, label.shape) for case, label in labels]
+    number = int(folder.name[6:])
     how = {"round": number - 1, "rounds": loop["rounds"], "of": args.of}
     pool = Pool(cases, loop["unit"], loop["region"], loop["stride"], annotated, network, **how)
     chosen = choose(pool, find_strategy(strategy), args.budget, np.random.default_rng([loop["seed"], number]))
@@ -96,6 +101,9 @@ def ask(args):
         selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
         write_todo(unfinished, selection["cases"], table, folder)
 
+    write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
+    if labels:
+        rounds.begin_with(args.output_dir, labels, cases.background)
     rounds.begin_round(folder, selection, write)
     print(f"{folder / 'TODO.txt'} says what to annotate: {len(chosen.case)} regions in {len(selection['cases'])} cases")
 
@@ -126,18 +134,13 @@ def train(args):
     loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
     if not rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
-    words = [
-        methods.find_script(args.script),
-        "--root_path",
-        loop["root_path"],
-        "--annotations",
-        folder / "annotations",
-    ]
-    words += ["--seed", loop["seed"], *(["--num_classes", loop["num_classes"]] if loop["num_classes"] else [])]
+    words = [methods.find_script(args.script), *told(argparse.Namespace(**loop), loop["seed"])]
+    words += ["--annotations", folder / "annotations"]
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
     run_script(words, folder / "train.log")
-    print(f"trained: {methods.trained_weights(folder / 'run', args.weights)}")
+    (path,) = weights_of(args, [folder])
+    print(f"trained: {path}")
 
 
 def status(args):
@@ -152,6 +155,7 @@ def main(argv=None):
     actions = {"next": ask, "take": take, "train": train, "status": status, "simulate": simulate_all}
     with flags.one_sentence():
         args = PARSER.parse_args(argv)
+        check_used(PARSER, args, argv)
         if args.round:  # a path, or a name in --output_dir
             args.round = args.round if args.round.is_dir() else args.output_dir / args.round
             args.output_dir = args.round.parent

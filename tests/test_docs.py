@@ -128,7 +128,9 @@ EXTRAS = ("PIL", "tifffile", "matplotlib", "skimage", "nibabel", "nrrd", "onnx",
 MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|--grid|simulate")
 SMALL = {"--max_iterations": 2, "--n_filters": 2, "--patch_size": "32 32 16", "--stride_xy": 16, "--stride_z": 8}
 SMALL |= {"--num_workers": 0, "--progress": 0}
-IMAGES = re.compile(r"--dims 2|--patch_size \d+ \d+ --|data/(Steel|Coating|both|uhcs|ebc|ACDC)")  # of a command that trains on images
+IMAGES = re.compile(
+    r"--dims 2|--patch_size \d+ \d+ --|data/(Steel|Coating|both|uhcs|ebc|ACDC)"
+)  # of a command that trains on images
 
 
 def commands(page):

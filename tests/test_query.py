@@ -13,6 +13,7 @@ from mtseg.query import (
     at_random,
     clasp_pe,
     every_kth,
+    first_windows,
     foreground_random,
     noisy,
     power_beta,
@@ -274,3 +275,32 @@ def test_foreground_random_without_a_foreground():
 def test_what_cannot_be_chosen_ends_in_a_sentence(wrong, sentence):
     with pytest.raises(QueryError, match=sentence):
         wrong()
+
+
+def test_first_windows_of_every_class():
+    """Each class has its windows, centred in it as far as the border allows, and none overlaps another."""
+    labels = [LABELS, np.zeros((10, 30), int), np.where(np.indices((20, 20))[0] < 5, 3, LABELS[:20, :20])]
+    sides = [each.shape for each in labels]
+    for seed in range(20):
+        windows = first_windows(sides, labels.__getitem__, (3, 4), 9, seeded(seed))
+        taken = [np.zeros(each, int) for each in sides]
+        for case, start, stop in zip(*windows, strict=True):
+            assert (start >= 0).all() and (stop <= sides[case]).all() and (stop - start == (3, 4)).all()
+            taken[case][tuple(map(slice, start, stop))] += 1
+        assert len(windows.case) == 9 and max(each.max() for each in taken) == 1
+        near = [set(labels[c][s[0] : s[0] + 3, s[1] : s[1] + 4].ravel()) for c, s in zip(*windows[:2], strict=True)]
+        for place, number in enumerate((2, 2, 3, 3, 1, 1)):  # the rarest first
+            assert number in near[place]
+
+
+def test_first_windows_of_whole_cases_and_of_few_that_have_a_class():
+    labels = [np.full((6, 6), number) for number in (0, 0, 2, 0, 1, 1, 255)]
+    sides, whole = [each.shape for each in labels], (2**31 - 1,) * 2
+    windows = first_windows(sides, labels.__getitem__, whole, 6, seeded(), (0, 255))
+    assert windows.case[0] == 2 and set(windows.case[1:3].tolist()) == {4, 5} and len(set(windows.case.tolist())) == 6
+    assert (windows.start == 0).all() and (windows.stop == 6).all()
+    # One case alone has the class: both windows are of it, as long as there is room.
+    windows = first_windows(sides, labels.__getitem__, (2, 6), 4, seeded(), (0, 255))
+    assert windows.case[:2].tolist() == [2, 2] and abs(windows.start[0] - windows.start[1])[0] >= 2
+    assert len(first_windows(sides, labels.__getitem__, whole, 1, seeded(), (0, 255)).case) == 1
+    assert len(first_windows(sides, labels.__getitem__, whole, 50, seeded(), (0, 255)).case) == 7

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from mtseg import averaging, uncertainty
-from mtseg.datasets import slice_of, test_cases, training_cases
+from mtseg.datasets import UNKNOWN, read_list, slice_of
 from mtseg.query import QueryError, opened, windows_of
 from mtseg.script import fast, flags
 from mtseg.script.inference_flags import inference_parser, parse_inference
@@ -30,16 +30,17 @@ BLOCKS = 8  # along each axis: into so many a region's intensities are averaged 
 class Cases:
     """The training cases of a data set, by name, as their files have their axes.
 
-    `names`; `sides`: their spatial axes, a tuple each. `axis`: along which slices follow each other. `table`: their
-    classes, or None. Raises DataError, and QueryError where some are images and others are stacks.
+    `names`, less those in the file `val_list`; `sides`: their spatial axes, a tuple each. `axis`: along which slices
+    follow each other. `table`: their classes, or None. `no_class`: the values of labels that are no class to look for.
+    Raises DataError, and QueryError where some are images and others are stacks.
     """
 
-    def __init__(self, root_path):
-        root = data_root(root_path)
+    def __init__(self, root_path, val_list=None):
+        data_root(root_path)
         self.source, known = Source(root_path), flags.data_settings(root_path)
         self.axis, self.table, self.background = self.source.axis, self.source.table, known["background"]
-        listed = training_cases(root) if (root / "train.list").is_file() else self.source.without_lists()
-        self.names = sorted({*(listed or ())} - {*test_cases(root)})
+        self.no_class = (UNKNOWN,) if self.background is None else (self.background, UNKNOWN)  # in labels
+        self.names = sorted(self.source.to_annotate(read_list(val_list) if val_list else ()))
         how = {"num_classes": None, "ignore_index": None, "intensity": known["intensity"], "snap": False}
         self.dataset = self.source.dataset(argparse.Namespace(**how, labelnum=0), self.names, labelnum=0)
         self.sides = [self.dataset.shapes[name] for name in self.names]
@@ -90,7 +91,7 @@ class Network:
         nets, flips, repeated = [*self.trained.nets, *self.trained.partners], averaging.NO_FLIPS, 1
         if self.members_are == "flips":
             axes = range(-len(self.cases.sides[number]), 0)
-            flips = averaging.all_flips([a for a in axes if args.dims == 3 or a != self.cases.axis - len(axes)])
+            flips = averaging.all_flips([a for a in axes if args.dims == 3 or a != self.cases.axis - 3])
         if self.members_are == "dropout":
             repeated = self.samples
 
@@ -228,8 +229,8 @@ class Pool:
         return np.where(shares > 0, inside / np.maximum(shares, 1e-12), means)
 
     def features(self):
-        """float (N, D): of each candidate the network's mean bottleneck; without one its intensities, in blocks."""
-        found = []
+        """float (N, D): the mean of the network's bottleneck over each candidate; without one intensities in blocks."""
+        found, sides = [], (self.windows.stop - self.windows.start).min(axis=0)
         for number in range(len(self.cases.names)):
             here = self.windows.case == number
             starts, stops = self.windows.start[here], self.windows.stop[here]
@@ -240,7 +241,7 @@ class Pool:
             for corners in zip(starts, stops, strict=True):
                 part = torch.from_numpy(np.ascontiguousarray(image[(..., *map(slice, *corners))]))
                 pool = (F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)[dims - 2]
-                blocks = tuple(min(BLOCKS, side) for side in part.shape[-dims:])
+                blocks = tuple(np.minimum(BLOCKS, sides).tolist())
                 found.append(pool(part.reshape(-1, *part.shape[-dims:]), blocks).double().numpy().reshape(1, -1))
         return np.concatenate(found)
 
@@ -256,6 +257,8 @@ class Pool:
 def region_size(cases, unit, patch=None):
     """The sides of a region along the axes of a case, WHOLE for all of it; QueryError where there is no such."""
     dims = len(cases.sides[0])
+    if patch is not None and unit != "patch":
+        raise QueryError(f"--unit {unit} with --region, which is about patches: take --unit patch, or leave it out")
     if unit == "case":
         return (WHOLE,) * dims
     if unit == "slice":

@@ -44,7 +44,12 @@ def settings_of(folder, given, path=None):
 
 def rounds_of(folder):
     """The folders of all rounds, in order."""
-    return sorted(path for path in Path(folder).glob("round_*") if path.name[6:].isdecimal())
+    return sorted((path for path in Path(folder).glob("round_*") if path.name[6:].isdecimal()), key=order)
+
+
+def order(folder):
+    """The key by which the folders of rounds follow each other, round_100 after round_99."""
+    return len(folder.name), folder.name
 
 
 def is_taken(folder):
@@ -69,7 +74,7 @@ def last_round(folder, taken=False):
 
 def annotations_before(folder):
     """The annotations of the round before that in `folder`, None where it is the first."""
-    before = [other for other in rounds_of(folder.parent) if other.name < folder.name]
+    before = [other for other in rounds_of(folder.parent) if order(other) < order(folder)]
     return before[-1] / "annotations" if before else None
 
 
@@ -114,13 +119,10 @@ def end_round(folder, labels, background=0, **told):
 
 
 def begin_with(folder, labels, background=0):
-    """Make round_00 of the cases that have labels already: `labels`, pairs of a case and its label."""
-    first, labels = Path(folder) / "round_00", [*labels]
-    if not first.is_dir():
-        regions = [{"case": case, "start": [0] * label.ndim, "stop": [*label.shape]} for case, label in labels]
-        begin_round(first, {"strategy": "labelled before", "regions": regions}, lambda _: None)
-    if not is_taken(first):
-        end_round(first, labels, background)
+    """Make round_00 of the cases that have labels already: `labels`, pairs of a case and its label. All at once."""
+    regions = [{"case": case, "start": [0] * label.ndim, "stop": [*label.shape]} for case, label in labels]
+    selection = {"strategy": "labelled before", "regions": regions}
+    begin_round(Path(folder) / "round_00", selection, lambda unfinished: end_round(unfinished, labels, background))
 
 
 def row_of(folder):

@@ -17,10 +17,10 @@ import numpy as np
 from mtseg import figures
 from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.rounds import begin_round, end_round, is_taken, regions_asked, rounds_of, settings_of
+from mtseg.active.rounds import begin_round, end_round, is_taken, order, regions_asked, rounds_of, settings_of
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
-from mtseg.datasets import UNKNOWN, training_cases
+from mtseg.datasets import UNKNOWN
 from mtseg.query import first_windows
 from mtseg.report import read_result, to_markdown, to_text
 from mtseg.script import flags, methods, processes
@@ -33,31 +33,20 @@ one_chooses = threading.Lock()  # dropout's masks come from one generator for al
 
 
 class Oracle:
-    """The hidden labels of `cases`, a candidates.Cases."""
+    """The hidden labels of `cases`, a candidates.Cases, or of those `names`; `num_classes`: where it has no table."""
 
-    def __init__(self, cases):
-        known = flags.data_settings(cases.source.root_path)
-        how = {
-            "num_classes": known.get("num_classes", 255),
-            "ignore_index": UNKNOWN,
-            "intensity": "none",
-            "snap": False,
-        }
-        self.cases, self.dataset = cases, cases.source.dataset(argparse.Namespace(**how), cases.names)
+    def __init__(self, cases, num_classes=None, names=None):
+        classes = len(cases.table.names) if cases.table else num_classes or 255
+        how = {"num_classes": classes, "ignore_index": UNKNOWN, "intensity": "none", "snap": False}
+        self.cases, self.dataset = cases, cases.source.dataset(argparse.Namespace(**how), names or cases.names)
 
     def label(self, number):
         return self.dataset.read(self.cases.names[number])["label"]
 
     def foreground(self):
         """Yields how many voxels of each case are of a class but the background."""
-        nothing = [UNKNOWN] if self.cases.background is None else [UNKNOWN, self.cases.background]
         for number in range(len(self.cases.names)):
-            yield (~np.isin(self.label(number), nothing)).sum()
-
-    def whole_cases(self, count):
-        """Yields (case, its label) of the first `count` cases of train.list."""
-        for case in training_cases(self.cases.source.root, num=count):
-            yield case, self.dataset.read(case)["label"]
+            yield (~np.isin(self.label(number), self.cases.no_class)).sum()
 
     def answers(self, regions):
         """Yields (case, its label, UNKNOWN outside of the regions), for the cases of `regions`, (case, start, stop)."""
@@ -90,8 +79,8 @@ def simulate_chain(args, words, strategy, seed):
     `args`: the flags of recipes/active_learning.py. `words`: the flags of the training script.
     """
     chain = args.output_dir / f"seed{seed}" / strategy
-    cases, weights = Cases(args.root_path), None
-    oracle = Oracle(cases)
+    cases, weights = Cases(args.root_path, args.val_list), None
+    oracle = Oracle(cases, args.num_classes)
     for number in range(1 if strategy == START else args.rounds + 1):
         folder = chain / f"round_{number + 1:02}"
         record = folder / "record.json"
@@ -106,9 +95,8 @@ def simulate_chain(args, words, strategy, seed):
                 end_round(folder, oracle.answers(regions), cases.background)
             train(args, words, folder, seed)
             write_whole(record, json.dumps(measured(args, folder, strategy, seed, number)).encode())
-        weights = methods.trained_weights(folder / "run") or weights
-        if number == 0 and strategy != START:
-            weights = methods.trained_weights(chain.with_name(START) / folder.name / "run")
+        run = folder if number or strategy == START else chain.with_name(START) / folder.name
+        weights = methods.trained_weights(run / "run", args.weights)
         yield flags.read_config(record) | {"strategy": strategy}
 
 
@@ -124,12 +112,11 @@ def adopt(first, folder):
 def ask(args, cases, oracle, folder, number, strategy, seed, weights):
     """Make the round in `folder`, whose regions the `strategy` chooses by the network of the round before."""
     rng, before = np.random.default_rng([seed, number]), regions_asked(rounds_of(folder.parent))
-    network = None if weights is None else Network(cases, [weights], args.members, args.samples, args.gpu)
+    network = None if weights is None else Network(cases, [weights], args.members, args.samples, args.gpu, args.network)
     how = {"round": max(number - 1, 0), "rounds": args.rounds, "of": args.of}
     pool = Pool(cases, args.unit, args.region, args.stride, before, network, oracle.label, **how)
     if number == 0:
-        background = () if cases.background is None else (0, UNKNOWN)
-        chosen = first_windows(cases.sides, oracle.label, pool.size, args.budget, rng, background)
+        chosen = first_windows(cases.sides, oracle.label, pool.size, args.budget, rng, cases.no_class)
         selection = selection_of(pool, chosen, "foreground33")
     else:
         selection = selection_of(pool, choose(pool, find_strategy(strategy), args.budget, rng), strategy)
@@ -140,11 +127,15 @@ def train(args, words, folder, seed):
     """Train from scratch with all labels so far, and test the last weights, unless that was done before."""
     run = folder / "run"
     if methods.trained_weights(run) is None:
-        told = ["--root_path", args.root_path, "--annotations", folder / "annotations", "--seed", seed]
-        run_script(
-            [args.script, *words, *told, "--output_dir", run, "--resume"], folder / "train.log", OMP_NUM_THREADS="1"
-        )
+        words = [args.script, *words, *told(args, seed), "--annotations", folder / "annotations", "--output_dir", run]
+        run_script([*words, "--resume"], folder / "train.log", OMP_NUM_THREADS="1")
     test(args, run, folder / "test.log")
+
+
+def told(args, seed):
+    """The flags of a training script that the recipe's own decide."""
+    known = {"root_path": args.root_path, "val_list": args.val_list, "num_classes": args.num_classes, "seed": seed}
+    return [word for name, value in known.items() if value is not None for word in (f"--{name}", value)]
 
 
 def test(args, run, log):
@@ -152,8 +143,9 @@ def test(args, run, log):
     weights = methods.trained_weights(run, args.weights)
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
-        told = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
-        run_script([flags.HOME / "inference.py", *told], log, OMP_NUM_THREADS="1")
+        how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
+        how += ["--network", args.network] if args.network else []
+        run_script([flags.HOME / "inference.py", *how], log, OMP_NUM_THREADS="1")
     return result
 
 
@@ -162,7 +154,7 @@ def measured(args, folder, strategy, seed, number):
     weights = methods.trained_weights(folder / "run", args.weights)
     dice = read_result(weights.parent / f"{weights.stem}_test" / "metrics.json").values("dice")
     counts = flags.read_config(folder / "taken.json")
-    regions = len(regions_asked(other for other in rounds_of(folder.parent) if other.name <= folder.name))
+    regions = len(regions_asked(other for other in rounds_of(folder.parent) if order(other) <= order(folder)))
     names = {name: counts[name] for name in ("cases", "voxels", "foreground")}
     return {"seed": seed, "round": number, "regions": regions, **names, "dice": float(np.mean([*dice.values()]))}
 
@@ -171,8 +163,8 @@ def ceiling_of(args, words, seed):
     """The Dice of train_sup.py with all labels of all training cases, by those of the flags `words` that it has."""
     script, run = flags.HOME / "train_sup.py", args.output_dir / f"seed{seed}" / "all_labels"
     if methods.trained_weights(run) is None:
-        told = ["--root_path", args.root_path, "--labelnum", len(Cases(args.root_path).names), "--seed", seed]
-        words = [script, *flags_of(script, words), *told, "--output_dir", run, "--resume"]
+        words = [script, *flags_of(script, words), *told(args, seed), "--output_dir", run, "--resume"]
+        words += ["--labelnum", len(Cases(args.root_path, args.val_list).names)]
         run_script(words, run / "train.log", OMP_NUM_THREADS="1")
     return float(np.mean([*read_result(test(args, run, run / "test.log")).values("dice").values()]))
 
@@ -183,7 +175,16 @@ def simulate_all(args):
     for strategy in args.strategies:
         find_strategy(strategy)
     record, words = args.output_dir / "simulation.json", list(map(str, args.flags))
+    if not args.root_path:
+        raise flags.FlagError("simulate needs --root_path: give the folder of data whose labels are there")
+    cases = Cases(args.root_path, args.val_list)
+    Oracle(cases, args.num_classes)  # raises where a label is missing
+    pool, wanted = Pool(cases, args.unit, args.region, args.stride, []), args.budget * (args.rounds + 1)
+    if wanted > len(pool.windows.case):
+        many = f"{args.rounds} rounds after the first of --budget {args.budget}"
+        raise flags.FlagError(f"{many} need {wanted} regions, but there are {len(pool.windows.case)}; lower one")
     kept = ("root_path", "unit", "region", "stride", "rounds", "budget", "members", "of", "weights", "script", "flags")
+    kept += ("val_list", "num_classes", "samples", "network")
     asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
     asked["root_path"] = str(Path(args.root_path).resolve())
     settings_of(args.output_dir, asked, record)
@@ -214,7 +215,8 @@ def simulate_all(args):
 
 def show(args, records, ceilings):
     """Print and write the tables of a simulation, its records, and, with Matplotlib, its curves."""
-    foreground = sum(int(count) for count in Oracle(Cases(args.root_path)).foreground())
+    cases = Cases(args.root_path, args.val_list)
+    foreground = sum(int(count) for count in Oracle(cases, args.num_classes).foreground())
     reference = REFERENCE if REFERENCE in args.strategies else args.strategies[0]
     tables = [results.table(records, ceilings, reference, foreground), results.wins(records)]
     print(*map(to_text, tables), sep="\n", end="")

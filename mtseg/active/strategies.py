@@ -26,7 +26,7 @@ def strided(pool, n, rng):
 
 def foreground(share):
     def strategy(pool, n, rng):
-        how = {"foreground": share, "background": () if pool.cases.background is None else (0, 255)}
+        how = {"foreground": share, "background": pool.cases.no_class}
         return query.foreground_random(
             pool.cases.sides, pool.labels_of, pool.size, n, rng, annotated=pool.annotated, **how
         )
@@ -131,12 +131,21 @@ def find_strategy(word):
 def choose(pool, strategy, n, rng):
     """query.Windows of the `n` regions that the function `strategy` chooses from `pool`; QueryError where there are not
     so many that overlap neither each other nor what is annotated."""
-    chosen = strategy(pool, n, rng)
-    if not isinstance(chosen, Windows):
-        order = np.asarray(chosen, dtype=int)
-        chosen = Windows(*(part[order] for part in pool.windows))
-    best_first = -np.arange(len(chosen.case), dtype=float)
-    kept = query.top_windows(best_first, chosen, n, pool.annotated)
-    if len(kept) < n:
-        raise QueryError(f"--budget {n}: only {len(kept)} regions are left to choose; ask for so many at most")
-    return Windows(*(part[kept] for part in chosen))
+    before, found = pool.annotated, query.windows_of([], len(pool.size))
+    try:
+        while len(found.case) < n:  # a strategy that knows nothing of overlap is asked again for what it has lost
+            left = n - len(found.case)
+            chosen = strategy(pool, left, rng)
+            if not isinstance(chosen, Windows):
+                order = np.asarray(chosen, dtype=int)
+                query.unlabeled(len(pool.windows.case), n, order)  # QueryError for an index of no candidate
+                chosen = Windows(*(part[order] for part in pool.windows))
+            kept = query.top_windows(-np.arange(len(chosen.case), dtype=float), chosen, left, pool.annotated)
+            if not len(kept):
+                raise QueryError(f"--budget {n}: only {len(found.case)} regions are left to choose; ask for so many")
+            kept = Windows(*(part[kept] for part in chosen))
+            found = Windows(*map(np.concatenate, zip(found, kept, strict=True)))
+            pool.annotated = Windows(*map(np.concatenate, zip(before, found, strict=True)))
+    finally:
+        pool.annotated = before
+    return found

@@ -3,7 +3,6 @@
 `args` are always the flags of recipes/active_learning.py.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -12,8 +11,11 @@ import numpy as np
 from mtseg import averaging, uncertainty
 from mtseg.active import rounds
 from mtseg.active.annotators import Task
-from mtseg.checkpoint import write_whole
+from mtseg.active.simulation import Oracle
+from mtseg.datasets import read_list, training_cases
+from mtseg.script.checks import FlagError
 from mtseg.script.methods import trained_weights
+from mtseg.script.parser import given_flags
 from mtseg.script.runfolder import numbered_weights
 from mtseg.script.sources import plain_table
 
@@ -21,20 +23,45 @@ DEFAULTS = {"unit": "case", "rounds": 5, "seed": 1337}
 
 
 def loop_of(args):
-    """The settings that hold for all rounds; written down by `next`, which begins a loop."""
-    names = ("root_path", "unit", "region", "stride", "num_classes", "rounds", "seed")
+    """The settings that hold for all rounds; `next`, which begins a loop, writes them down."""
+    names = ("root_path", "val_list", "unit", "region", "stride", "num_classes", "rounds", "seed")
     given = {name: getattr(args, name) for name in names}
-    if given["root_path"]:
-        given["root_path"] = str(Path(given["root_path"]).resolve())
+    for name in names[:2]:
+        given[name] = given[name] and str(Path(given[name]).resolve())
     loop = rounds.settings_of(args.output_dir, given)
     if loop is not given:
         return loop
     if args.action != "next" or not given["root_path"]:
         needed = "begin with `next --root_path ...`, or give the --output_dir of a loop"
         raise rounds.RoundError(f"{args.output_dir}: no loop of active learning has begun there; {needed}")
-    loop |= {name: value for name, value in DEFAULTS.items() if loop[name] is None}
-    write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
-    return loop
+    return loop | {name: value for name, value in DEFAULTS.items() if loop[name] is None}
+
+
+def check_used(parser, args, argv):
+    """FlagError for a flag that the action does not know: a group of flags is called as the actions that do."""
+    given = given_flags(parser, argv)
+    for group in parser._action_groups[2:]:
+        known = group.title.split(", ")
+        for name in (action.dest for action in group._group_actions if action.dest in given):
+            if "loop" not in known and args.action not in known:
+                raise FlagError(f"--{name} is a flag of {group.title}, not of {args.action}: leave it out")
+
+
+def labelled_before(args, cases, loop, before):
+    """[(case, its label)] of the first --labelnum cases of train.list, with which a loop begins."""
+    if not args.labelnum:
+        return []
+    if before:
+        first = before[0].name == "round_00" and rounds.regions_asked(before[:1])
+        if not first or len(first) != args.labelnum:
+            began = f"the loop in {args.output_dir} began with {len(first) if first else 'no'} labelled cases"
+            raise rounds.RoundError(f"--labelnum {args.labelnum}, but {began}; leave it out, or begin another folder")
+        return []
+    names = training_cases(cases.source.root, read_list(loop["val_list"]) if loop["val_list"] else (), args.labelnum)
+    if len(names) < args.labelnum:
+        raise FlagError(f"--labelnum {args.labelnum}, but train.list has {len(names)} cases; lower it")
+    oracle = Oracle(cases, loop["num_classes"] or 2, names)
+    return [(case, oracle.dataset.read(case)["label"]) for case in names]
 
 
 def table_of(cases, loop):
@@ -44,15 +71,13 @@ def table_of(cases, loop):
 
 def weights_of(args, before):
     """The files of weights to choose by: those of --run, else of the last round that has a run; [] where none has."""
-    found = [trained_weights(folder / "run", args.weights) for folder in before]
-    if not args.run:
-        return [path for path in found if path][-1:]
-    paths = []
-    for run in args.run:
+    paths, trained = [], [folder / "run" for folder in before if trained_weights(folder / "run")]
+    for run in args.run or trained[-1:]:
         inside = numbered_weights(run, "ema_" if args.weights == "teacher" else "") if run.is_dir() else [run]
         path = (inside or [trained_weights(run, args.weights)])[-1]
         if path is None or not path.is_file():
-            raise rounds.RoundError(f"--run {run}: no weights of a {args.weights} there; give a run that has ended")
+            remedy = "give a run that has ended" + ", or --weights student" * (args.weights == "teacher")
+            raise rounds.RoundError(f"{run}: no weights of a {args.weights} there; {remedy}")
         paths.append(path)
     return paths
 

@@ -56,8 +56,8 @@ class Data:
     `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of this process's share. `unknown`:
     stands for the label of a voxel that has none. `n_channels`: of the images, as the network takes them.
     `cases`: {'train_cases', 'val_cases', ...: names}, of a fold also 'folds', how many there are. `selection`: how the
-    reported checkpoint is chosen. `checksum`: of the first case's voxels. `preprocessing`: the data set's, or None.
-    `description`, `notes`: for the log.
+    reported checkpoint is chosen. `checksum`: of the first case's voxels, and of all annotations. `preprocessing`: the
+    data set's, or None. `description`, `notes`: for the log.
     """
 
     train: Any
@@ -107,6 +107,8 @@ def read_data(args, run):
     first = source.annotated(args, names) if args.annotations else source.dataset(args, names, args.labelnum)
     check_plan(args, source, first)
     checksum = checksum_of(first.read(names[0]))
+    for case in names if args.annotations else ():  # each of which may have been taken anew
+        checksum = zlib.crc32(read_annotation(args.annotations, case).tobytes(), checksum)
     train, odd = training_set(args, source, first)
     labeled_cases = {*names[: args.labelnum]}
     labeled = range(
@@ -212,8 +214,10 @@ def choose_cases(args, source, unlabeled):
         found, notes = unlabeled_cases(root, (), val, test_cases(root), found)
         flags.check_cases(args, len(found[: args.max_samples]))
         return cases | {"train_cases": found[: args.max_samples]}, None, notes
-    train = training_cases(root, out, args.max_samples)
-    train, rest = annotated_of(args, train) if args.annotations else (train, [])
+    if args.annotations:
+        train, rest = annotated_of(args, source.to_annotate(out, args.max_samples))
+    else:
+        train, rest = training_cases(root, out, args.max_samples), []
     if not unlabeled and args.labelnum:
         flags.check_one_stream(args, len(train))
         return cases | {"train_cases": train[: args.labelnum]}, None, []
@@ -253,9 +257,10 @@ def training_set(args, source, dataset):
     """(the cases of `dataset`, which is of `source`, cached, augmented, in slices as the flags ask; notes on them)."""
     outside = 0 if args.background == 0 else unknown_label(args)
     padding = flags.PADDED if args.ignore_padding else outside
-    turn = RandomGenerator(outside) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
-    steps = [turn, args.resize and Resize(args.resize)]
     unknown = UNKNOWN if args.annotations else None
+    corners = outside if unknown is None else unknown  # what turns in from outside is no annotation to draw around
+    turn = RandomGenerator(corners) if args.rotflip == "ssl4mis" else TURNS.get(args.rotflip)
+    steps = [turn, args.resize and Resize(args.resize)]
     around = args.foreground_patches, counted_classes(args), unknown
     steps += [RandomCrop(args.patch_size, padding, *around), ToTensor("uint8")]
     dataset.transform = Compose([step for step in steps if step])

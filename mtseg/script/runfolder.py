@@ -239,7 +239,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
         if before.get(name) != config.get(name):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
     if before.get("data_crc32") not in (None, config.get("data_crc32")):
-        raise RunError(f"{path}: the run was started on other data of the same names; give its --root_path")
+        raise RunError(f"{path}: the run was started on other data of the same names; give that, or --overwrite it")
     began, start = before.get("pretrained_from"), config.get("pretrained")
     if start and not config.get("from_scratch") and (began or not before.get("pretrained")) and Path(start).is_file():
         if file_sha256(start) not in [one.get("sha256") for one in began or []]:

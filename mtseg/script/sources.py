@@ -11,7 +11,17 @@ import h5py
 import numpy as np
 
 from mtseg.classes import ClassError, ClassTable, read_classes, to_index
-from mtseg.datasets import UNKNOWN, CaseDataset, DataError, LAHeart, find_root, read_hdf5, some
+from mtseg.datasets import (
+    UNKNOWN,
+    CaseDataset,
+    DataError,
+    LAHeart,
+    find_root,
+    read_hdf5,
+    some,
+    test_cases,
+    training_cases,
+)
 from mtseg.image_index import read_index
 from mtseg.images import ENDINGS, image_size, read_image, read_mask
 from mtseg.layouts import find_cases
@@ -89,6 +99,14 @@ class Source:
     def annotated(self, args, cases):
         """The `cases` as a CaseDataset, their labels those in the folder --annotations."""
         return AnnotatedCases(self.dataset(args, cases, labelnum=0), args)
+
+    def to_annotate(self, out=(), num=None):
+        """The first `num` cases that are annotated bit by bit: those of train.list, where there is none all images
+        without a mask that are not in test.list; less those `out`."""
+        if self.files is None or (self.root / "train.list").is_file():
+            return training_cases(self.root, out, num)
+        out = {*out, *test_cases(self.root)}
+        return [case for case in self.without_lists() if case not in out][:num]
 
     def without_lists(self):
         """The cases that are unlabelled where no list says which are: images without a mask, None for HDF5 files."""
@@ -215,7 +233,9 @@ class AnnotatedCases(CaseDataset):
         if label.shape != shape:
             raise DataError(f"{path}: has shape {label.shape} and the case {shape}; take it anew")
         if (wrong := label[(label >= highest) & (label != UNKNOWN)]).size:
-            raise DataError(f"{path}: has a label {wrong[0]}, but there are {highest} classes; take it anew")
+            raise DataError(
+                f"{path}: has a label {wrong[0]}, but --num_classes is {highest}; raise it, or take it anew"
+            )
         return {"image": image, "label": label}
 
 
