@@ -148,7 +148,7 @@ def status(args):
     loop_of(args)
     columns = ["round", "strategy", "regions", "cases", "voxels", "foreground", "changed", "network"]
     table = Table(columns, [rounds.row_of(folder) for folder in rounds.rounds_of(args.output_dir)], [], [], [])
-    print(to_text(table), end="")
+    print(to_text(table).rstrip())
 
 
 def main(argv=None):

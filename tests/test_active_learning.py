@@ -354,7 +354,7 @@ def test_a_simulation_and_the_same_command_again(tmp_path, capsys, monkeypatch):
         k: v for k, v in before.items() if k != "curves.png"
     }
     text = refused(capsys, out, *simulated(root, out, budget=3)[:1], *simulated(root, out, budget=1)[3:])
-    assert "budget is 2, not 1; leave it out, or begin another folder" in text
+    assert "another simulation (budget was 2 and is 1)" in text
 
 
 def test_simulations_that_cannot_be(tmp_path, capsys):

@@ -17,7 +17,7 @@ import numpy as np
 from mtseg import figures
 from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.rounds import begin_round, end_round, is_taken, order, regions_asked, rounds_of, settings_of
+from mtseg.active.rounds import RoundError, begin_round, end_round, is_taken, order, regions_asked, rounds_of
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import UNKNOWN
@@ -69,8 +69,10 @@ def selection_of(pool, chosen, strategy, **told):
         place = place_of.get((number, tuple(start)))
         scores = {} if place is None else {name: round(float(values[place]), 6) for name, values in known.items()}
         regions.append({"case": pool.cases.names[number], "start": start, "stop": stop, "rank": rank, "scores": scores})
-    why = (find_strategy(strategy).__doc__ or "").strip().partition("\n")[0]
-    return {"strategy": strategy, "why": why, "of": pool.of, **told, "regions": regions}
+    why = (
+        "Every class, then a third by chance around classes." if strategy == START else find_strategy(strategy).__doc__
+    )
+    return {"strategy": strategy, "why": " ".join((why or "").split()), "of": pool.of, **told, "regions": regions}
 
 
 def simulate_chain(args, words, strategy, seed):
@@ -78,7 +80,7 @@ def simulate_chain(args, words, strategy, seed):
 
     `args`: the flags of recipes/active_learning.py. `words`: the flags of the training script.
     """
-    chain = args.output_dir / f"seed{seed}" / strategy
+    chain = args.output_dir / f"seed{seed}" / strategy.rpartition(":")[2]  # one's own is FILE.py:NAME
     cases, weights = Cases(args.root_path, args.val_list), None
     oracle = Oracle(cases, args.num_classes)
     for number in range(1 if strategy == START else args.rounds + 1):
@@ -117,10 +119,9 @@ def ask(args, cases, oracle, folder, number, strategy, seed, weights):
     pool = Pool(cases, args.unit, args.region, args.stride, before, network, oracle.label, **how)
     if number == 0:
         chosen = first_windows(cases.sides, oracle.label, pool.size, args.budget, rng, cases.no_class)
-        selection = selection_of(pool, chosen, "foreground33")
     else:
-        selection = selection_of(pool, choose(pool, find_strategy(strategy), args.budget, rng), strategy)
-    begin_round(folder, selection, lambda _: None)
+        chosen = choose(pool, find_strategy(strategy), args.budget, rng)
+    begin_round(folder, selection_of(pool, chosen, strategy if number else START), lambda _: None)
 
 
 def train(args, words, folder, seed):
@@ -187,7 +188,10 @@ def simulate_all(args):
     kept += ("val_list", "num_classes", "samples", "network")
     asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
     asked["root_path"] = str(Path(args.root_path).resolve())
-    settings_of(args.output_dir, asked, record)
+    asked, before = json.loads(json.dumps(asked)), flags.read_config(record)
+    if changed := [name for name in asked if before and before.get(name) != asked[name]]:
+        words = "; ".join(f"{name} was {before.get(name)} and is {asked[name]}" for name in changed)
+        raise RoundError(f"{args.output_dir}: holds another simulation ({words}); give its flags, or another folder")
     write_whole(record, json.dumps(asked, indent=1).encode())
 
     def do(job):
