@@ -71,7 +71,7 @@ from mtseg.active.annotators import changed_share, check_folder, read_mask, read
 from mtseg.active.candidates import Cases, Network, Pool
 from mtseg.active.simulation import selection_of, simulate_all, told
 from mtseg.active.strategies import choose, find_strategy
-from mtseg.active.tasks import check_used, labelled_before, loop_of, table_of, tasks_of, weights_of
+from mtseg.active.tasks import check_classes, check_used, labelled_before, loop_of, table_of, tasks_of, weights_of
 from mtseg.checkpoint import write_whole
 from mtseg.report import Table, to_text
 from mtseg.script import methods
@@ -84,19 +84,21 @@ def ask(args):
     cases = Cases(loop["root_path"], loop["val_list"])
     labels = labelled_before(args, cases, loop, before)
     folder, paths = rounds.next_round(args.output_dir), weights_of(args, before)
+    strategy, table = args.strategy or ("clasp_pe" if paths else "typiclust"), table_of(cases, loop)
+    chooses = find_strategy(strategy)
     network = Network(cases, paths, args.members, args.samples, args.gpu, args.network) if paths else None
-    strategy = args.strategy or ("clasp_pe" if paths else "typiclust")
+    if network:
+        check_classes(network, cases, table)
     print(f"{strategy}, by {', '.join(map(str, paths)) if paths else 'the images alone: there is no network yet'}")
 
     annotated = rounds.regions_asked(before) + [(case, [0] * label.ndim, label.shape) for case, label in labels]
     number = int(folder.name[6:])
     how = {"round": number - 1, "rounds": loop["rounds"], "of": args.of}
     pool = Pool(cases, loop["unit"], loop["region"], loop["stride"], annotated, network, **how)
-    chosen = choose(pool, find_strategy(strategy), args.budget, np.random.default_rng([loop["seed"], number]))
+    chosen = choose(pool, chooses, args.budget, np.random.default_rng([loop["seed"], number]))
     selection = selection_of(pool, chosen, strategy, weights=[str(path) for path in paths], members=args.members)
 
     def write(unfinished):
-        table = table_of(cases, loop)
         tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
         selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
         write_todo(unfinished, selection["cases"], table, folder)
@@ -134,10 +136,10 @@ def train(args):
     loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
     if not rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
-    words = [methods.find_script(args.script), *told(argparse.Namespace(**loop), loop["seed"])]
+    words = [methods.find_script(args.script), *told(argparse.Namespace(**loop, gpu=args.gpu), loop["seed"])]
     words += ["--annotations", folder / "annotations"]
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
-    words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
+    words += [*args.flags, "--output_dir", folder / "run", "--resume"]
     run_script(words, folder / "train.log")
     (path,) = weights_of(args, [folder])
     print(f"trained: {path}")

@@ -223,6 +223,7 @@ def test_a_first_call_that_was_wrong_is_forgotten(tmp_path, capsys):
     ):
         assert sentence in refused(capsys, out, "next", "--root_path", root, *more)
     assert "no loop of active learning has begun there" in refused(capsys, out, "next")
+    assert "next is not about one round: leave" in refused(capsys, out, "next", out / "round_01")
     assert "no such folder" in refused(capsys, out, "next", "--root_path", tmp_path / "none")
     call(out, "next", "--root_path", root, "--budget", 2)
     assert "unit is case, not patch; leave it out" in refused(capsys, out, "next", "--unit", "patch")
@@ -270,6 +271,34 @@ def test_weights_of_a_teacher_that_there_is_not(waiting, tmp_path, capsys):
     sentence = refused(capsys, out, "next", "--weights", "teacher")
     assert "no weights of a teacher there; give a run that has ended, or --weights student" in sentence
     assert "beside" in refused(capsys, out, "next", "--members", "teacher")
+
+
+def test_what_the_recipe_says_to_a_script_is_not_said_behind_flags(waiting, tmp_path, capsys):
+    out = shutil.copytree(waiting[1], tmp_path / "active")
+    call(out, "take")
+    for name in ("root_path", "seed", "gpu", "output_dir", "annotations", "labelnum"):
+        with pytest.raises(SystemExit):
+            train(out, **{name: 1})
+        assert f"--{name} behind --flags, where the recipe says it itself: leave it out" in capsys.readouterr().err
+    assert not (out / "round_01/run").exists()
+
+
+def test_a_network_of_other_classes(waiting, tmp_path, capsys):
+    """Fewer or other ones would be written into predictions as classes of these data."""
+    out = shutil.copytree(waiting[1], tmp_path / "active")
+    call(out, "take")
+    train(out)
+    other, run = tmp_path / "other", out / "round_01/run"
+    root = make_images(tmp_path / "data", train=3)
+    (root / "classes.json").write_text(json.dumps({**PHASES, "classes": PHASES["classes"][:2]}))
+    other.mkdir()
+    sentence = refused(capsys, other, "next", "--root_path", root, "--run", run)
+    assert "knows 3 classes, the data have 2; give a run of these" in sentence
+    (root / "classes.json").write_text(json.dumps(PHASES).replace("pore", "crack"))
+    sentence = refused(capsys, other, "next", "--root_path", root, "--run", run)
+    assert "its classes are matrix, pore, grain, not matrix, crack, grain; give a run of these data" in sentence
+    (root / "classes.json").unlink()
+    call(other, "next", "--root_path", root, "--num_classes", 3, "--run", run, "--budget", 1)
 
 
 def test_masks_that_were_taken_anew_are_not_learned_by_the_old_run(waiting, tmp_path, capsys):
@@ -367,6 +396,8 @@ def test_simulations_that_cannot_be(tmp_path, capsys):
         ({"labelnum": 2}, "--labelnum is a flag of next, not of simulate: leave it out"),
         ({"seed": 2}, "--seed is a flag of next, not of simulate"),
         ({"script": "none"}, "none: no such training script"),
+        ({"seeds": "1 2 1"}, "--seeds: 1 is given twice"),
+        ({"strategies": "random margin random"}, "--strategies: random is given twice"),
     ):
         assert sentence in refused(capsys, out, "simulate", *simulated(root, out, **changes)[3:])
     assert "simulate needs --root_path" in refused(capsys, out, "simulate")

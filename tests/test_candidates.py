@@ -378,6 +378,12 @@ def windows(pool, n, rng):
 def nothing(pool, n, rng):
     return []
 
+def mask(pool, n, rng):
+    return np.arange(len(pool.windows.case)) < n
+
+def none(pool, n, rng):
+    pass
+
 def outside(pool, n, rng):
     return [len(pool.windows.case)]
 
@@ -399,6 +405,9 @@ def test_a_strategy_of_ones_own(tmp_path, pools):
         choose(pool, find_strategy(f"{path}:nothing"), 2, rng)
     with pytest.raises(QueryError, match="candidates have the indices 0 to"):
         choose(pool, find_strategy(f"{path}:outside"), 2, rng)
+    for name, what in ("mask", "a bool array"), ("none", "an? object array"):
+        with pytest.raises(QueryError, match=f"a strategy gives whole numbers, .*, not {what} of shape .*; mend it"):
+            choose(pool, find_strategy(f"{path}:{name}"), 2, rng)
     for word, error, sentence in (
         ("ranking", QueryError, "^there is no strategy ranking; there are clasp_pe, random, "),
         (f"{path}:number", QueryError, f"^--strategy {path}:number: {path} has no function of this name; mend it$"),

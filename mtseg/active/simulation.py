@@ -18,8 +18,8 @@ from mtseg import figures
 from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
 from mtseg.active.rounds import RoundError, begin_round, end_round, is_taken, order, regions_asked, rounds_of
-from mtseg.active.strategies import choose, find_strategy
-from mtseg.checkpoint import write_whole
+from mtseg.active.strategies import STRATEGIES, choose, find_strategy
+from mtseg.checkpoint import file_sha256, write_whole
 from mtseg.datasets import UNKNOWN
 from mtseg.query import first_windows
 from mtseg.report import read_result, to_markdown, to_text
@@ -80,7 +80,7 @@ def simulate_chain(args, words, strategy, seed):
 
     `args`: the flags of recipes/active_learning.py. `words`: the flags of the training script.
     """
-    chain = args.output_dir / f"seed{seed}" / strategy.rpartition(":")[2]  # one's own is FILE.py:NAME
+    chain = args.output_dir / f"seed{seed}" / folder_of(strategy)
     cases, weights = Cases(args.root_path, args.val_list), None
     oracle = Oracle(cases, args.num_classes)
     for number in range(1 if strategy == START else args.rounds + 1):
@@ -95,11 +95,16 @@ def simulate_chain(args, words, strategy, seed):
             if not is_taken(folder):
                 regions = regions_asked([folder])
                 end_round(folder, oracle.answers(regions), cases.background)
-            train(args, words, folder, seed)
-            write_whole(record, json.dumps(measured(args, folder, strategy, seed, number)).encode())
+            dice = train(args, words, folder, seed)
+            write_whole(record, json.dumps(measured(folder, strategy, seed, number, dice)).encode())
         run = folder if number or strategy == START else chain.with_name(START) / folder.name
         weights = methods.trained_weights(run / "run", args.weights)
         yield flags.read_config(record) | {"strategy": strategy}
+
+
+def folder_of(strategy):
+    """The name of the folder of its rounds, for one's own, FILE.py:NAME, FILE.NAME: that of no other in STRATEGIES."""
+    return Path(strategy.replace(".py:", ".")).name
 
 
 def adopt(first, folder):
@@ -125,39 +130,39 @@ def ask(args, cases, oracle, folder, number, strategy, seed, weights):
 
 
 def train(args, words, folder, seed):
-    """Train from scratch with all labels so far, and test the last weights, unless that was done before."""
+    """Train from scratch with all labels so far, unless that was done before; returns `test` of the last weights."""
     run = folder / "run"
     if methods.trained_weights(run) is None:
         words = [args.script, *words, *told(args, seed), "--annotations", folder / "annotations", "--output_dir", run]
         run_script([*words, "--resume"], folder / "train.log", OMP_NUM_THREADS="1")
-    test(args, run, folder / "test.log")
+    return test(args, run, folder / "test.log", args.weights)
 
 
 def told(args, seed):
     """The flags of a training script that the recipe's own decide."""
-    known = {"root_path": args.root_path, "val_list": args.val_list, "num_classes": args.num_classes, "seed": seed}
+    known = {"root_path": args.root_path, "val_list": args.val_list, "num_classes": args.num_classes}
+    known |= {"seed": seed, "gpu": args.gpu}
     return [word for name, value in known.items() if value is not None for word in (f"--{name}", value)]
 
 
-def test(args, run, log):
-    """Test the weights of the last iteration of a run; returns its metrics.json."""
-    weights = methods.trained_weights(run, args.weights)
+def test(args, run, log, weights="student"):
+    """Test the `weights` of the last iteration of a run, unless that was done before; returns the mean Dice, 0..1, of
+    all classes of all test cases."""
+    weights = methods.trained_weights(run, weights)
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
-        how += ["--network", args.network] if args.network else []
+        how += ["--gpu", args.gpu, *(["--network", args.network] if args.network else [])]
         run_script([flags.HOME / "inference.py", *how], log, OMP_NUM_THREADS="1")
-    return result
+    return float(np.mean([*read_result(result).values("dice").values()]))
 
 
-def measured(args, folder, strategy, seed, number):
-    """The record of a round: what is annotated, and the mean Dice of the test cases."""
-    weights = methods.trained_weights(folder / "run", args.weights)
-    dice = read_result(weights.parent / f"{weights.stem}_test" / "metrics.json").values("dice")
+def measured(folder, strategy, seed, number, dice):
+    """The record of a round: what is annotated, and the `dice` of the test cases."""
     counts = flags.read_config(folder / "taken.json")
     regions = len(regions_asked(other for other in rounds_of(folder.parent) if order(other) <= order(folder)))
     names = {name: counts[name] for name in ("cases", "voxels", "foreground")}
-    return {"seed": seed, "round": number, "regions": regions, **names, "dice": float(np.mean([*dice.values()]))}
+    return {"seed": seed, "round": number, "regions": regions, **names, "dice": dice}
 
 
 def ceiling_of(args, words, seed):
@@ -167,7 +172,7 @@ def ceiling_of(args, words, seed):
         words = [script, *flags_of(script, words), *told(args, seed), "--output_dir", run, "--resume"]
         words += ["--labelnum", len(Cases(args.root_path, args.val_list).names)]
         run_script(words, run / "train.log", OMP_NUM_THREADS="1")
-    return float(np.mean([*read_result(test(args, run, run / "test.log")).values("dice").values()]))
+    return test(args, run, run / "test.log")
 
 
 def simulate_all(args):
@@ -175,6 +180,9 @@ def simulate_all(args):
     args.script, args.rounds, args.unit = methods.find_script(args.script), args.rounds or 5, args.unit or "case"
     for strategy in args.strategies:
         find_strategy(strategy)
+    for name, given in ("seeds", args.seeds), ("strategies", [folder_of(strategy) for strategy in args.strategies]):
+        if twice := [str(one) for one in dict.fromkeys(given) if given.count(one) > 1]:
+            raise flags.FlagError(f"--{name}: {', '.join(twice)} is given twice, in one folder; leave one out")
     record, words = args.output_dir / "simulation.json", list(map(str, args.flags))
     if not args.root_path:
         raise flags.FlagError("simulate needs --root_path: give the folder of data whose labels are there")
@@ -188,11 +196,13 @@ def simulate_all(args):
     kept += ("val_list", "num_classes", "samples", "network")
     asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
     asked["root_path"] = str(Path(args.root_path).resolve())
+    own = [strategy for strategy in args.strategies if strategy not in STRATEGIES]
+    asked |= {folder_of(strategy): file_sha256(strategy.rpartition(":")[0])[:8] for strategy in own}
     asked, before = json.loads(json.dumps(asked)), flags.read_config(record)
-    if changed := [name for name in asked if before and before.get(name) != asked[name]]:
+    if changed := [name for name in asked if before.get(name, asked[name]) != asked[name]]:
         words = "; ".join(f"{name} was {before.get(name)} and is {asked[name]}" for name in changed)
         raise RoundError(f"{args.output_dir}: holds another simulation ({words}); give its flags, or another folder")
-    write_whole(record, json.dumps(asked, indent=1).encode())
+    write_whole(record, json.dumps(before | asked, indent=1).encode())
 
     def do(job):
         strategy, seed = job

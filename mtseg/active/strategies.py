@@ -137,7 +137,11 @@ def choose(pool, strategy, n, rng):
             left = n - len(found.case)
             chosen = strategy(pool, left, rng)
             if not isinstance(chosen, Windows):
-                order = np.asarray(chosen, dtype=int)
+                order = np.asarray(chosen)
+                if order.size and (order.ndim != 1 or order.dtype.kind not in "iu"):
+                    what = f"a {order.dtype} array of shape {order.shape}"
+                    raise QueryError(f"a strategy gives whole numbers, the indices of its choice, not {what}; mend it")
+                order = order.astype(int)
                 query.unlabeled(len(pool.windows.case), n, order)  # QueryError for an index of no candidate
                 chosen = Windows(*(part[order] for part in pool.windows))
             kept = query.top_windows(-np.arange(len(chosen.case), dtype=float), chosen, left, pool.annotated)

@@ -13,6 +13,7 @@ from mtseg.active import rounds
 from mtseg.active.annotators import Task
 from mtseg.active.simulation import Oracle
 from mtseg.datasets import read_list, training_cases
+from mtseg.query import QueryError
 from mtseg.script.checks import FlagError
 from mtseg.script.methods import trained_weights
 from mtseg.script.parser import given_flags
@@ -20,6 +21,7 @@ from mtseg.script.runfolder import numbered_weights
 from mtseg.script.sources import plain_table
 
 DEFAULTS = {"unit": "case", "rounds": 5, "seed": 1337}
+SAID = ("--root_path", "--val_list", "--num_classes", "--seed", "--gpu", "--output_dir", "--annotations", "--labelnum")
 
 
 def loop_of(args):
@@ -38,8 +40,14 @@ def loop_of(args):
 
 
 def check_used(parser, args, argv):
-    """FlagError for a flag that the action does not know: a group of flags is called as the actions that do."""
+    """FlagError for a flag or a ROUND that the action does not know, which would be passed over without a word, and for
+    one behind --flags that the recipe gives itself. A group of flags is called as the actions that know them."""
     given = given_flags(parser, argv)
+    if args.round and args.action not in ("take", "train"):
+        raise FlagError(f"{args.action} is not about one round: leave {args.round} out, or give --output_dir instead")
+    for name in (str(word).partition("=")[0] for word in args.flags):
+        if name in SAID:
+            raise FlagError(f"{name} behind --flags, where the recipe says it itself: leave it out or give it before")
     for group in parser._action_groups[2:]:
         known = group.title.split(", ")
         for name in (action.dest for action in group._group_actions if action.dest in given):
@@ -67,6 +75,19 @@ def labelled_before(args, cases, loop, before):
 def table_of(cases, loop):
     """The ClassTable of the data, or that of so many classes."""
     return cases.table or plain_table(loop["num_classes"] or 2)
+
+
+def check_classes(network, cases, table):
+    """QueryError where a candidates.Network was trained on other classes than those of the `table`."""
+    theirs, path = network.args.table, network.args.model_path[0]
+    if network.num_classes != len(table.names):
+        raise QueryError(
+            f"{path}: knows {network.num_classes} classes, the data have {len(table.names)}; give a run of these, or "
+            f"begin the loop with --num_classes"
+        )
+    if cases.table and theirs and theirs.names != table.names:
+        names = f"{', '.join(theirs.names)}, not {', '.join(table.names)}"
+        raise QueryError(f"{path}: its classes are {names}; give a run of these data")
 
 
 def weights_of(args, before):
