@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from measure import fact, has  # noqa: E402
-from rows import case_metrics, growth, loading, methods, pretraining, steps, windows  # noqa: E402
+from rows import active, case_metrics, growth, loading, methods, pretraining, steps, windows  # noqa: E402
 from tables import put_figures, show, table, write  # noqa: E402
 
 CPU_ROWS = {
@@ -49,6 +49,8 @@ CPU_ROWS = {
     "metrics": case_metrics.case_metrics,
     "start_up": growth.start_up,
     "growth": growth.growth,
+    "choosing": active.choosing,
+    "scoring": active.scoring,
 }
 GPU_ROWS = {"gpu_step": steps.gpu_step, "gpu_ema": steps.gpu_ema, "gpu_sliding_window": windows.gpu_sliding_window}
 

@@ -80,7 +80,7 @@ def train_and_test(folder, words, args, deadline):
     write_whole(record, json.dumps(asked).encode())
     if trained_weights(folder) is None:
         call([*words, "--output_dir", folder, "--resume"], folder / "train.log", deadline)
-    last = [trained_weights(folder, name, ended=True) for name in args.weights]
+    last = [trained_weights(folder, name) for name in args.weights]
     last = [path for path in last if path and path.is_file()]
     if not last:
         raise BenchmarkError(f"{folder}: has no weights of a {' or '.join(args.weights)}; take other --weights")

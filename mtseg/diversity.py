@@ -237,18 +237,18 @@ def prob_cover(features, n, delta, rng, labeled=()):
 
 
 def k_center_of_unsure(scores, features, n, labeled=(), factor=5):
-    """What `k_center` chooses of the `factor` times `n` rows of the highest `scores` (N,).
+    """What `k_center` chooses of the `factor` times `n`, rounded down, rows of the highest `scores` (N,).
 
     They are unsure, and unlike each other and what is labelled, without a weight between the two. DiversityError for
-    other than one score a row and for a factor below 1.
+    other than one score a row and for a factor below 1 or infinite.
     """
     x, still = checked(features, n, labeled)
     scores = np.asarray(scores, dtype=float)
-    if scores.shape != (len(x),) or np.isnan(scores).any() or factor < 1:
+    if scores.shape != (len(x),) or np.isnan(scores).any() or not 1 <= factor < np.inf:
         raise DiversityError(
             f"scores have shape {scores.shape} with {int(np.isnan(scores).sum())} NaN, of {len(x)} rows, and the "
             f"factor is {factor}; give a number a row, and 1 or more"
         )
     known, free = np.flatnonzero(~still), np.flatnonzero(still)
-    kept = np.concatenate([known, free[np.argsort(-scores[free], kind="stable")[: factor * n]]])
+    kept = np.concatenate([known, free[np.argsort(-scores[free], kind="stable")[: int(factor * n)]]])
     return kept[k_center(x[kept], n, np.arange(len(known)))]

@@ -143,7 +143,7 @@ def normalized(module, visible, x):
     groups = module.num_groups if isinstance(module, nn.GroupNorm) else x.shape[1]
     # (N, G, C / G, *spatial), in float32: half precision cannot count voxels.
     grouped, weights = x.float().unflatten(1, (groups, -1)), mask.float().unsqueeze(1)
-    axes = [2, *range(3, grouped.dim())]
+    axes = [*range(2, grouped.dim())]
     axes = [0, *axes] if isinstance(module, nn.modules.batchnorm._BatchNorm) else axes
     count = weights.expand_as(grouped).sum(axes, keepdim=True)
     mean = (grouped * weights).sum(axes, keepdim=True) / count
@@ -181,7 +181,7 @@ def _curved(x):
     along = 3 * t * (1 - t) ** 2 * x1 + 3 * t**2 * (1 - t) * x2 + t**3
     value = 3 * t * (1 - t) ** 2 * y1 + 3 * t**2 * (1 - t) * y2 + t**3
     value = value.flip(0) if torch.rand(()) < 0.5 else value
-    place = torch.searchsorted(along, torch.linspace(0, 1, 1001)).clamp(max=1000)
+    place = torch.searchsorted(along, t).clamp(max=1000)
     return value[place].to(x.device)[(x * 1000).round().long()]
 
 

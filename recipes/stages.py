@@ -68,7 +68,7 @@ def train(stages):
             print(f"{stage.name}: begins {begins}; its output goes to {log}", flush=True)
             stage.begin()
             run_script(stage.command(), log)
-        print(f"done: {stage.name}, {methods.trained_weights(stage.folder, ended=True)}", flush=True)
+        print(f"done: {stage.name}, {methods.trained_weights(stage.folder)}", flush=True)
 
 
 def test(stages):
@@ -77,16 +77,15 @@ def test(stages):
     for stage in stages:
         if stage.args.labelnum == 0:  # its network gives images
             continue
-        weights, row = methods.trained_weights(stage.folder, ended=True), [[stage.name]]
+        weights, row = methods.trained_weights(stage.folder), [[stage.name]]
         kind = kind_of(stage.args), flags.read_config(weights.parent / "config.json")["n_channels"]
         for root, (name, other, channels) in sets.items():
             own = root == Path(stage.args.root_path).resolve()  # its folder is where inference.py puts it by itself
             result = weights.parent / f"{weights.stem}{'' if own else f'_{name}'}_test/metrics.json"
             fits = kind == (kind_of(other.args), channels * (2 * stage.args.context + 1))
             if fits and not result.is_file():
-                words = ["--model_path", weights, "--network", stage.args.network, "--root_path", root]
-                words += ["--split", "test", "--output_dir", result.parent, "--continue"]
-                run_script([flags.HOME / "inference.py", *words], stage.folder / "test.log")
+                how = stage if own else other
+                run_script(stage.test_command(weights, how, result.parent), stage.folder / "test.log")
             row.append([cell_of(read_result(result)) if fits else "-"])
         rows.append(row)
     notes = ["Dice in percent, mean of the test cases of each data set, by the stages' last weights; -: other classes"]

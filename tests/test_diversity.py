@@ -181,7 +181,8 @@ def test_k_center_among_the_unsure():
     scores[labeled] = 2
     best = [i for i in np.argsort(-scores) if i not in labeled][:15]
     wanted = k_center(x[[*labeled, *best]], 5, [0, 1]) - 2
-    assert k_center_of_unsure(scores, x, 5, labeled, factor=3).tolist() == np.array(best)[wanted].tolist()
+    for factor in (3, 3.1):
+        assert k_center_of_unsure(scores, x, 5, labeled, factor=factor).tolist() == np.array(best)[wanted].tolist()
     assert {*k_center_of_unsure(scores, x, 5, labeled, factor=1).tolist()} == {*best[:5]}
 
 
@@ -255,7 +256,9 @@ def test_what_cannot_be_chosen_ends_in_a_sentence(choice, x, n, labeled, sentenc
             r"scores have shape \(2,\) with 0 NaN, of 4 rows, and the factor is 5",
         ),
         (lambda x: k_center_of_unsure([1, 2, 3, math.nan], x, 1), r"shape \(4,\) with 1 NaN, of 4 rows"),
-        (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=0), "the factor is 0; give a number a row, and 1 or more"),
+        (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=0.9), "the factor is 0.9; give a number a row, and 1"),
+        (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=math.inf), "the factor is inf"),
+        (lambda x: k_center_of_unsure([1] * 4, x, 1, factor=math.nan), "the factor is nan"),
     ],
 )
 def test_settings_that_make_no_sense_end_in_a_sentence(wrong, sentence):

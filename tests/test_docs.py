@@ -125,10 +125,12 @@ def test_every_method_has_a_page_and_a_row():
 
 EXTRAS = ("PIL", "tifffile", "matplotlib", "skimage", "nibabel", "nrrd", "onnx", "onnxruntime")
 # Commands that other tests or .ci/run make: installing, the tests themselves, measuring, comparing commits.
-MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|--grid")
+MADE_ELSEWHERE = re.compile(r"pip install|python -m pytest|benchmarks/run\.py|benchmarks/same_bits\.py|--grid|simulate")
 SMALL = {"--max_iterations": 2, "--n_filters": 2, "--patch_size": "32 32 16", "--stride_xy": 16, "--stride_z": 8}
 SMALL |= {"--num_workers": 0, "--progress": 0}
-IMAGES = re.compile(r"--dims 2|data/(Steel|Coating|both|uhcs|ebc|ACDC)")  # of a command that trains on images
+IMAGES = re.compile(
+    r"--dims 2|--patch_size \d+ \d+ --|data/(Steel|Coating|both|uhcs|ebc|ACDC)"
+)  # of a command that trains on images
 
 
 def commands(page):
@@ -144,7 +146,7 @@ def small(line):
     line = line.replace('"Training Set" data/LA', '"Training Set" made/LA')
     line = line.replace("torchrun ", "python -m torch.distributed.run ")
     line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
-    table = "table.py" in line
+    table = "table.py" in line or "active_learning.py" in line
     script = "--flags" if table else r"(?:recipes/)?(?:pre)?train_\w+\.py"
     before, script, rest = re.match(rf"(.*?)({script}|$)(.*)", line).groups()
     if not script:

@@ -55,6 +55,7 @@ def file(tmp_path):
 def test_it_trains_resumes_and_is_tested(data, tmp_path, file, capsys):
     word = f"{file}:Small"
     whole = run("MT", data, tmp_path / "whole", network=word)
+    assert whole.parent.name == "LA_small_3_labeled"
     run("MT", data, tmp_path / "cut", network=word, max_iterations=2)
     cut = run("MT", data, tmp_path / "cut", "--resume", network=word)
     assert same(weights(whole, "iter_4.pth"), weights(cut, "iter_4.pth"))

@@ -16,7 +16,7 @@ from test_recipe import ROOT, column, run, same, weights
 import inference
 from mtseg import report
 from mtseg.distributed import Ranks
-from mtseg.figures.reconstructions import patches_of
+from mtseg.figures.reconstructions import reconstructions
 from mtseg.finetuning import names_of
 from mtseg.images import read_image
 from mtseg.masking import genesis, hidden_blocks, visible_only
@@ -27,6 +27,7 @@ from mtseg.samplers import IterationSampler, ShuffledBatchSampler
 from mtseg.script import flags, methods
 from mtseg.script import run as run_module
 from mtseg.script.data import held_out_patches
+from mtseg.script.runfolder import ancestry_of
 from mtseg.script.sources import Source
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRot90Flip, ToTensor
@@ -293,12 +294,15 @@ def test_stacks_of_different_lengths_each_have_their_own_patches(tmp_path):
     args = flags.parse(pretrain_masked.PARSER, ["--config", str(folder / "config.json")])
     cases, source = sorted(config(folder)["train_cases"], key=lambda case: int(case[7:10]) % 2), Source(data)
     dataset = source.dataset(args, cases, labelnum=0)
-    held_out, middle = held_out_patches(args, source, dataset), patches_of(args, cases)
-    assert len(held_out) == 2 * len(cases) and len(middle) == len(cases)
+    held_out = held_out_patches(args, source, dataset)
+    assert len(held_out) == 2 * len(cases)
     for number, case in enumerate(cases):
         values = dataset.read(case)["image"]
         assert np.isin(held_out[2 * number : 2 * number + 2], values).all()
-        assert np.isin(middle[number], values).all()
+    cases = config(folder)["train_cases"][:3]
+    shown = [axes.images[0].get_array() for axes in reconstructions(folder).axes if axes.images]
+    middle = held_out_patches(args, source, source.dataset(args, cases, labelnum=0))[1::2, 0]
+    assert len(shown) == 12 and all(map(np.array_equal, shown[::4], middle))
 
 
 def test_a_pretrainings_settings_are_a_config_of_another_and_of_a_training(data, tmp_path, capsys):
@@ -454,6 +458,11 @@ def test_the_chain_of_ancestors_stands_in_every_config(data, tmp_path, first):
         assert (one["parts"], one["loaded"], one["left_out"]) == (parts, len(names_of(net, parts)), 0)
         assert one["selection"] == "last iteration" and one["dataset_name"] == "LA"
     assert [one["model"] for one in (entry, *others)] == ["MT", "masked"]
+    again = pretrain(data, tmp_path / "again", seed=2, save_freq=1)  # only another seed
+    more = pretrain(data, tmp_path / "more", mask_ratio=0.5)
+    told = [ancestry_of(run / "iter_4.pth", config(run))["pretrained_from"][0] for run in (first.parent, again, more)]
+    assert told[0]["settings"] == told[1]["settings"] == others[0]["settings"] != told[2]["settings"]
+    assert told[0]["sha256"] != told[1]["sha256"] and len({one["settings"] for one in (*told, entry)}) == 3
     assert config(third)["pretrained_cases"] == sorted({*config(third)["pretrained_cases"]})
 
 

@@ -310,6 +310,39 @@ def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):
     }
 
 
+def test_runs_whose_pretrainings_differ_in_their_seeds_are_seeds_of_one_row(tmp_path):
+    """By what the runs record of them; without that, of other settings and of a seed that is there twice they are not.
+    What --from_scratch leaves out makes no row either."""
+
+    def began(seed, settings="a", number=9, before=()):
+        file = f"/runs/{settings}_{len(before)}_{seed}/iter_{number}.pth"
+        chain = [{"file": file, "settings": settings}, *before]
+        return {"pretrained": file, "pretrained_from": chain, "from_scratch": False}
+
+    def rows_of(out):
+        return sorted([result.seed for result in row.results] for row in report.report([out])[1])
+
+    for seed in (1, 2, 3):
+        scratch = began(seed) | {"from_scratch": True, "pretrained_from": None}
+        chained = began(seed, before=began(seed)["pretrained_from"])
+        for name, config in (("masked", began(seed)), ("scratch", scratch), ("chained", chained)):
+            write_run(tmp_path / "one" / name, "CPS", seed=seed, dice=[seed / 10], config=config)
+    assert rows_of(tmp_path / "one") == [[1, 2, 3]] * 3
+    for name, other in (
+        ("settings", began(2, "b")),
+        ("iteration", began(2, number=8)),
+        ("unknown", began(2, settings=None)),
+        ("nothing", {"pretrained": None, "from_scratch": False}),
+    ):
+        write_run(tmp_path / name, "CPS", seed=1, dice=[0.1], config=began(1))
+        write_run(tmp_path / name, "CPS", seed=2, dice=[0.2], config=other)
+        assert rows_of(tmp_path / name) == [[1], [2]], name
+    for seed in (1, 2):
+        for first in (1, 2):
+            write_run(tmp_path / f"all/{first}", "CPS", seed=seed, dice=[(seed + 2 * first) / 10], config=began(first))
+    assert rows_of(tmp_path / "all") == [[1, 2], [1, 2]]
+
+
 def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no_difference(tmp_path):
     recipe = {"consistency": 2.0, "init": "none", "wandb": None}
     write_run(tmp_path / "a", seed=1, dice=[0.5, 0.6], config={"consistency": 0.1, "init": "none"})

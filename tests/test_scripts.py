@@ -421,6 +421,8 @@ def test_weights_from_before_the_end_are_not_called_the_last_iteration(tmp_path,
     told = {path.name: inference.main(["--model_path", str(path)])["selection"] for path in folder.glob("iter_*.pth")}
     expected = {f"iter_{n}.pth": f"iteration {n} of 6" for n in range(2, ends, 2)}
     assert told == {**expected, f"iter_{ends}.pth": "last iteration"}
+    (folder / f"iter_{ends}.pth").unlink()  # as if it had been cut off
+    assert inference.main(["--model_path", str(folder / "iter_2.pth")])["selection"] == "iteration 2 of 6"
 
 
 def test_validation_changes_no_weights(runs, tmp_path):
@@ -534,6 +536,14 @@ def test_without_data_the_phantom_is_built_and_named(monkeypatch, tmp_path, caps
     assert folder == tmp_path / "model/Phantom_vnet_4_labeled/supervised"
     assert json.loads((folder / "config.json").read_text())["patch_size"] == [32, 32, 32]
     assert "PHANTOM" in capsys.readouterr().out
+
+    # Its slices, with a patch of two sides.
+    slices = train_sup.main([*arguments, "--output_dir", str(tmp_path), "--dataset_name", "Phantom", "--dims", "2"])
+    assert slices == tmp_path / "model/Phantom_unet_4_labeled/supervised"
+    assert json.loads((slices / "config.json").read_text())["patch_size"] == [32, 32]
+    with pytest.raises(SystemExit):
+        train_sup.main([*arguments, "--dataset_name", "Electrode", "--dims", "3"])
+    assert "--dims 3 with --dataset_name Electrode, whose cases are images: take" in capsys.readouterr().err
 
     (tmp_path / "data/LA").mkdir(parents=True)
     make_data(tmp_path / "data/LA")

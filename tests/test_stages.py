@@ -14,10 +14,11 @@ import pytest
 import stages
 import torch
 from conftest import TINY_2D, make_images, start_python
+from PIL import Image
 
 import inference
 from mtseg.checkpoint import file_sha256
-from mtseg.script import flags, methods
+from mtseg.script import flags, methods, processes
 
 ROOT = flags.HOME
 SCRIPT = ROOT / "recipes/stages.py"
@@ -203,6 +204,53 @@ def test_the_best_weights_of_a_script_of_ones_own_and_data_of_other_classes(sets
     assert not list(tmp_path.glob("out/*/model/*/*/iter_*_*_test"))
 
 
+def test_data_of_another_stage_are_read_as_that_one_reads_them(sets, tmp_path, monkeypatch):
+    """Here with --snap, on the GPU of the stage that is tested."""
+    shutil.copytree(sets / "second", tmp_path / "second")
+    case = (tmp_path / "second/test.list").read_text().strip()
+    (mask,) = tmp_path.glob(f"second/masks/{case}.*")
+    pixels = np.array(Image.open(mask))
+    assert not (pixels == 11).any()
+    pixels[0, 0] = 11  # near a class, and none
+    Image.fromarray(pixels).save(mask)
+    commands = []
+    monkeypatch.setattr(stages, "run_script", lambda words, log: (commands.append(words), run_here(words, log)))
+    steps = plan(sets)["stages"][1:]
+    del steps[0]["from"], steps[0]["parts"]
+    steps[0]["flags"] |= {"max_iterations": 1, "gpu": "3"}
+    steps[1]["flags"] |= {"max_iterations": 1, "root_path": str(tmp_path / "second"), "snap": True}
+    stages.main([str(write(tmp_path / "p.json", plan(sets, stages=steps))), "--output_dir", str(tmp_path / "out")])
+    _, _, *rows = rows_of(tmp_path / "out/stages.md")
+    assert len(rows) == 2 and all(re.fullmatch(r"[\d.]+\*?", cell) for row in rows for cell in row[1:])
+    tests = [words for words in commands if "--model_path" in words]
+    assert [words[words.index("--gpu") + 1] for words in tests] == ["3", "3", "0", "0"]
+
+
+def test_a_stage_that_stopped_early_is_done_once(sets, tmp_path, monkeypatch):
+    """Also with --keep_last, which leaves weights of the last iteration in a run that was cut off, too."""
+    monkeypatch.setattr(stages, "run_script", run_here)
+    (tmp_path / "val.list").write_text("image_3\n")
+    stage = plan(sets)["stages"][1]
+    del stage["from"], stage["parts"]
+    stage["flags"] |= {"val_list": str(tmp_path / "val.list"), "val_freq": 1, "base_lr": 0, "patience": 2}
+    content = plan(sets, stages=[stage], test=False)
+    content["defaults"] |= {"keep_last": 2}
+    words = [str(write(tmp_path / "p.json", content)), "--output_dir", str(tmp_path / "out")]
+    stages.main(words)
+    (last,) = tmp_path.glob("out/coarse/model/*/*/iter_3.pth")
+    assert methods.trained_weights(tmp_path / "out/coarse") == last
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pth")}
+    stages.main(words)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pth")}
+    last.unlink()
+    assert methods.trained_weights(tmp_path / "out/coarse") is None  # killed before it was written
+    stages.main(words)
+    assert methods.trained_weights(tmp_path / "out/coarse") == last
+    state = torch.load(last.with_name("latest.pth"), weights_only=True)
+    torch.save(state | {"progress": state["progress"] | {"waited": 1}}, last.with_name("latest.pth"))
+    assert methods.trained_weights(tmp_path / "out/coarse") is None
+
+
 # ------------------------------------------------------------------------------------------------------------ the plan
 
 
@@ -375,6 +423,14 @@ def test_a_stage_that_fails_is_named_with_its_sentence(sets, finished, tmp_path,
     assert "train_cps.py ended with exit code 2 (error: --pretrained: both networks" in said
     assert "out/coarse/train.log" in said
     stages.main([str(tmp_path / "p.json"), "--output_dir", str(tmp_path / "out"), "--dry_run"])  # may be mended
+
+
+def test_a_scripts_sentence_is_found_among_the_progress_of_another(tmp_path):
+    """Of a training whose stages.py was killed alone, and that is still at work in the folder and in the log."""
+    (tmp_path / "own.py").write_text(r"raise SystemExit(print('1%| [00:01]error: busy\n\r2%| [00:02]', end='') or 2)")
+    (tmp_path / "log").write_text("error: of before\n")
+    with pytest.raises(processes.ScriptError, match=r"own.py ended with exit code 2 \(error: busy\); all"):
+        processes.run_script([tmp_path / "own.py"], tmp_path / "log")
 
 
 def test_weights_of_another_family_are_refused_before_the_first_stage(sets, tmp_path, capsys):

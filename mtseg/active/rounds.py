@@ -128,7 +128,7 @@ def begin_with(folder, labels, background=0):
 def row_of(folder):
     """The cells of a round in a table of all."""
     asked, taken = asked_in(folder), read_config(folder / "taken.json")
-    changed, weights = [*taken.get("changed", {}).values()], trained_weights(folder / "run", ended=True)
+    changed, weights = [*taken.get("changed", {}).values()], trained_weights(folder / "run")
     counts = [f"{taken[name]:,}" if taken else "-" for name in ("cases", "voxels", "foreground")]
     share = f"{np.mean(changed):.1%}" if changed else "-"
     trained = str(weights) if weights else "-" if taken else "waits for masks"

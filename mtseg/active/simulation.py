@@ -96,7 +96,7 @@ def simulate_chain(args, words, strategy, seed):
             train(args, words, folder, seed)
             write_whole(record, json.dumps(measured(args, folder, strategy, seed, number)).encode())
         run = folder if number or strategy == START else chain.with_name(START) / folder.name
-        weights = methods.trained_weights(run / "run", args.weights, ended=True)
+        weights = methods.trained_weights(run / "run", args.weights)
         yield flags.read_config(record) | {"strategy": strategy}
 
 
@@ -140,7 +140,7 @@ def told(args, seed):
 
 def test(args, run, log):
     """Test the weights of the last iteration of a run; returns its metrics.json."""
-    weights = methods.trained_weights(run, args.weights, ended=True)
+    weights = methods.trained_weights(run, args.weights)
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
@@ -151,7 +151,7 @@ def test(args, run, log):
 
 def measured(args, folder, strategy, seed, number):
     """The record of a round: what is annotated, and the mean Dice of the test cases."""
-    weights = methods.trained_weights(folder / "run", args.weights, ended=True)
+    weights = methods.trained_weights(folder / "run", args.weights)
     dice = read_result(weights.parent / f"{weights.stem}_test" / "metrics.json").values("dice")
     counts = flags.read_config(folder / "taken.json")
     regions = len(regions_asked(other for other in rounds_of(folder.parent) if order(other) <= order(folder)))

@@ -71,10 +71,10 @@ def table_of(cases, loop):
 
 def weights_of(args, before):
     """The files of weights to choose by: those of --run, else of the last round that has a run; [] where none has."""
-    paths, trained = [], [folder / "run" for folder in before if trained_weights(folder / "run", ended=True)]
+    paths, trained = [], [folder / "run" for folder in before if trained_weights(folder / "run")]
     for run in args.run or trained[-1:]:
         inside = numbered_weights(run, "ema_" if args.weights == "teacher" else "") if run.is_dir() else [run]
-        path = (inside or [trained_weights(run, args.weights, ended=True)])[-1]
+        path = (inside or [trained_weights(run, args.weights)])[-1]
         if path is None or not path.is_file():
             remedy = "give a run that has ended" + ", or --weights student" * (args.weights == "teacher")
             raise rounds.RoundError(f"{run}: no weights of a {args.weights} there; {remedy}")

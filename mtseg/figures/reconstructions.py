@@ -1,6 +1,5 @@
 """What a network of recipes/pretrain_masked.py makes of hidden blocks, and its losses. Needs Matplotlib."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,8 @@ from mtseg.datasets import DataError
 from mtseg.figures.canvas import WIDTH, FigureError
 from mtseg.masking import Reconstructor, corrupted
 from mtseg.script import flags, methods
-from mtseg.script.data import samples_of, training_set
-from mtseg.script.networks import network_class
+from mtseg.script.build import new_network
+from mtseg.script.data import held_out_patches
 from mtseg.script.progress import BLUE, ORANGE, literal, moving_average, read_columns, thinned
 from mtseg.script.sources import Source
 
@@ -22,7 +21,8 @@ COLUMNS = ("image", "what the network sees", "reconstruction", "error")
 
 def reconstructions(folder, case=None):
     """Image, what the network sees of it, its reconstruction and the error of a few patches of the run in `folder`, and
-    the course of its losses. `case`: a name; by default the first of --val_list, or else of the training cases.
+    the course of its losses. `case`: a name; by default the first of --val_list, or else of the training cases. Of the
+    former these are patches that the held-out loss is measured on, of a stack one in its middle.
 
     Where blocks are hidden, the reconstruction is shown in these, and the image elsewhere. Of a volume the middle slice
     is drawn, of several channels the first. The error is that of the loss, its root in units of the image's deviation.
@@ -30,11 +30,10 @@ def reconstructions(folder, case=None):
     config = flags.read_config(Path(folder) / "config.json")
     if "pretext" not in config:
         raise FigureError(f"{folder}: not the folder of a run of recipes/pretrain_masked.py; give one")
-    args = flags.parse(
-        methods.parser_of(flags.HOME / "recipes/pretrain_masked.py"), ["--config", Path(folder) / "config.json"]
-    )
-    args.has_dropout, channels = True, config["n_channels"]
-    net = network_class(args.network)(**flags.network_settings(args, channels) | {"n_classes": channels})
+    parser = methods.parser_of(flags.HOME / "recipes/pretrain_masked.py")
+    args = flags.parse(parser, ["--config", Path(folder) / "config.json"])
+    args.has_dropout = True
+    net = new_network(args, config["n_channels"], config["n_channels"])
     # The state of the last iteration: in iter_<N>.pth batch norm's statistics are those of whole images.
     state = load_checkpoint(Path(folder) / "latest.pth")
     load_weights(net, {"state_dict": state["model"]}, Path(folder) / "latest.pth")
@@ -43,7 +42,8 @@ def reconstructions(folder, case=None):
         net.tokens.load_state_dict(state["tokens"])
     cases = [case] if case else (config["val_cases"] or config["train_cases"])[:SHOWN]
     try:
-        patches = patches_of(args, cases)
+        source = Source(args.root_path)
+        patches = held_out_patches(args, source, source.dataset(args, cases, labelnum=0))[1::2]
     except DataError as error:
         raise FigureError(str(error)) from error
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -56,13 +56,6 @@ def reconstructions(folder, case=None):
     if args.dims == 3:
         shown = [array[..., array.shape[-1] // 2].swapaxes(1, 2) for array in shown]
     return draw(cases, shown, folder)
-
-
-def patches_of(args, cases):
-    """(N, C, *spatial): the patch in the middle of each case."""
-    source, args = Source(args.root_path), argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
-    dataset, _ = training_set(args, source, source.dataset(args, cases, labelnum=0))
-    return torch.stack([dataset[places[len(places) // 2], 0]["image"] for places in samples_of(dataset).values()])
 
 
 def draw(cases, columns, folder):

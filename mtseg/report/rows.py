@@ -15,15 +15,9 @@ import numpy as np
 from mtseg.report.read import ReportError, plain
 from mtseg.report.summary import average_seeds
 from mtseg.results import pooled_parts, scale
-from mtseg.script.runfolder import FREE_SETTINGS, VERSIONS
+from mtseg.script.runfolder import ALIKE, BEGINNINGS, OF_FOLD
 
-# What the folds of one cross-validation differ in.
-OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases"}
-# Runs that differ in these alone, in what a run may be resumed under or in versions, share a row. What else may differ
-# when a run goes on (its length, the weights it began with) makes another row.
-ALIKE = (FREE_SETTINGS | set(VERSIONS) | {"seed", "labelnum"}) - {
-    *("max_iterations", "patience", "teacher_checkpoint", "teacher_checkpoint_for", "pretrained", "exp")
-}
+NOT_COMPARED = (ALIKE | {"labelnum"}) - {"exp"}  # a row has one number of labels, and a name to be told apart by
 
 
 @dataclass
@@ -149,13 +143,14 @@ def settings_to_compare(configs):
     A setting that some run does not record, since its version had no such flag, is no difference. A config without any
     setting (its file is gone) does not count.
     """
-    return set().union(*configs).intersection(*filter(None, configs)) - ALIKE
+    return set().union(*configs).intersection(*filter(None, configs)) - NOT_COMPARED
 
 
 def group_results(results):
     """(rows, notes): results that differ in the seed alone become one Row. Raises ReportError on two of one seed.
 
     Those of the folds of one cross-validation are pooled first: each case is tested by the run that had not seen it.
+    The weights that runs of a row began with may be of several seeds, too, each of which trained its own.
     The same weights tested twice in the same way count once, in whatever file they lie. Results of earlier iterations
     go to the `looks` of their run's last. Rows that would have the same name are told apart by the settings in which
     they differ.
@@ -167,11 +162,12 @@ def group_results(results):
     for result in results:
         names = compared[result.method] - (set() if result.fold is None else OF_FOLD)
         settings = {name: value for name, value in result.config.items() if name in names}
+        began = {name: settings.pop(name, None) for name in BEGINNINGS}
         how = [result.network, result.selection, result.unit, result.protocol]
         how += [result.case_names() if result.fold is None else result.folds]
         how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
-        members = groups.setdefault(key, [])
+        members = groups.setdefault(key, {}).setdefault(frozen(began), [])
         twin = next((other for other in members if _same_weights(result, other)), None)
         if twin:
             notes.append(f"{result.path} tests the same checkpoint as {twin.path}; it counts once.")
@@ -185,7 +181,8 @@ def group_results(results):
         members.append(result)
 
     rows = []
-    for members in [members for group in groups.values() for members in _of_all_folds(group)]:
+    groups = [members for group in groups.values() for members in _of_one_descent(group)]
+    for members in [members for group in groups for members in _of_all_folds(group)]:
         members.sort(key=lambda result: (result.seed is None, result.seed))
         one = members[0]
         alike = ("method", "weights", "dataset", "labelnum", "unit", "protocol", "selection")
@@ -205,6 +202,30 @@ def group_results(results):
             for other, words in zip(same, tell_apart([r.results[0].config for r in same], tests), strict=True):
                 other.method += words
     return rows, notes
+
+
+def _of_one_descent(group):
+    """The lists of results in `group`, {files that they began with: results}. Those whose files differ in their own
+    seeds alone, or are left out, are one list, if no seed is there twice."""
+    lists = {}
+    for files, members in group.items():
+        known = next(filter(None, (descent(result.config) for result in members)), files)
+        lists.setdefault(frozen(known), []).append(members)
+    for alike in lists.values():
+        together = [result for members in alike for result in members]
+        once = len({(result.seed, result.fold) for result in together}) == len(together)
+        yield from [together] if once else alike
+
+
+def descent(config):
+    """Of the weights that a run with this config began with, and of those that these began with, and so on, [name of
+    the file, what runs of its method share]; 'none' with --from_scratch, None where it is not recorded."""
+    chain = config.get("pretrained_from")
+    if not chain:
+        return "none" if config.get("from_scratch") else None
+    if not isinstance(chain, list) or not all(isinstance(one, dict) and one.get("settings") for one in chain):
+        return None
+    return [[Path(str(one.get("file"))).name, one["settings"]] for one in chain]
 
 
 def _of_all_folds(results):

@@ -32,13 +32,8 @@ def make_network(args, run, n_channels, n_classes=None):
     check_stages(args, net)
     net = prepare(args, run, net)
     if args.pretrained and not args.from_scratch and run.resume_from is None:
-        loaded, left_out = load_fitting(
-            net,
-            load_pretrained(args.pretrained),
-            args.pretrained,
-            names_of(net, args.pretrained_parts),
-            names_of(net, "encoder"),
-        )
+        weights, encoder = load_pretrained(args.pretrained), names_of(net, "encoder")
+        loaded, left_out = load_fitting(net, weights, args.pretrained, names_of(net, args.pretrained_parts), encoder)
         headless = args.pretrained_parts == "all" and not hasattr(net, "head")
         which = "of the whole network, which names no head" if headless else WEIGHTS_OF[args.pretrained_parts]
         run.notes.append(f"--pretrained {args.pretrained}: {loaded} weights {which}")

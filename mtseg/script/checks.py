@@ -121,7 +121,6 @@ def check_pretext(args):
     """FlagError where the flags of pretraining contradict each other."""
     from mtseg.masking import hidden_count  # not above: PyTorch takes seconds, and --help is answered before
 
-    pretext = f"--pretext {args.pretext}"
     if args.labelnum:
         raise FlagError(f"--labelnum {args.labelnum}: no label is looked at in pretraining; leave it out")
     unused = ["foreground_patches", "deep_supervision", "class_weights", "ignore_padding", "freeze", "patience"]
@@ -133,7 +132,7 @@ def check_pretext(args):
     if args.lr_schedule == "plateau":
         raise FlagError("--lr_schedule plateau in pretraining, which has no Dice to go by: take another")
     if args.pretext != "masked" and args.sparse:
-        raise FlagError(f"--sparse with {pretext}: only masked hides blocks; leave it out")
+        raise FlagError(f"--sparse with --pretext {args.pretext}: only masked hides blocks; leave it out")
     if args.sparse and args.network.startswith(("dinov2", "convnext")):
         raise FlagError(f"--sparse with --network {args.network}: layer norms do not keep blocks hidden; leave it out")
     if args.sparse and args.gradient_checkpointing:

@@ -268,9 +268,9 @@ def parse(parser, argv):
     defaults for the rest, which depend on the data: images have IMAGE_SETTINGS.
 
     Without --root_path: data/LA where it has a train.list, else the built-in data with the settings in BUILT_IN as
-    defaults; --dataset_name says which by name, and --dims 2 asks for images. Without --dataset_name: the name of the
-    data's folder. `args.classes` is the data's class table, as JSON holds it, or None; `args.background` is 0, or None
-    where no class is the background.
+    defaults; --dataset_name says which by name, and --dims 2 alone asks for images. Without --dataset_name: the name of
+    the data's folder. A network of one's own has its class's name as --exp. `args.classes` is the data's class table,
+    as JSON holds it, or None; `args.background` is 0, or None where no class is the background.
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     given = given_flags(parser, argv)
@@ -284,6 +284,8 @@ def parse(parser, argv):
         if name is None and (images or not (la / "train.list").is_file()):
             name = "Electrode" if images else "Phantom"
         settings = {**BUILT_IN.get(name, {}), "root_path": str(HOME / "data" / name if name in BUILT_IN else la)}
+        if chosen.get("dims") == 3 and settings.get("dims") == 2:
+            raise FlagError(f"--dims 3 with --dataset_name {name}, whose cases are images: take --dims 2")
     if parser.get_default("optimizer") != "sgd":
         settings.pop("base_lr", None)  # the built-in data's is a rate of sgd
     if (parser.get_default("consistency_warmup") or 0) >= settings.get("max_iterations", math.inf):
@@ -299,6 +301,11 @@ def parse(parser, argv):
 
         planned = plan_settings(parser, Path(chosen["plan"]), root, chosen)
     images = images or 2 in (data["dims"], planned.get("dims"))
+    if images and "patch_size" in settings:
+        settings["patch_size"] = settings["patch_size"][:2]  # of slices of Phantom
+    if is_own(network := chosen.get("network", "")):
+        kind = network.rpartition(":")[2].lower()
+        settings["exp"] = kind if kind.isidentifier() else "own"  # of another, what is wrong is said later
     settings = (IMAGE_SETTINGS if images else {}) | data | settings | planned
     known = {action.dest for action in parser._actions}
     chosen = {name: value for name, value in {**settings, **config}.items() if name in known}
@@ -322,9 +329,8 @@ def data_settings(root_path, classes_count=True):
     from mtseg.script.sources import UNKNOWN, Source  # not above: it loads PyTorch, and --help is answered before
 
     source = Source(root_path)
-    settings, table = {"dims": source.dims, "classes": None, "background": 0}, None
-    if classes_count:
-        table = source.table
+    table = source.table if classes_count else None
+    settings = {"dims": source.dims, "classes": None, "background": 0}
     settings["intensity"] = "zscore" if source.dims == 2 else "none"
     if table is not None:
         settings |= {"classes": table.to_dict(), "background": table.background, "num_classes": len(table.names)}

@@ -95,19 +95,20 @@ def find_script(word):
     raise MethodError(f"{word}: no such training script; there are {', '.join(by_name)}, or give the path of your own")
 
 
-def trained_weights(folder, weights="student", ended=False):
+def trained_weights(folder, weights="student"):
     """The weights of the last iteration of the run below `folder`, of its network `weights`; None until it has ended.
 
-    `ended`: it has. With --keep_last, a run that stopped early cannot be told from one that was cut off.
+    With --keep_last, which leaves such files on the way, the last of --max_iterations, or what --patience ended with.
     """
     from mtseg.script.run import PREFIXES
-    from mtseg.script.runfolder import numbered_weights  # here, as both load PyTorch
+    from mtseg.script.runfolder import numbered_weights, stopped_early  # here, as both load PyTorch
 
     configs = list(Path(folder).glob("model/*/*/config.json"))
     files = numbered_weights(configs[0].parent) if configs else []
     if not files:
         return None
-    config = flags.read_config(configs[0])
-    if config.get("keep_last") and not ended and files[-1].stem != f"iter_{config.get('max_iterations')}":
+    config, last = flags.read_config(configs[0]), files[-1]
+    on_the_way = config.get("keep_last") and last.stem != f"iter_{config.get('max_iterations')}"
+    if on_the_way and not stopped_early(last, config):
         return None
-    return files[-1].with_name(f"{PREFIXES.get(weights, f'{weights}_')}{files[-1].name}")
+    return last.with_name(f"{PREFIXES.get(weights, f'{weights}_')}{last.name}")

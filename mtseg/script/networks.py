@@ -20,11 +20,8 @@ from mtseg.script.checks import ENCODED, FlagError, check_network_fits, is_own
 
 # Each takes a number of channels and an output stride; ConvNeXt and DINOv2 have but one.
 ENCODERS = {f"resnet{depth}": functools.partial(ResNet, depth) for depth in (18, 34, 50)}
-ENCODERS |= {
-    "efficientnet_b0": EfficientNetB0,
-    "efficientnet_b0_tf": functools.partial(EfficientNetB0, tensorflow=True),
-}
-ENCODERS |= {"convnext_t": lambda n_channels, _: ConvNeXtT(n_channels)}
+ENCODERS |= {"efficientnet_b0": EfficientNetB0, "convnext_t": lambda n_channels, _: ConvNeXtT(n_channels)}
+ENCODERS["efficientnet_b0_tf"] = functools.partial(EfficientNetB0, tensorflow=True)
 ENCODERS["dinov2_vits14"] = lambda n_channels, _: Pyramid(DINOv2(n_channels))
 ENCODERS["dinov2_vits14_reg"] = lambda n_channels, _: Pyramid(DINOv2(n_channels, registers=4))
 DECODERS = {"unet": UNetDecoder, "deeplab": DeepLabV3Plus}
@@ -92,7 +89,8 @@ def network_class(word):
         return NETWORKS[word]
     path, kind = load_own("--network", word)
     if not (inspect.isclass(kind) and issubclass(kind, torch.nn.Module)):
-        raise FlagError(f"--network {word}: {path} has no class of this name that is a torch.nn.Module; mend it")
+        name = word.rpartition(":")[2]
+        raise FlagError(f"--network {word}: {path} has no class {name} that is a torch.nn.Module; mend it")
     return type(kind.__name__, (Own, kind), {"word": word, "__init__": functools.partialmethod(make_own, kind)})
 
 
@@ -115,13 +113,12 @@ def make_own(self, kind, **settings):
 def check_own(net, patch_size, n_channels, n_classes):
     """FlagError where a network of one's own does not give logits (N, classes, *sides) of a patch."""
     check_network_fits(patch_size, net.divisors)
-    training = net.training
     with torch.no_grad():
         try:
             output = net.eval()(torch.zeros(1, n_channels, *patch_size))
         except (RuntimeError, ValueError, TypeError) as error:
             raise FlagError(f"--network {net.word} takes no patch of {tuple(patch_size)} ({error}); mend it") from error
-    net.train(training)
+    net.train()
     shape = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
     wanted = (1, n_classes, *patch_size)
     if shape != wanted:

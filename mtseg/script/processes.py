@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -34,8 +35,10 @@ def run_script(words, log, seconds=math.inf, **environment):
             stop(process)
             running.discard(process)
     if code:
-        said = log.read_bytes()[before:].decode(errors="replace").strip().splitlines() or [""]
-        last = next((line for line in reversed(said) if line.startswith("error: ")), said[-1])
+        said = log.read_bytes()[before:].decode(errors="replace").strip()
+        # Its own sentence may stand behind the progress bar of a run that it found at work, and that writes there too.
+        errors = re.findall(r"(?:^|[\n\r\]])(error: .*)", said)
+        last = (errors or said.splitlines() or [""])[-1]
         raise ScriptError(f"{words[0]} ended with exit code {code} ({last}); all its output is in {log}")
 
 

@@ -1,6 +1,8 @@
 """Where a run lies and what it runs on, whether it may start, and whether what is resumed is the same run."""
 
 import errno
+import hashlib
+import json
 import platform
 import re
 import shutil
@@ -8,24 +10,30 @@ from pathlib import Path
 
 import torch
 
-from mtseg.checkpoint import file_sha256
+from mtseg.checkpoint import file_sha256, load_checkpoint
 from mtseg.script.config import LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
 ANCESTRY = ("pretrained_from", "pretrained_cases")
-# Settings that may differ when a run goes on: they say where, how far and how often, never what is computed. (The
+VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
+# Settings that say where, by which means and how often: never what is computed.
+ASIDE = {"output_dir", "resume", "config", "plan", "pretrained", "gpu", "num_workers", "cache", "keep_memory"}
+ASIDE |= {"save_freq", "keep_last", "log_freq", "tensorboard", "wandb", "progress"}
+# Settings that may differ when a run goes on: these, how far and by what it is judged, its name and its folders. (The
 # cases themselves, train_cases and val_cases, must be the same, wherever they lie.)
 FREE_SETTINGS = {
-    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "output_dir", "config", "plan"),
-    *("resume", "overwrite", "test_only", "gpu", "num_workers", "cache", "keep_memory", "max_iterations", "patience"),
-    *("save_freq", "keep_last", "log_freq", "val_freq", "stride_xy", "stride_z", "selection"),
-    "data_crc32",
-    *("tensorboard", "wandb", "progress", "pretrained", *ANCESTRY, "teacher_checkpoint", "teacher_checkpoint_for"),
+    *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "overwrite", "test_only", *ASIDE),
+    *("max_iterations", "patience", "val_freq", "stride_xy", "stride_z", "selection", "data_crc32", *ANCESTRY),
+    *("teacher_checkpoint", "teacher_checkpoint_for"),
 }
+BEGINNINGS = ("pretrained", "teacher_checkpoint")  # the files of weights that a run begins with
+# Runs that differ in these alone are of one method. What else may differ when a run goes on, makes another one of it.
+ALIKE = {"seed", *VERSIONS, *FREE_SETTINGS} - {"max_iterations", "patience", "teacher_checkpoint_for", *BEGINNINGS}
+# What the folds of one cross-validation differ in.
+OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases"}
 # With these schedules the length of a run decides every learning rate, or the validations do.
 LENGTH_SCHEDULES = ("poly", "cosine", "warmup", "sawtooth")
 PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
-VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
 # What inference.py writes into the folder with a checkpoint's results.
 RESULT_FILES = ("metrics.csv", "metrics.json", "cases.jsonl")
 RESULT_FOLDERS = ("predictions", "probabilities", "uncertainty", "colors")
@@ -109,10 +117,14 @@ def how_selected(val_cases, test_cases):
 
 def ancestry_of(path, config, **how):
     """ANCESTRY of a run that begins with the weights in the file `path`, beside which `config` lies, {} if none does:
-    {'pretrained_from': [{'file', 'sha256', **how, 'model', 'dataset_name', 'selection'}, and those that these weights
-    began with, ...], 'pretrained_cases': the names of all cases that any of them was trained on}."""
+    {'pretrained_from': [{'file', 'sha256', **how, 'model', 'dataset_name', 'selection', 'settings'}, and those that
+    these weights began with, ...], 'pretrained_cases': the names of all cases that any of them was trained on}.
+    'settings': the SHA-256 of what runs of one method share; None of a file that is not a run's."""
     entry = {"file": str(path), "sha256": file_sha256(path), **how}
     entry |= {name: config.get(name) for name in ("model", "dataset_name", "selection")}
+    left_out = ALIKE - {"model", "dataset_name"} | {*BEGINNINGS, *(() if config.get("fold") is None else OF_FOLD)}
+    shared = json.dumps({name: config[name] for name in sorted(config.keys() - left_out)}).encode()
+    entry["settings"] = hashlib.sha256(shared).hexdigest() if "torch" in config else None
 
     def listed(kind, *names):  # beside a file of strangers anything may lie
         values = [config[name] for name in names if isinstance(config.get(name), list)]
@@ -132,9 +144,18 @@ def selection_of(path, config, checkpoint):
         return selection
     prefix, _, number = path.stem.rpartition("iter_")
     iteration = int(number) if number.isdecimal() else checkpoint.get("iteration", length)
-    # With --patience a run may have ended there.
-    ended_early = config.get("patience") and path in numbered_weights(path.parent, prefix)[-1:]
-    return "last iteration" if iteration == length or ended_early else f"iteration {iteration} of {length}"
+    ended = iteration == length or (path in numbered_weights(path.parent, prefix)[-1:] and stopped_early(path, config))
+    return "last iteration" if ended else f"iteration {iteration} of {length}"
+
+
+def stopped_early(path, config):
+    """Whether the run with this config, whose newest weights are in `path`, was ended there by its --patience: as its
+    state in latest.pth says, without which nothing goes on."""
+    latest = path.with_name("latest.pth")
+    if not (config.get("patience") and latest.is_file()):
+        return bool(config.get("patience"))
+    state = load_checkpoint(latest)
+    return path.stem.endswith(f"iter_{state['iteration']}") and state["progress"]["waited"] >= config["patience"]
 
 
 def newest_weights(folder):

@@ -13,11 +13,12 @@ from mtseg.checkpoint import file_sha256, load_fitting, write_whole
 from mtseg.datasets import DataError, test_cases
 from mtseg.finetuning import names_of
 from mtseg.script import flags, methods
+from mtseg.script.build import new_network
 from mtseg.script.config import words_of
 from mtseg.script.data import choose_cases
 from mtseg.script.endings import sentence
 from mtseg.script.networks import load_pretrained, network_class
-from mtseg.script.runfolder import run_folder
+from mtseg.script.runfolder import ASIDE, run_folder
 from mtseg.script.sources import Source
 
 FILE_KEYS = {"defaults": dict, "stages": list, "test": bool}
@@ -25,9 +26,6 @@ STAGE_KEYS = {"name": str, "script": str, "flags": dict, "from": str, "parts": s
 CHOICES = {"parts": flags.PARTS, "weights": ("last", "best")}
 # Flags that stages give themselves, and what would undo them.
 NOT_GIVEN = ("pretrained", "pretrained_parts", "from_scratch", "output_dir", "resume", "overwrite", "test_only")
-# Flags that may change when a stage goes on: they say where and how often, never what is computed.
-FREE = {"output_dir", "resume", "pretrained", "config", "plan", "gpu", "num_workers", "cache", "keep_memory"}
-FREE |= {"save_freq", "keep_last", "log_freq", "tensorboard", "wandb", "progress"}
 
 
 class StageError(ValueError):
@@ -58,19 +56,28 @@ class Stage:
         if self.weights == "best":
             return run_folder(self.origin.args) / f"{self.origin.args.model}_best_model.pth"
         planned = run_folder(self.origin.args) / f"iter_{self.origin.args.max_iterations}.pth"
-        return methods.trained_weights(self.origin.folder, ended=True) or planned
+        return methods.trained_weights(self.origin.folder) or planned
 
     def command(self):
         """The words of its command line, the script first."""
         start, words = self.first_weights(), [self.script, *self.words, "--output_dir", self.folder, "--resume"]
         return words if start is None else [*words, "--pretrained", start, "--pretrained_parts", self.parts]
 
+    def test_command(self, weights, other, result):
+        """The words of the command line that tests `weights` of this stage on the test cases of the Stage `other`'s
+        data, read as that stage reads them, into the folder `result`."""
+        words = [flags.HOME / "inference.py", "--model_path", weights, "--network", self.args.network]
+        words += ["--root_path", other.args.root_path, "--split", "test", "--output_dir", result, "--continue"]
+        words += ["--gpu", self.args.gpu, f"--{'' if other.args.snap else 'no-'}snap"]
+        words += [f"--{'' if other.args.slices_first else 'no-'}slices_first"]
+        return words if other.args.ignore_index is None else [*words, "--ignore_index", other.args.ignore_index]
+
     def record(self):
         """What must not change once it has begun."""
-        settings = {name: value for name, value in vars(self.args).items() if name not in FREE}
+        settings = {name: value for name, value in vars(self.args).items() if name not in ASIDE}
         script = self.script.relative_to(flags.HOME) if flags.HOME in self.script.parents else self.script
-        start = getattr(self.origin, "name", self.origin and str(self.origin))
-        return json.loads(json.dumps(settings | {"script": str(script), "from": start, "weights": self.weights}))
+        others = {"script": str(script), "from": self.origin and self.origin.name, "weights": self.weights}
+        return json.loads(json.dumps(settings | others))  # as a file gives it back
 
     def begin(self):
         """Write down what must not change from now on."""
@@ -229,8 +236,7 @@ def network_of(args):
     source, cases = (source, cases["train_cases"]) if cases["train_cases"] else (other, cases["unlabeled_cases"])
     channels = source.dataset(args, cases[:1], 0).n_channels * (2 * args.context + 1)
     args = argparse.Namespace(**{**vars(args), "has_dropout": True})
-    settings = flags.network_settings(args, channels) | ({} if args.labelnum else {"n_classes": channels})
-    return network_class(args.network)(**settings)
+    return new_network(args, channels, None if args.labelnum else channels)
 
 
 def tested_channels(args):
