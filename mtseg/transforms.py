@@ -112,8 +112,10 @@ class RandomCrop:
 
     def _labeled_voxel(self, rng, label):
         """A voxel that has a label, along each axis; None where none has one, or every one."""
-        places = np.flatnonzero(label != self.unknown)
-        return np.unravel_index(rng.choice(places), label.shape) if 0 < places.size < label.size else None
+        known = label != self.unknown
+        if not 0 < np.count_nonzero(known) < known.size:
+            return None
+        return np.unravel_index(rng.choice(np.flatnonzero(known)), label.shape)
 
 
 class RandomRotFlip:

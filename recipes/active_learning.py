@@ -139,8 +139,8 @@ def train(args):
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
     run_script(words, folder / "train.log")
-    (path,) = weights_of(args, [folder])
-    print(f"trained: {path}")
+    for path in weights_of(args, [folder]):
+        print(f"trained: {path}")
 
 
 def status(args):

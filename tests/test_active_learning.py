@@ -272,6 +272,20 @@ def test_weights_of_a_teacher_that_there_is_not(waiting, tmp_path, capsys):
     assert "beside" in refused(capsys, out, "next", "--members", "teacher")
 
 
+def test_two_runs_of_a_round(waiting, tmp_path, capsys):
+    """Which one the next round goes by has to be said."""
+    out = shutil.copytree(waiting[1], tmp_path / "active")
+    call(out, "take")
+    train(out)
+    with pytest.raises(SystemExit):
+        train(out, "--script", "MT", batch_size=4)
+    assert "round_01/run: holds 2 runs; give one, such as --run " in capsys.readouterr().err
+    assert "holds 2 runs" in refused(capsys, out, "next", "--budget", 2)
+    (chosen,) = out.glob("round_01/run/model/*/MT")
+    text = said(capsys, out, "next", "--budget", 2, "--run", chosen, "--members", "teacher", "--strategy", "bald")
+    assert text.startswith(f"bald, by {chosen}/iter_3.pth\n")
+
+
 def test_masks_that_were_taken_anew_are_not_learned_by_the_old_run(waiting, tmp_path, capsys):
     """Somebody mends a mask after training: the run would be of other labels."""
     root, out = waiting[0], shutil.copytree(waiting[1], tmp_path / "active")

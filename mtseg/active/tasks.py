@@ -73,6 +73,10 @@ def weights_of(args, before):
     """The files of weights to choose by: those of --run, else of the last round that has a run; [] where none has."""
     paths, trained = [], [folder / "run" for folder in before if trained_weights(folder / "run")]
     for run in args.run or trained[-1:]:
+        several = sorted(config.parent for config in run.glob("model/*/*/config.json"))
+        if len(several) > 1:
+            remedy = f"give one, such as --run {several[0]}, or move the others away"
+            raise rounds.RoundError(f"{run}: holds {len(several)} runs; {remedy}")
         inside = numbered_weights(run, "ema_" if args.weights == "teacher" else "") if run.is_dir() else [run]
         path = (inside or [trained_weights(run, args.weights)])[-1]
         if path is None or not path.is_file():
