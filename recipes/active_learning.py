@@ -68,10 +68,10 @@ from tqdm import tqdm
 
 from mtseg.active import rounds
 from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
-from mtseg.active.candidates import Cases, Network, Pool
+from mtseg.active.candidates import Cases, Pool
 from mtseg.active.simulation import selection_of, simulate_all, told
 from mtseg.active.strategies import choose, find_strategy
-from mtseg.active.tasks import check_used, labelled_before, loop_of, table_of, tasks_of, weights_of
+from mtseg.active.tasks import check_used, labelled_before, loop_of, network_of, table_of, tasks_of, weights_of
 from mtseg.checkpoint import write_whole
 from mtseg.report import Table, to_text
 from mtseg.script import methods
@@ -84,7 +84,7 @@ def ask(args):
     cases = Cases(loop["root_path"], loop["val_list"])
     labels = labelled_before(args, cases, loop, before)
     folder, paths = rounds.next_round(args.output_dir), weights_of(args, before)
-    network = Network(cases, paths, args.members, args.samples, args.gpu, args.network) if paths else None
+    network = network_of(args, cases, paths, loop)
     strategy = args.strategy or ("clasp_pe" if paths else "typiclust")
     print(f"{strategy}, by {', '.join(map(str, paths)) if paths else 'the images alone: there is no network yet'}")
 
@@ -100,10 +100,10 @@ def ask(args):
         tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
         selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
         write_todo(unfinished, selection["cases"], table, folder)
+        write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
+        if labels:
+            rounds.begin_with(args.output_dir, labels, cases.background)
 
-    write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
-    if labels:
-        rounds.begin_with(args.output_dir, labels, cases.background)
     rounds.begin_round(folder, selection, write)
     print(f"{folder / 'TODO.txt'} says what to annotate: {len(chosen.case)} regions in {len(selection['cases'])} cases")
 

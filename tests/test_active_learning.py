@@ -272,6 +272,18 @@ def test_weights_of_a_teacher_that_there_is_not(waiting, tmp_path, capsys):
     assert "beside" in refused(capsys, out, "next", "--members", "teacher")
 
 
+def test_a_network_of_other_classes(waiting, tmp_path, capsys):
+    other = make_images(tmp_path / "other", train=2)
+    more = [*PHASES["classes"], {"name": "crack", "value": 7}]
+    (other / "classes.json").write_text(json.dumps(PHASES | {"classes": more}))
+    words = {**QUICK, "root_path": other, "output_dir": tmp_path / "runs", "labelnum": 2}
+    run = methods.load_script(methods.find_script("train_sup")).main(words_of(words))
+    out = tmp_path / "active"
+    out.mkdir()
+    sentence = refused(capsys, out, "next", "--root_path", waiting[0], "--budget", 1, "--run", run)
+    assert "has 4 classes, the data 3 (matrix, pore, grain); give a --run of its own" in sentence
+
+
 def test_two_runs_of_a_round(waiting, tmp_path, capsys):
     """Which one the next round goes by has to be said."""
     out = shutil.copytree(waiting[1], tmp_path / "active")

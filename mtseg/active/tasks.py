@@ -11,8 +11,10 @@ import numpy as np
 from mtseg import averaging, uncertainty
 from mtseg.active import rounds
 from mtseg.active.annotators import Task
+from mtseg.active.candidates import Network
 from mtseg.active.simulation import Oracle
 from mtseg.datasets import read_list, training_cases
+from mtseg.query import QueryError
 from mtseg.script.checks import FlagError
 from mtseg.script.methods import trained_weights
 from mtseg.script.parser import given_flags
@@ -84,6 +86,20 @@ def weights_of(args, before):
             raise rounds.RoundError(f"{run}: no weights of a {args.weights} there; {remedy}")
         paths.append(path)
     return paths
+
+
+def network_of(args, cases, paths, loop):
+    """The candidates.Network to choose by, None without weights; QueryError where it has other classes."""
+    if not paths:
+        return None
+    network, names = (
+        Network(cases, paths, args.members, args.samples, args.gpu, args.network),
+        table_of(cases, loop).names,
+    )
+    if network.num_classes != len(names):
+        told = f"{paths[0]}: has {network.num_classes} classes, the data {len(names)} ({', '.join(names)})"
+        raise QueryError(f"{told}; give a --run of its own, or begin a loop with --num_classes")
+    return network
 
 
 def tasks_of(cases, regions, network):
