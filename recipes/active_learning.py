@@ -66,7 +66,7 @@ flags.answer_help(PARSER, __name__)
 import numpy as np
 from tqdm import tqdm
 
-from mtseg.active import rounds
+from mtseg.active import rounds, simulation
 from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
 from mtseg.active.candidates import Cases, Pool
 from mtseg.active.simulation import selection_of, simulate_all, told
@@ -139,8 +139,9 @@ def train(args):
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
     run_script(words, folder / "train.log")
-    for path in weights_of(args, [folder]):
-        print(f"trained: {path}")
+    if not (paths := weights_of(args, [folder])):
+        raise rounds.RoundError(f"{folder / 'run'}: {simulation.NOT_ENDED}")
+    print(f"trained: {paths[0]}")
 
 
 def status(args):

@@ -284,6 +284,16 @@ def test_a_network_of_other_classes(waiting, tmp_path, capsys):
     assert "has 4 classes, the data 3 (matrix, pore, grain); give a --run of its own" in sentence
 
 
+def test_a_run_of_which_nobody_can_tell_whether_it_has_ended(waiting, tmp_path, capsys):
+    out = shutil.copytree(waiting[1], tmp_path / "active")
+    call(out, "take")
+    (tmp_path / "val.list").write_text("image_6\n")
+    early = {"max_iterations": 9, "base_lr": 0, "patience": 1, "val_freq": 1, "keep_last": 2, "save_freq": 1}
+    with pytest.raises(SystemExit):
+        train(out, val_list=tmp_path / "val.list", **early)
+    assert "round_01/run: stopped early, and with --keep_last that looks like" in capsys.readouterr().err
+
+
 def test_two_runs_of_a_round(waiting, tmp_path, capsys):
     """Which one the next round goes by has to be said."""
     out = shutil.copytree(waiting[1], tmp_path / "active")

@@ -17,7 +17,16 @@ import numpy as np
 from mtseg import figures
 from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.rounds import begin_round, end_round, is_taken, order, regions_asked, rounds_of, settings_of
+from mtseg.active.rounds import (
+    RoundError,
+    begin_round,
+    end_round,
+    is_taken,
+    order,
+    regions_asked,
+    rounds_of,
+    settings_of,
+)
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import UNKNOWN
@@ -29,6 +38,7 @@ from mtseg.script.processes import run_script
 START = "start"  # the chain of the first round alone, which the others begin with
 CEILING = "all labels"
 REFERENCE = "foreground66"  # what every strategy is compared with
+NOT_ENDED = "stopped early, and with --keep_last that looks like a run that was cut off: leave one of both out"
 one_chooses = threading.Lock()  # dropout's masks come from one generator for all threads
 
 
@@ -141,6 +151,8 @@ def told(args, seed):
 def test(args, run, log):
     """Test the weights of the last iteration of a run; returns its metrics.json."""
     weights = methods.trained_weights(run, args.weights)
+    if weights is None:
+        raise RoundError(f"{run}: {NOT_ENDED}")
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
