@@ -66,7 +66,7 @@ flags.answer_help(PARSER, __name__)
 import numpy as np
 from tqdm import tqdm
 
-from mtseg.active import rounds, simulation
+from mtseg.active import rounds
 from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
 from mtseg.active.candidates import Cases, Pool
 from mtseg.active.simulation import selection_of, simulate_all, told
@@ -139,9 +139,8 @@ def train(args):
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume", "--gpu", args.gpu]
     run_script(words, folder / "train.log")
-    if not (paths := weights_of(args, [folder])):
-        raise rounds.RoundError(f"{folder / 'run'}: {simulation.NOT_ENDED}")
-    print(f"trained: {paths[0]}")
+    for path in weights_of(args, [folder]):
+        print(f"trained: {path}")
 
 
 def status(args):
@@ -149,7 +148,7 @@ def status(args):
     loop_of(args)
     columns = ["round", "strategy", "regions", "cases", "voxels", "foreground", "changed", "network"]
     table = Table(columns, [rounds.row_of(folder) for folder in rounds.rounds_of(args.output_dir)], [], [], [])
-    print(to_text(table), end="")
+    print(to_text(table).rstrip())
 
 
 def main(argv=None):

@@ -284,16 +284,6 @@ def test_a_network_of_other_classes(waiting, tmp_path, capsys):
     assert "has 4 classes, the data 3 (matrix, pore, grain); give a --run of its own" in sentence
 
 
-def test_a_run_of_which_nobody_can_tell_whether_it_has_ended(waiting, tmp_path, capsys):
-    out = shutil.copytree(waiting[1], tmp_path / "active")
-    call(out, "take")
-    (tmp_path / "val.list").write_text("image_6\n")
-    early = {"max_iterations": 9, "base_lr": 0, "patience": 1, "val_freq": 1, "keep_last": 2, "save_freq": 1}
-    with pytest.raises(SystemExit):
-        train(out, val_list=tmp_path / "val.list", **early)
-    assert "round_01/run: stopped early, and with --keep_last that looks like" in capsys.readouterr().err
-
-
 def test_two_runs_of_a_round(waiting, tmp_path, capsys):
     """Which one the next round goes by has to be said."""
     out = shutil.copytree(waiting[1], tmp_path / "active")
@@ -390,16 +380,21 @@ def test_a_simulation_and_the_same_command_again(tmp_path, capsys, monkeypatch):
         k: v for k, v in before.items() if k != "curves.png"
     }
     text = refused(capsys, out, *simulated(root, out, budget=3)[:1], *simulated(root, out, budget=1)[3:])
-    assert "budget is 2, not 1; leave it out, or begin another folder" in text
+    assert "another simulation (budget was 2 and is 1)" in text
 
 
 def test_simulations_that_cannot_be(tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("def random(pool, n, rng):\n    return range(n)\n")
     root, out = make_images(tmp_path / "data"), tmp_path / "out"
     out.mkdir()
     for changes, sentence in (
         ({"budget": 3}, "2 rounds after the first of --budget 3 need 9 regions, but there are 6; lower one"),
         ({"strategies": "random best"}, "there is no strategy best"),
         ({"unit": "patch"}, "give --region and 2 sides in voxels"),
+        ({"strategies": "random random"}, "--strategies: random is there twice, for the same folder; leave one out"),
+        ({"strategies": f"random {own}:random"}, "--strategies: random is there twice"),
+        ({"seeds": "1 2 1"}, "--seeds: 1 is there twice"),
         ({"labelnum": 2}, "--labelnum is a flag of next, not of simulate: leave it out"),
         ({"seed": 2}, "--seed is a flag of next, not of simulate"),
         ({"script": "none"}, "none: no such training script"),

@@ -29,10 +29,10 @@ class RoundError(ValueError):
     """A round that is not there, not yet or already; the message is one sentence with its folder and the remedy."""
 
 
-def settings_of(folder, given, path=None):
+def settings_of(folder, given):
     """The settings of the loop in `folder`: those it began with, which those `given`, {name: value or None}, may not
-    contradict, else these, and a new loop. RoundError. They are in the file `path`, by default settings.json."""
-    path = path or Path(folder) / "settings.json"
+    contradict, else these, and a new loop. RoundError."""
+    path = Path(folder) / "settings.json"
     before = read_config(path)
     if not before:
         return given

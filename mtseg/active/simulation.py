@@ -17,16 +17,7 @@ import numpy as np
 from mtseg import figures
 from mtseg.active import results
 from mtseg.active.candidates import Cases, Network, Pool
-from mtseg.active.rounds import (
-    RoundError,
-    begin_round,
-    end_round,
-    is_taken,
-    order,
-    regions_asked,
-    rounds_of,
-    settings_of,
-)
+from mtseg.active.rounds import RoundError, begin_round, end_round, is_taken, order, regions_asked, rounds_of
 from mtseg.active.strategies import choose, find_strategy
 from mtseg.checkpoint import write_whole
 from mtseg.datasets import UNKNOWN
@@ -38,7 +29,6 @@ from mtseg.script.processes import run_script
 START = "start"  # the chain of the first round alone, which the others begin with
 CEILING = "all labels"
 REFERENCE = "foreground66"  # what every strategy is compared with
-NOT_ENDED = "stopped early, and with --keep_last that looks like a run that was cut off: leave one of both out"
 one_chooses = threading.Lock()  # dropout's masks come from one generator for all threads
 
 
@@ -79,8 +69,14 @@ def selection_of(pool, chosen, strategy, **told):
         place = place_of.get((number, tuple(start)))
         scores = {} if place is None else {name: round(float(values[place]), 6) for name, values in known.items()}
         regions.append({"case": pool.cases.names[number], "start": start, "stop": stop, "rank": rank, "scores": scores})
-    why = (find_strategy(strategy).__doc__ or "").strip().partition("\n")[0]
-    return {"strategy": strategy, "why": why, "of": pool.of, **told, "regions": regions}
+    why = (
+        "Every class, then a third by chance around classes." if strategy == START else find_strategy(strategy).__doc__
+    )
+    return {"strategy": strategy, "why": " ".join((why or "").split()), "of": pool.of, **told, "regions": regions}
+
+
+def folder_of(strategy):
+    return strategy.rpartition(":")[2]  # one's own is FILE.py:NAME
 
 
 def simulate_chain(args, words, strategy, seed):
@@ -88,7 +84,7 @@ def simulate_chain(args, words, strategy, seed):
 
     `args`: the flags of recipes/active_learning.py. `words`: the flags of the training script.
     """
-    chain = args.output_dir / f"seed{seed}" / strategy
+    chain = args.output_dir / f"seed{seed}" / folder_of(strategy)
     cases, weights = Cases(args.root_path, args.val_list), None
     oracle = Oracle(cases, args.num_classes)
     for number in range(1 if strategy == START else args.rounds + 1):
@@ -127,10 +123,9 @@ def ask(args, cases, oracle, folder, number, strategy, seed, weights):
     pool = Pool(cases, args.unit, args.region, args.stride, before, network, oracle.label, **how)
     if number == 0:
         chosen = first_windows(cases.sides, oracle.label, pool.size, args.budget, rng, cases.no_class)
-        selection = selection_of(pool, chosen, "foreground33")
     else:
-        selection = selection_of(pool, choose(pool, find_strategy(strategy), args.budget, rng), strategy)
-    begin_round(folder, selection, lambda _: None)
+        chosen = choose(pool, find_strategy(strategy), args.budget, rng)
+    begin_round(folder, selection_of(pool, chosen, strategy if number else START), lambda _: None)
 
 
 def train(args, words, folder, seed):
@@ -151,8 +146,6 @@ def told(args, seed):
 def test(args, run, log):
     """Test the weights of the last iteration of a run; returns its metrics.json."""
     weights = methods.trained_weights(run, args.weights)
-    if weights is None:
-        raise RoundError(f"{run}: {NOT_ENDED}")
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
@@ -186,6 +179,12 @@ def simulate_all(args):
     args.script, args.rounds, args.unit = methods.find_script(args.script), args.rounds or 5, args.unit or "case"
     for strategy in args.strategies:
         find_strategy(strategy)
+    chains = [START, *(folder_of(strategy) for strategy in args.strategies)]
+    for flag, names in (("strategies", chains), ("seeds", args.seeds)):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise flags.FlagError(
+                f"--{flag}: {twice[0]} is there twice, for the same folder; leave one out or rename it"
+            )
     record, words = args.output_dir / "simulation.json", list(map(str, args.flags))
     if not args.root_path:
         raise flags.FlagError("simulate needs --root_path: give the folder of data whose labels are there")
@@ -199,7 +198,10 @@ def simulate_all(args):
     kept += ("val_list", "num_classes", "samples", "network")
     asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
     asked["root_path"] = str(Path(args.root_path).resolve())
-    settings_of(args.output_dir, asked, record)
+    asked, before = json.loads(json.dumps(asked)), flags.read_config(record)
+    if changed := [name for name in asked if before.get(name, asked[name]) != asked[name]]:
+        words = "; ".join(f"{name} was {before.get(name)} and is {asked[name]}" for name in changed)
+        raise RoundError(f"{args.output_dir}: holds another simulation ({words}); give its flags, or another folder")
     write_whole(record, json.dumps(asked, indent=1).encode())
 
     def do(job):

@@ -13,7 +13,7 @@ from mtseg.results import csv_text
 
 # The columns of words; all others are set flush right.
 WORDS = ("dataset", "method", "statistic", "published", "selection", "source")
-WORDS += ("stage", "script", "data", "from", "parts", "strategy")
+WORDS += ("stage", "script", "data", "from", "parts", "strategy", "round", "network")
 
 
 def to_text(table):
