@@ -381,6 +381,9 @@ def nothing(pool, n, rng):
 def outside(pool, n, rng):
     return [len(pool.windows.case)]
 
+def beyond(pool, n, rng):
+    return Windows(np.array([0]), np.array([[20, 0]]), np.array([[28, 4]]))
+
 number = 3
 """
 
@@ -399,6 +402,8 @@ def test_a_strategy_of_ones_own(tmp_path, pools):
         choose(pool, find_strategy(f"{path}:nothing"), 2, rng)
     with pytest.raises(QueryError, match="candidates have the indices 0 to"):
         choose(pool, find_strategy(f"{path}:outside"), 2, rng)
+    with pytest.raises(QueryError, match="the strategy chose a region that does not lie in its case; mend it"):
+        choose(free, find_strategy(f"{path}:beyond"), 1, rng)
     for word, error, sentence in (
         ("ranking", QueryError, "^there is no strategy ranking; there are clasp_pe, random, "),
         (f"{path}:number", QueryError, f"^--strategy {path}:number: {path} has no function of this name; mend it$"),
