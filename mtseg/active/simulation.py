@@ -149,7 +149,7 @@ def test(args, run, log):
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
-        how += ["--network", args.network] if args.network else []
+        how += ["--gpu", args.gpu, *(["--network", args.network] if args.network else [])]
         run_script([flags.HOME / "inference.py", *how], log, OMP_NUM_THREADS="1")
     return result
 
@@ -203,6 +203,7 @@ def simulate_all(args):
         words = "; ".join(f"{name} was {before.get(name)} and is {asked[name]}" for name in changed)
         raise RoundError(f"{args.output_dir}: holds another simulation ({words}); give its flags, or another folder")
     write_whole(record, json.dumps(asked, indent=1).encode())
+    words = ["--gpu", args.gpu, *words]
 
     def do(job):
         strategy, seed = job
