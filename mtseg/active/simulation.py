@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mtseg import figures
 from mtseg.active import results
@@ -186,6 +187,7 @@ def simulate_all(args):
                 f"--{flag}: {twice[0]} is there twice, for the same folder; leave one out or rename it"
             )
     record, words = args.output_dir / "simulation.json", list(map(str, args.flags))
+    torch.set_num_threads(1)  # of what chooses, too: the last digits depend on it
     if not args.root_path:
         raise flags.FlagError("simulate needs --root_path: give the folder of data whose labels are there")
     cases = Cases(args.root_path, args.val_list)
