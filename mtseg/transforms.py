@@ -73,7 +73,8 @@ class RandomCrop:
     a label that nobody may look at: its patches lie anywhere.
 
     `unknown`: the label of voxels that nobody labelled. Patches of a sample that has a label in part are drawn around
-    a voxel that has one, every one equally likely, as nnU-Net does with its ignore label.
+    a voxel that has one, every one equally likely, as nnU-Net does with its ignore label; what pads them is no
+    background, but `unknown`, too.
 
     UA-MT's RandomCrop differs: it never draws the last position of an axis, and where one axis is too small or just
     as large as the patch, it pads by about three voxels more on either side, so that the volume lies at random there.
@@ -87,20 +88,21 @@ class RandomCrop:
         self.unknown = unknown
 
     def __call__(self, sample):
-        rng, labeled = _generator(sample), sample.get("labeled", True)
+        rng, labeled, label = _generator(sample), sample.get("labeled", True), sample["label"]
         wanted = self.foreground and labeled and rng.random() < self.foreground
+        known = np.asarray(label) != self.unknown if labeled and self.unknown is not None else np.zeros(0)
+        in_part = 0 < np.count_nonzero(known) < known.size
 
-        def start(rooms):
-            label = sample["label"]  # as it was: nobody labelled what pads it, and an axis that is padded has no room
+        def start(rooms):  # an axis that is padded has no room: where in the padded label a voxel lies makes no odds
             middle = self._foreground_voxel(rng, np.asarray(label)) if wanted else None
-            if middle is None and labeled and self.unknown is not None:
-                middle = self._labeled_voxel(rng, np.asarray(label))
+            if middle is None and in_part:
+                middle = np.unravel_index(rng.choice(np.flatnonzero(known)), known.shape)
             if middle is None:
                 return [int(rng.integers(room + 1)) for room in rooms]
             sides = zip(middle, self.output_size, rooms, strict=True)
             return [int(np.clip(voxel - side // 2, 0, room)) for voxel, side, room in sides]
 
-        return _crop(sample, self.output_size, start, self.outside)
+        return _crop(sample, self.output_size, start, self.outside or (self.unknown if in_part else 0))
 
     def _foreground_voxel(self, rng, label):
         """A voxel of one of the classes, along each axis; None where the label has none of them."""
@@ -109,11 +111,6 @@ class RandomCrop:
             if places.size:
                 return np.unravel_index(rng.choice(places), label.shape)
         return None
-
-    def _labeled_voxel(self, rng, label):
-        """A voxel that has a label, along each axis; None where none has one, or every one."""
-        places = np.flatnonzero(label != self.unknown)
-        return np.unravel_index(rng.choice(places), label.shape) if 0 < places.size < label.size else None
 
 
 class RandomRotFlip:

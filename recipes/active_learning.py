@@ -68,10 +68,10 @@ from tqdm import tqdm
 
 from mtseg.active import rounds
 from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
-from mtseg.active.candidates import Cases, Network, Pool
+from mtseg.active.candidates import Cases, Pool
 from mtseg.active.simulation import selection_of, simulate_all, told
 from mtseg.active.strategies import choose, find_strategy
-from mtseg.active.tasks import check_classes, check_used, labelled_before, loop_of, table_of, tasks_of, weights_of
+from mtseg.active.tasks import check_used, labelled_before, loop_of, network_of, table_of, tasks_of, weights_of
 from mtseg.checkpoint import write_whole
 from mtseg.report import Table, to_text
 from mtseg.script import methods
@@ -86,9 +86,7 @@ def ask(args):
     folder, paths = rounds.next_round(args.output_dir), weights_of(args, before)
     strategy, table = args.strategy or ("clasp_pe" if paths else "typiclust"), table_of(cases, loop)
     chooses = find_strategy(strategy)
-    network = Network(cases, paths, args.members, args.samples, args.gpu, args.network) if paths else None
-    if network:
-        check_classes(network, cases, table)
+    network = network_of(args, cases, paths, table)
     print(f"{strategy}, by {', '.join(map(str, paths)) if paths else 'the images alone: there is no network yet'}")
 
     annotated = rounds.regions_asked(before) + [(case, [0] * label.ndim, label.shape) for case, label in labels]
@@ -102,10 +100,10 @@ def ask(args):
         tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
         selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
         write_todo(unfinished, selection["cases"], table, folder)
+        write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
+        if labels:
+            rounds.begin_with(args.output_dir, labels, cases.background)
 
-    write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
-    if labels:
-        rounds.begin_with(args.output_dir, labels, cases.background)
     rounds.begin_round(folder, selection, write)
     print(f"{folder / 'TODO.txt'} says what to annotate: {len(chosen.case)} regions in {len(selection['cases'])} cases")
 
@@ -141,8 +139,8 @@ def train(args):
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume"]
     run_script(words, folder / "train.log")
-    (path,) = weights_of(args, [folder])
-    print(f"trained: {path}")
+    for path in weights_of(args, [folder]):
+        print(f"trained: {path}")
 
 
 def status(args):

@@ -38,6 +38,7 @@ def train(args, run):
         raise flags.FlagError("--steepness 0: every distance would be a probability of one half; take a number above 0")
     # ---------------------------------------------------------------------------- data, network, its head, optimizer
     data = build.read_data(args, run)
+    data.note_on_borders(args)
     model = build.make_network(args, run, data.n_channels)
     two_headed = WithDistances(model, args.num_classes, args.dims).to(run.device)
     student = build.make_forward(args, run, two_headed)

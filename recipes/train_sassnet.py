@@ -42,6 +42,7 @@ def train(args, run):
         raise flags.FlagError("--patch_size has a side below 16, and SASSNet's discriminator halves each four times")
     # ------------------------------------------------------- data, network, its head, discriminator, two optimizers
     data = build.read_data(args, run)
+    data.note_on_borders(args)
     model = build.make_network(args, run, data.n_channels)
     two_headed = WithDistances(model, args.num_classes, args.dims).to(run.device)
     discriminator = Discriminator(args.num_classes - 1, data.n_channels, args.dims).to(run.device)

@@ -152,7 +152,7 @@ def test_rounds_by_hand(tmp_path, capsys):
         ["round_01", "typiclust", "4"],
         ["round_02", "clasp_pe", "3"],
     ]
-    assert f"{7 * 144:,}" in rows[-1]
+    assert f"{7 * 144:,}" in " ".join(rows)
     assert listing(root) == untouched
     # The same again, in other folders, gives the same bits.
     again = tmp_path / "again"
@@ -293,12 +293,26 @@ def test_a_network_of_other_classes(waiting, tmp_path, capsys):
     (root / "classes.json").write_text(json.dumps({**PHASES, "classes": PHASES["classes"][:2]}))
     other.mkdir()
     sentence = refused(capsys, other, "next", "--root_path", root, "--run", run)
-    assert "knows 3 classes, the data have 2; give a run of these" in sentence
+    assert "has 3 classes, the data 2 (matrix, pore); give a --run of its own" in sentence
     (root / "classes.json").write_text(json.dumps(PHASES).replace("pore", "crack"))
     sentence = refused(capsys, other, "next", "--root_path", root, "--run", run)
-    assert "its classes are matrix, pore, grain, not matrix, crack, grain; give a run of these data" in sentence
+    assert "its classes are matrix, pore, grain, those of the data matrix, crack, grain; give" in sentence
     (root / "classes.json").unlink()
     call(other, "next", "--root_path", root, "--num_classes", 3, "--run", run, "--budget", 1)
+
+
+def test_two_runs_of_a_round(waiting, tmp_path, capsys):
+    """Which one the next round goes by has to be said."""
+    out = shutil.copytree(waiting[1], tmp_path / "active")
+    call(out, "take")
+    train(out)
+    with pytest.raises(SystemExit):
+        train(out, "--script", "MT", batch_size=4)
+    assert "round_01/run: holds 2 runs; give one, such as --run " in capsys.readouterr().err
+    assert "holds 2 runs" in refused(capsys, out, "next", "--budget", 2)
+    (chosen,) = out.glob("round_01/run/model/*/MT")
+    text = said(capsys, out, "next", "--budget", 2, "--run", chosen, "--members", "teacher", "--strategy", "bald")
+    assert text.startswith(f"bald, by {chosen}/iter_3.pth\n")
 
 
 def test_masks_that_were_taken_anew_are_not_learned_by_the_old_run(waiting, tmp_path, capsys):
@@ -387,17 +401,21 @@ def test_a_simulation_and_the_same_command_again(tmp_path, capsys, monkeypatch):
 
 
 def test_simulations_that_cannot_be(tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("def random(pool, n, rng):\n    return range(n)\n")
+    same = Path(shutil.copytree(tmp_path, tmp_path / "more")) / "own.py"
     root, out = make_images(tmp_path / "data"), tmp_path / "out"
     out.mkdir()
     for changes, sentence in (
         ({"budget": 3}, "2 rounds after the first of --budget 3 need 9 regions, but there are 6; lower one"),
         ({"strategies": "random best"}, "there is no strategy best"),
         ({"unit": "patch"}, "give --region and 2 sides in voxels"),
+        ({"strategies": "random random"}, "--strategies: random is there twice, for the same folder; leave one out"),
+        ({"strategies": f"random {own}:random {same}:random"}, "--strategies: own.random is there twice"),
+        ({"seeds": "1 2 1"}, "--seeds: 1 is there twice"),
         ({"labelnum": 2}, "--labelnum is a flag of next, not of simulate: leave it out"),
         ({"seed": 2}, "--seed is a flag of next, not of simulate"),
         ({"script": "none"}, "none: no such training script"),
-        ({"seeds": "1 2 1"}, "--seeds: 1 is given twice"),
-        ({"strategies": "random margin random"}, "--strategies: random is given twice"),
     ):
         assert sentence in refused(capsys, out, "simulate", *simulated(root, out, **changes)[3:])
     assert "simulate needs --root_path" in refused(capsys, out, "simulate")

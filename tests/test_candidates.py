@@ -20,13 +20,15 @@ from mtseg.datasets import DataError
 from mtseg.query import QueryError, Windows
 from mtseg.script.checks import FlagError
 
-MAKE = {"volumes": make_data, "stacks": make_stacks, "images": make_images}
+MAKE = {"volumes": make_data, "stacks": make_stacks, "images": make_images, "slices": make_data}
+ALONG = {"stacks": 0, "slices": 2}  # of what a network of images sees slice by slice
 UNITS = [("volumes", "slice", None), ("volumes", "patch", [10, 8, 6]), ("volumes", "case", None)]
 UNITS += [
     ("stacks", "slice", None),
     ("stacks", "patch", [2, 9, 9]),
     ("images", "patch", [9, 8]),
     ("images", "case", None),
+    ("slices", "slice", None),
 ]
 
 
@@ -83,14 +85,13 @@ def padded(image, size):
 
 def direct(net, image, kind):
     """The softmax of the network on the whole case at once, or on each whole slice, zeros around it."""
-    parts = image if kind == "stacks" else [image]
-    found = []
+    parts, found = np.moveaxis(image, ALONG[kind], 0) if kind in ALONG else [image], []
     for part in parts:
         part, inside = padded(part, (32, 32, 16) if kind == "volumes" else (32, 32))
         with torch.inference_mode():
             scores = F.softmax(net(torch.from_numpy(np.float32(part))[None, None]), dim=1)[0].numpy()
         found.append(scores[(slice(None), *inside)])
-    return np.stack(found, axis=1) if kind == "stacks" else found[0]
+    return np.stack(found, axis=1 + ALONG[kind]) if kind in ALONG else found[0]
 
 
 def boxes(pool, case):
@@ -163,14 +164,14 @@ def as_is(net, image, network):
     return predict(net, image, network.cases.axis, network.args)
 
 
-@pytest.mark.parametrize(("kind", "count"), [("volumes", 8), ("stacks", 4), ("images", 4)])
+@pytest.mark.parametrize(("kind", "count"), [("volumes", 8), ("stacks", 4), ("images", 4), ("slices", 4)])
 def test_flips_are_those_of_test_time_augmentation(made, known, kind, count):
     cases, plain = known[kind]
     network = Network(cases, [made[kind][1]], "flips")
     members = [*network.members(1)]
     assert len(members) == count and not np.array_equal(members[0], members[1])
     assert np.array_equal(members[0], next(iter(plain.members(1))))
-    axes = [axis for axis in (-3, -2, -1)[-cases.image(1).ndim :] if kind != "stacks" or axis != -3]
+    axes = [axis for axis in (-3, -2, -1)[-cases.image(1).ndim :] if kind not in ALONG or axis != ALONG[kind] - 3]
     mean = averaging.mean_score(
         lambda net, image: as_is(net, image, network), network.trained.nets, cases.image(1), averaging.all_flips(axes)
     )
@@ -243,7 +244,11 @@ def test_features_are_means_of_the_bottleneck(known, kind):
     rng = np.random.default_rng(0)
     net, image = network.trained.nets[0], cases.image(2)
     size = (32, 32, 16) if kind == "volumes" else (32, 32)
-    wide = spread(net, image, size) if kind != "stacks" else np.stack([spread(net, part, size) for part in image], 1)
+    if kind in ALONG:
+        parts = [spread(net, part, size) for part in np.moveaxis(image, ALONG[kind], 0)]
+        wide = np.stack(parts, axis=1 + ALONG[kind])
+    else:
+        wide = spread(net, image, size)
     starts = np.array([rng.integers(0, side, 12) for side in image.shape]).T
     stops = np.array([rng.integers(start + 1, np.array(image.shape) + 1) for start in starts])
     found = network.features(2, starts, stops)
@@ -387,6 +392,9 @@ def none(pool, n, rng):
 def outside(pool, n, rng):
     return [len(pool.windows.case)]
 
+def beyond(pool, n, rng):
+    return Windows(np.array([0]), np.array([[20, 0]]), np.array([[28, 4]]))
+
 number = 3
 """
 
@@ -408,6 +416,8 @@ def test_a_strategy_of_ones_own(tmp_path, pools):
     for name, what in ("mask", "a bool array"), ("none", "an? object array"):
         with pytest.raises(QueryError, match=f"a strategy gives whole numbers, .*, not {what} of shape .*; mend it"):
             choose(pool, find_strategy(f"{path}:{name}"), 2, rng)
+    with pytest.raises(QueryError, match="the strategy chose a region that does not lie in its case; mend it"):
+        choose(free, find_strategy(f"{path}:beyond"), 1, rng)
     for word, error, sentence in (
         ("ranking", QueryError, "^there is no strategy ranking; there are clasp_pe, random, "),
         (f"{path}:number", QueryError, f"^--strategy {path}:number: {path} has no function of this name; mend it$"),

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mtseg import figures
 from mtseg.active import results
@@ -180,10 +181,14 @@ def simulate_all(args):
     args.script, args.rounds, args.unit = methods.find_script(args.script), args.rounds or 5, args.unit or "case"
     for strategy in args.strategies:
         find_strategy(strategy)
-    for name, given in ("seeds", args.seeds), ("strategies", [folder_of(strategy) for strategy in args.strategies]):
-        if twice := [str(one) for one in dict.fromkeys(given) if given.count(one) > 1]:
-            raise flags.FlagError(f"--{name}: {', '.join(twice)} is given twice, in one folder; leave one out")
+    chains = [START, *(folder_of(strategy) for strategy in args.strategies)]
+    for flag, names in (("strategies", chains), ("seeds", args.seeds)):
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise flags.FlagError(
+                f"--{flag}: {twice[0]} is there twice, for the same folder; leave one out or rename it"
+            )
     record, words = args.output_dir / "simulation.json", list(map(str, args.flags))
+    torch.set_num_threads(1)  # of what chooses, too: the last digits depend on it
     if not args.root_path:
         raise flags.FlagError("simulate needs --root_path: give the folder of data whose labels are there")
     cases = Cases(args.root_path, args.val_list)

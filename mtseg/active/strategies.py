@@ -131,7 +131,7 @@ def find_strategy(word):
 def choose(pool, strategy, n, rng):
     """query.Windows of the `n` regions that the function `strategy` chooses from `pool`; QueryError where there are not
     so many that overlap neither each other nor what is annotated."""
-    before, found = pool.annotated, query.windows_of([], len(pool.size))
+    before, sides, found = pool.annotated, np.array(pool.cases.sides), query.windows_of([], len(pool.size))
     try:
         while len(found.case) < n:  # a strategy that knows nothing of overlap is asked again for what it has lost
             left = n - len(found.case)
@@ -144,6 +144,10 @@ def choose(pool, strategy, n, rng):
                 order = order.astype(int)
                 query.unlabeled(len(pool.windows.case), n, order)  # QueryError for an index of no candidate
                 chosen = Windows(*(part[order] for part in pool.windows))
+            case, start, stop = chosen = Windows(*(np.asarray(part, dtype=int) for part in chosen))
+            inside = np.isin(case, range(len(sides))).all() and (0 <= start).all() and (start < stop).all()
+            if not (inside and (stop <= sides[case]).all()):
+                raise QueryError("the strategy chose a region that does not lie in its case; mend it")
             kept = query.top_windows(-np.arange(len(chosen.case), dtype=float), chosen, left, pool.annotated)
             if not len(kept):
                 raise QueryError(f"--budget {n}: only {len(found.case)} regions are left to choose; ask for so many")

@@ -11,6 +11,7 @@ import numpy as np
 from mtseg import averaging, uncertainty
 from mtseg.active import rounds
 from mtseg.active.annotators import Task
+from mtseg.active.candidates import Network
 from mtseg.active.simulation import Oracle
 from mtseg.datasets import read_list, training_cases
 from mtseg.query import QueryError
@@ -77,23 +78,14 @@ def table_of(cases, loop):
     return cases.table or plain_table(loop["num_classes"] or 2)
 
 
-def check_classes(network, cases, table):
-    """QueryError where a candidates.Network was trained on other classes than those of the `table`."""
-    theirs, path = network.args.table, network.args.model_path[0]
-    if network.num_classes != len(table.names):
-        raise QueryError(
-            f"{path}: knows {network.num_classes} classes, the data have {len(table.names)}; give a run of these, or "
-            f"begin the loop with --num_classes"
-        )
-    if cases.table and theirs and theirs.names != table.names:
-        names = f"{', '.join(theirs.names)}, not {', '.join(table.names)}"
-        raise QueryError(f"{path}: its classes are {names}; give a run of these data")
-
-
 def weights_of(args, before):
     """The files of weights to choose by: those of --run, else of the last round that has a run; [] where none has."""
     paths, trained = [], [folder / "run" for folder in before if trained_weights(folder / "run")]
     for run in args.run or trained[-1:]:
+        several = sorted(config.parent for config in run.glob("model/*/*/config.json"))
+        if len(several) > 1:
+            remedy = f"give one, such as --run {several[0]}, or move the others away"
+            raise rounds.RoundError(f"{run}: holds {len(several)} runs; {remedy}")
         inside = numbered_weights(run, "ema_" if args.weights == "teacher" else "") if run.is_dir() else [run]
         path = (inside or [trained_weights(run, args.weights)])[-1]
         if path is None or not path.is_file():
@@ -101,6 +93,21 @@ def weights_of(args, before):
             raise rounds.RoundError(f"{run}: no weights of a {args.weights} there; {remedy}")
         paths.append(path)
     return paths
+
+
+def network_of(args, cases, paths, table):
+    """The candidates.Network to choose by, None without weights; QueryError where it has other classes than `table`."""
+    if not paths:
+        return None
+    network = Network(cases, paths, args.members, args.samples, args.gpu, args.network)
+    names, theirs = table.names, network.args.table and network.args.table.names
+    if network.num_classes != len(names):
+        told = f"{paths[0]}: has {network.num_classes} classes, the data {len(names)} ({', '.join(names)})"
+        raise QueryError(f"{told}; give a --run of its own, or begin a loop with --num_classes")
+    if cases.table and theirs not in (None, names):
+        told = f"{paths[0]}: its classes are {', '.join(theirs)}, those of the data {', '.join(names)}"
+        raise QueryError(f"{told}; give a --run of its own")
+    return network
 
 
 def tasks_of(cases, regions, network):

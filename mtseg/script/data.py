@@ -76,6 +76,12 @@ class Data:
     notes: list
     held_out: torch.Tensor | None = None
 
+    def note_on_borders(self, args):
+        """Of a method that learns distances to a class's border: say where they are wrong."""
+        if args.annotations:
+            outside = "take what nobody annotated for outside of the class"
+            self.notes.append(f"--annotations: distances to borders {outside}: annotate whole slices or cases for this")
+
     def unusual_image(self, seed, iteration):
         """What to look at when training went to NaN at `iteration`: a case of the last 50 iterations whose image is far
         from unit variance, in words, or None. Their patches are drawn once more; one is enough of each case."""
