@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -72,6 +73,20 @@ def test_rounds_follow_each_other(tmp_path):
         rounds.asked_in(tmp_path / "round_notes")
 
 
+def test_a_round_that_is_gone(tmp_path):
+    """Its regions would be asked for again; the last one may be deleted, and all that began with labels has 0."""
+    for number in range(3):
+        rounds.end_round(begin(tmp_path, "abc"[number]), [("abc"[number], label(r0=1))])
+    shutil.rmtree(tmp_path / "round_01")
+    with pytest.raises(RoundError, match=f"{tmp_path}: round 1 is gone, and later ones are there; restore it, or"):
+        rounds.next_round(tmp_path)
+    shutil.rmtree(tmp_path / "round_02")
+    with pytest.raises(RoundError, match="round 1 is gone"):
+        rounds.next_round(tmp_path)
+    shutil.rmtree(tmp_path / "round_03")
+    assert rounds.next_round(tmp_path).name == "round_01"
+
+
 def test_more_than_a_hundred_rounds(tmp_path):
     for number in (2, 99, 100, 101):
         rounds.begin_round(tmp_path / f"round_{number:02}", selection("a"), lambda _: None)
@@ -81,6 +96,8 @@ def test_more_than_a_hundred_rounds(tmp_path):
     rounds.end_round(tmp_path / "round_100", [("a", label(r1=1))])
     assert (read_annotation(tmp_path / "round_100/annotations", "a") == label(r0=1, r1=1)).all()
     rounds.end_round(tmp_path / "round_101", [])
+    for number in {*range(1, 99)} - {2}:
+        rounds.begin_round(tmp_path / f"round_{number:02}", selection("a"), lambda _: None)
     assert rounds.next_round(tmp_path).name == "round_102"
 
 
