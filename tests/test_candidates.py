@@ -380,6 +380,9 @@ def last(pool, n, rng):
 def windows(pool, n, rng):
     return Windows(np.zeros(n, int), np.array([[k, 0] for k in range(n)]), np.array([[k + 1, 2] for k in range(n)]))
 
+def first(pool, n, rng):
+    return range(n)
+
 def nothing(pool, n, rng):
     return []
 
@@ -409,8 +412,9 @@ def test_a_strategy_of_ones_own(tmp_path, pools):
     free = Pool(pool.cases, "case", None, None, [])
     found = choose(free, find_strategy(f"{path}:windows"), 3, rng)
     assert isinstance(found, Windows) and found.start.tolist() == [[0, 0], [1, 0], [2, 0]]
-    with pytest.raises(QueryError, match=r"^--budget 2: only 0 regions are left to choose"):
-        choose(pool, find_strategy(f"{path}:nothing"), 2, rng)
+    for name, count in ("nothing", 0), ("first", 1):  # candidates 0 and 1 overlap
+        with pytest.raises(QueryError, match=f"^--budget 2: the strategy gives only {count} without overlap; ask for"):
+            choose(Pool(pool.cases, "patch", pool.size, None, []), find_strategy(f"{path}:{name}"), 2, rng)
     with pytest.raises(QueryError, match="candidates have the indices 0 to"):
         choose(pool, find_strategy(f"{path}:outside"), 2, rng)
     for name, what in ("mask", "a bool array"), ("none", "an? object array"):

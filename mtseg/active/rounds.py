@@ -57,11 +57,10 @@ def is_taken(folder):
 
 
 def next_round(folder):
-    """The folder that the next round gets; RoundError where the last one has not come back, or one before is gone, whose
-    regions would be asked for again."""
+    """The folder that the next round gets; RoundError where the last one has not come back, or one between is gone."""
     rounds = rounds_of(folder)
     there = {int(path.name[6:]) for path in rounds}
-    if gone := set(range(1, max(there, default=0))) - there:
+    if gone := set(range(1, max(there, default=0))) - there:  # whose regions would be asked for again
         raise RoundError(f"{folder}: round {min(gone)} is gone, and later ones are there; restore it, or delete these")
     if rounds and not is_taken(rounds[-1]):
         raise RoundError(f"{rounds[-1]}: waits for its masks: take it first, or delete this folder to ask for others")

@@ -2,7 +2,7 @@
 
 A strategy is a function of (pool, n, rng) that gives the indices of the chosen candidates, in the order of choice, or
 their query.Windows. `rng`: a numpy.random.Generator, its only source of chance. One's own is such a function in a file,
---strategy FILE.py:NAME. What it gives is then chosen without overlap.
+--strategy FILE.py:NAME. It may give more than n: of what it gives the first n are taken that do not overlap.
 """
 
 import numpy as np
@@ -150,6 +150,9 @@ def choose(pool, strategy, n, rng):
                 raise QueryError("the strategy chose a region that does not lie in its case; mend it")
             kept = query.top_windows(-np.arange(len(chosen.case), dtype=float), chosen, left, pool.annotated)
             if not len(kept):
+                if query.opened(pool.windows, 0, pool.annotated).any():
+                    more = "ask for so many, or let it give more than it is asked for, best first"
+                    raise QueryError(f"--budget {n}: the strategy gives only {len(found.case)} without overlap; {more}")
                 raise QueryError(f"--budget {n}: only {len(found.case)} regions are left to choose; ask for so many")
             kept = Windows(*(part[kept] for part in chosen))
             found = Windows(*map(np.concatenate, zip(found, kept, strict=True)))
