@@ -220,6 +220,7 @@ def test_a_first_call_that_was_wrong_is_forgotten(tmp_path, capsys):
         (["--val_list", "no.list"], "no.list: no such list"),
         (["--snap"], "--snap is a flag of take, not of next: leave it out"),
         (["--seeds", 1], "--seeds is a flag of simulate, not of next"),
+        (["round_01"], "unrecognized arguments: round_01; what belongs to no flag stands before all flags"),
     ):
         assert sentence in refused(capsys, out, "next", "--root_path", root, *more)
     assert "no loop of active learning has begun there" in refused(capsys, out, "next")

@@ -347,7 +347,7 @@ def test_a_training_that_fails_ends_a_benchmark_in_a_sentence(data, tmp_path, ca
 def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = ROOT / "recipes/train_cps.py"
-    for word in ("recipes/train_cps.py", "train_cps", "CPS", str(recipe)):
+    for word in ("recipes/train_cps.py", "train_cps.py", "train_cps", "CPS", str(recipe)):
         assert methods.find_script(word) == recipe
     (tmp_path / "train_own.py").write_text("")
     assert methods.find_script("train_own.py") == tmp_path / "train_own.py"

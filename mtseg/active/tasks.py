@@ -103,7 +103,8 @@ def network_of(args, cases, paths, table):
     names, theirs = table.names, network.args.table and network.args.table.names
     if network.num_classes != len(names):
         told = f"{paths[0]}: has {network.num_classes} classes, the data {len(names)} ({', '.join(names)})"
-        raise QueryError(f"{told}; give a --run of its own, or begin a loop with --num_classes")
+        begin = "" if cases.table else ", or begin a loop with --num_classes"
+        raise QueryError(f"{told}; give a --run of its own{begin}")
     if cases.table and theirs not in (None, names):
         told = f"{paths[0]}: its classes are {', '.join(theirs)}, those of the data {', '.join(names)}"
         raise QueryError(f"{told}; give a --run of its own")

@@ -80,15 +80,15 @@ def scripts_with(flag):
 
 
 def find_script(word):
-    """The path of the training script that `word` names: a file, here or in the repository; a script of the repository
-    without its ending, or its method. Raises MethodError."""
+    """The path of the training script that `word` names: a file, here or in the repository; a script of the repository,
+    with or without its ending, or its method. Raises MethodError."""
     for path in (Path(word), flags.HOME / word):
         if path.suffix == ".py" and path.is_file():
             return path.resolve()
     scripts = training_scripts()
     by_name = {path.stem: path for path in scripts}
-    if word in by_name:
-        return by_name[word]
+    if (name := word.removesuffix(".py")) in by_name:
+        return by_name[name]
     by_method = {parser.get_default("model"): path for path, parser in parsers(scripts).items()}
     if word in by_method:
         return by_method[word]

@@ -116,6 +116,8 @@ class Parser(argparse.ArgumentParser):
             raise self.make_error(message)
         if message.startswith("unrecognized arguments: -"):
             message += self._remedy(message.split()[2].partition("=")[0])
+        elif message.startswith("unrecognized arguments: ") and self._get_positional_actions():
+            message += "; what belongs to no flag stands before all flags"
         print(f"error: {message} (--help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
 
