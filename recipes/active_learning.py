@@ -15,7 +15,6 @@ with every seed, from the same start; it prints label-efficiency curves' areas, 
 Strategies: mtseg/active/strategies.py; nothing beats foreground66 everywhere (docs/active_learning.md).
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -66,12 +65,11 @@ flags.answer_help(PARSER, __name__)
 import numpy as np
 from tqdm import tqdm
 
-from mtseg.active import rounds
+from mtseg.active import rounds, tasks
 from mtseg.active.annotators import changed_share, check_folder, read_mask, read_prediction, write_case, write_todo
 from mtseg.active.candidates import Cases, Pool
-from mtseg.active.simulation import selection_of, simulate_all, told
-from mtseg.active.strategies import choose, find_strategy
-from mtseg.active.tasks import check_used, labelled_before, loop_of, network_of, table_of, tasks_of, weights_of
+from mtseg.active.simulation import simulate_all
+from mtseg.active.strategies import choose, find_strategy, selection_of
 from mtseg.checkpoint import write_whole
 from mtseg.report import Table, to_text
 from mtseg.script import methods
@@ -80,13 +78,13 @@ from mtseg.script.processes import run_script
 
 def ask(args):
     """Make the next round's folder, with what to annotate and with the annotator's files."""
-    loop, before = loop_of(args), rounds.rounds_of(args.output_dir)
+    loop, before = tasks.loop_of(args), rounds.rounds_of(args.output_dir)
     cases = Cases(loop["root_path"], loop["val_list"])
-    labels = labelled_before(args, cases, loop, before)
-    folder, paths = rounds.next_round(args.output_dir), weights_of(args, before)
-    strategy, table = args.strategy or ("clasp_pe" if paths else "typiclust"), table_of(cases, loop)
+    labels = tasks.labelled_before(args, cases, loop, before)
+    folder, paths = rounds.next_round(args.output_dir), tasks.weights_of(args, before)
+    strategy, table = args.strategy or ("clasp_pe" if paths else "typiclust"), tasks.table_of(cases, loop)
     chooses = find_strategy(strategy)
-    network = network_of(args, cases, paths, table)
+    network = tasks.network_of(args, cases, paths, table)
     print(f"{strategy}, by {', '.join(map(str, paths)) if paths else 'the images alone: there is no network yet'}")
 
     annotated = rounds.regions_asked(before) + [(case, [0] * label.ndim, label.shape) for case, label in labels]
@@ -97,8 +95,8 @@ def ask(args):
     selection = selection_of(pool, chosen, strategy, weights=[str(path) for path in paths], members=args.members)
 
     def write(unfinished):
-        tasks = tqdm(tasks_of(cases, selection["regions"], network), unit="case")
-        selection["cases"] = [write_case(unfinished, task, table) for task in tasks]
+        shown = tqdm(tasks.tasks_of(cases, selection["regions"], network), unit="case")
+        selection["cases"] = [write_case(unfinished, task, table) for task in shown]
         write_todo(unfinished, selection["cases"], table, folder)
         write_whole(args.output_dir / "settings.json", json.dumps(loop, indent=1).encode())
         if labels:
@@ -110,11 +108,11 @@ def ask(args):
 
 def take(args):
     """Check the masks of a round and add them, all or none."""
-    loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir)
+    loop, folder = tasks.loop_of(args), args.round or rounds.last_round(args.output_dir)
     cases, selection = Cases(loop["root_path"]), rounds.asked_in(folder)
     if rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are taken already; go on with `train`, or `next`")
-    table, labels, changed, snapped = table_of(cases, loop), [], {}, 0
+    table, labels, changed, snapped = tasks.table_of(cases, loop), [], {}, 0
     check_folder(folder, selection["cases"])
     for record in selection["cases"]:
         label, moved = read_mask(folder, record, table, args.snap, args.allow_empty)
@@ -131,21 +129,21 @@ def take(args):
 
 def train(args):
     """Train with the labels of a round and of those before it, those that are not annotated as unlabelled."""
-    loop, folder = loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
+    loop, folder = tasks.loop_of(args), args.round or rounds.last_round(args.output_dir, taken=True)
     if not rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are not taken yet; `take` it first")
-    words = [methods.find_script(args.script), *told(argparse.Namespace(**loop, gpu=args.gpu), loop["seed"])]
+    words = [methods.find_script(args.script), *tasks.script_flags(loop | {"gpu": args.gpu})]
     words += ["--annotations", folder / "annotations"]
     print(f"training; its output goes to {folder / 'train.log'}", flush=True)
     words += [*args.flags, "--output_dir", folder / "run", "--resume"]
     run_script(words, folder / "train.log")
-    for path in weights_of(args, [folder]):
+    for path in tasks.weights_of(args, [folder]):
         print(f"trained: {path}")
 
 
 def status(args):
     """Print what each round asked for and what came back."""
-    loop_of(args)
+    tasks.loop_of(args)
     columns = ["round", "strategy", "regions", "cases", "voxels", "foreground", "changed", "network"]
     table = Table(columns, [rounds.row_of(folder) for folder in rounds.rounds_of(args.output_dir)], [], [], [])
     print(to_text(table).rstrip())
@@ -155,7 +153,7 @@ def main(argv=None):
     actions = {"next": ask, "take": take, "train": train, "status": status, "simulate": simulate_all}
     with flags.one_sentence():
         args = PARSER.parse_args(argv)
-        check_used(PARSER, args, argv)
+        tasks.check_used(PARSER, args, argv)
         if args.round:  # a path, or a name in --output_dir
             args.round = args.round if args.round.is_dir() else args.output_dir / args.round
             args.output_dir = args.round.parent

@@ -60,6 +60,34 @@ class Cases:
         return read_volume(self.dataset.path(self.names[number]), header_only=True).spacing
 
 
+class Oracle:
+    """The hidden labels of `cases`, a Cases, or of those `names`; `num_classes`: where it has no table."""
+
+    def __init__(self, cases, num_classes=None, names=None):
+        classes = len(cases.table.names) if cases.table else num_classes or 255
+        how = {"num_classes": classes, "ignore_index": UNKNOWN, "intensity": "none", "snap": False}
+        self.cases, self.dataset = cases, cases.source.dataset(argparse.Namespace(**how), names or cases.names)
+
+    def label(self, number):
+        return self.dataset.read(self.cases.names[number])["label"]
+
+    def foreground(self):
+        """Yields how many voxels of each case are of a class but the background."""
+        for number in range(len(self.cases.names)):
+            yield (~np.isin(self.label(number), self.cases.no_class)).sum()
+
+    def answers(self, regions):
+        """Yields (case, its label, UNKNOWN outside of the regions), for the cases of `regions`, (case, start, stop)."""
+        for case in sorted({case for case, *_ in regions}):
+            label = self.label(self.cases.names.index(case))
+            answer = np.full_like(label, UNKNOWN)
+            for other, *corners in regions:
+                box = tuple(map(slice, *corners))
+                if other == case:
+                    answer[box] = label[box]
+            yield case, answer
+
+
 class Network:
     """Trained networks, and what they say of the `cases`, a Cases.
 

@@ -5,7 +5,6 @@ scratch, and tested on the test cases, which no strategy sees. All steps of a ch
 there is not done again, and what was cut off goes on to the same bits.
 """
 
-import argparse
 import json
 import shutil
 import threading
@@ -17,11 +16,11 @@ import torch
 
 from mtseg import figures
 from mtseg.active import results
-from mtseg.active.candidates import Cases, Network, Pool
+from mtseg.active.candidates import Cases, Network, Oracle, Pool
 from mtseg.active.rounds import RoundError, begin_round, end_round, is_taken, order, regions_asked, rounds_of
-from mtseg.active.strategies import STRATEGIES, choose, find_strategy
+from mtseg.active.strategies import STRATEGIES, choose, find_strategy, selection_of
+from mtseg.active.tasks import script_flags
 from mtseg.checkpoint import file_sha256, write_whole
-from mtseg.datasets import UNKNOWN
 from mtseg.query import first_windows
 from mtseg.report import read_result, to_markdown, to_text
 from mtseg.script import flags, methods, processes
@@ -31,49 +30,6 @@ START = "start"  # the chain of the first round alone, which the others begin wi
 CEILING = "all labels"
 REFERENCE = "foreground66"  # what every strategy is compared with
 one_chooses = threading.Lock()  # dropout's masks come from one generator for all threads
-
-
-class Oracle:
-    """The hidden labels of `cases`, a candidates.Cases, or of those `names`; `num_classes`: where it has no table."""
-
-    def __init__(self, cases, num_classes=None, names=None):
-        classes = len(cases.table.names) if cases.table else num_classes or 255
-        how = {"num_classes": classes, "ignore_index": UNKNOWN, "intensity": "none", "snap": False}
-        self.cases, self.dataset = cases, cases.source.dataset(argparse.Namespace(**how), names or cases.names)
-
-    def label(self, number):
-        return self.dataset.read(self.cases.names[number])["label"]
-
-    def foreground(self):
-        """Yields how many voxels of each case are of a class but the background."""
-        for number in range(len(self.cases.names)):
-            yield (~np.isin(self.label(number), self.cases.no_class)).sum()
-
-    def answers(self, regions):
-        """Yields (case, its label, UNKNOWN outside of the regions), for the cases of `regions`, (case, start, stop)."""
-        for case in sorted({case for case, *_ in regions}):
-            label = self.label(self.cases.names.index(case))
-            answer = np.full_like(label, UNKNOWN)
-            for other, *corners in regions:
-                box = tuple(map(slice, *corners))
-                if other == case:
-                    answer[box] = label[box]
-            yield case, answer
-
-
-def selection_of(pool, chosen, strategy, **told):
-    """What selection.json says of the regions `chosen`, query.Windows, by the name of a `strategy`."""
-    known = {name: scores for name, scores in pool.known.items() if isinstance(name, str)}
-    keys = zip(pool.windows.case.tolist(), map(tuple, pool.windows.start.tolist()), strict=True)
-    place_of, regions = {key: place for place, key in enumerate(keys)}, []
-    for rank, (number, start, stop) in enumerate(zip(*map(np.ndarray.tolist, chosen), strict=True), start=1):
-        place = place_of.get((number, tuple(start)))
-        scores = {} if place is None else {name: round(float(values[place]), 6) for name, values in known.items()}
-        regions.append({"case": pool.cases.names[number], "start": start, "stop": stop, "rank": rank, "scores": scores})
-    why = (
-        "Every class, then a third by chance around classes." if strategy == START else find_strategy(strategy).__doc__
-    )
-    return {"strategy": strategy, "why": " ".join((why or "").split()), "of": pool.of, **told, "regions": regions}
 
 
 def simulate_chain(args, words, strategy, seed):
@@ -127,23 +83,18 @@ def ask(args, cases, oracle, folder, number, strategy, seed, weights):
         chosen = first_windows(cases.sides, oracle.label, pool.size, args.budget, rng, cases.no_class)
     else:
         chosen = choose(pool, find_strategy(strategy), args.budget, rng)
-    begin_round(folder, selection_of(pool, chosen, strategy if number else START), lambda _: None)
+    why = None if number else "Every class, then a third by chance around classes."
+    begin_round(folder, selection_of(pool, chosen, strategy if number else START, why), lambda _: None)
 
 
 def train(args, words, folder, seed):
     """Train from scratch with all labels so far, unless that was done before; returns `test` of the last weights."""
     run = folder / "run"
     if methods.trained_weights(run) is None:
-        words = [args.script, *words, *told(args, seed), "--annotations", folder / "annotations", "--output_dir", run]
+        words = [args.script, *words, *script_flags(vars(args) | {"seed": seed})]
+        words += ["--annotations", folder / "annotations", "--output_dir", run]
         run_script([*words, "--resume"], folder / "train.log", OMP_NUM_THREADS="1")
     return test(args, run, folder / "test.log", args.weights)
-
-
-def told(args, seed):
-    """The flags of a training script that the recipe's own decide."""
-    known = {"root_path": args.root_path, "val_list": args.val_list, "num_classes": args.num_classes}
-    known |= {"seed": seed, "gpu": args.gpu}
-    return [word for name, value in known.items() if value is not None for word in (f"--{name}", value)]
 
 
 def test(args, run, log, weights="student"):
@@ -170,8 +121,8 @@ def ceiling_of(args, words, seed):
     """The Dice of train_sup.py with all labels of all training cases, by those of the flags `words` that it has."""
     script, run = flags.HOME / "train_sup.py", args.output_dir / f"seed{seed}" / "all_labels"
     if methods.trained_weights(run) is None:
-        words = [script, *flags_of(script, words), *told(args, seed), "--output_dir", run, "--resume"]
-        words += ["--labelnum", len(Cases(args.root_path, args.val_list).names)]
+        words = [script, *flags_of(script, words), *script_flags(vars(args) | {"seed": seed}), "--output_dir", run]
+        words += ["--resume", "--labelnum", len(Cases(args.root_path, args.val_list).names)]
         run_script(words, run / "train.log", OMP_NUM_THREADS="1")
     return test(args, run, run / "test.log")
 

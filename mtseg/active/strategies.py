@@ -160,3 +160,16 @@ def choose(pool, strategy, n, rng):
     finally:
         pool.annotated = before
     return found
+
+
+def selection_of(pool, chosen, strategy, why=None, **told):
+    """What selection.json says of the regions `chosen`, query.Windows, by the name of a `strategy`; `why`: in words."""
+    known = {name: scores for name, scores in pool.known.items() if isinstance(name, str)}
+    keys = zip(pool.windows.case.tolist(), map(tuple, pool.windows.start.tolist()), strict=True)
+    place_of, regions = {key: place for place, key in enumerate(keys)}, []
+    for rank, (number, start, stop) in enumerate(zip(*map(np.ndarray.tolist, chosen), strict=True), start=1):
+        place = place_of.get((number, tuple(start)))
+        scores = {} if place is None else {name: round(float(values[place]), 6) for name, values in known.items()}
+        regions.append({"case": pool.cases.names[number], "start": start, "stop": stop, "rank": rank, "scores": scores})
+    why = why or find_strategy(strategy).__doc__ or ""
+    return {"strategy": strategy, "why": " ".join(why.split()), "of": pool.of, **told, "regions": regions}

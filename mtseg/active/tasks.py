@@ -1,4 +1,4 @@
-"""What recipes/active_learning.py needs beside the rounds: the loop's settings, weights, an annotator's tasks.
+"""What recipes/active_learning.py needs beside rounds: a loop's settings, weights, flags of scripts, annotators' tasks.
 
 `args` are always the flags of recipes/active_learning.py.
 """
@@ -11,8 +11,7 @@ import numpy as np
 from mtseg import averaging, uncertainty
 from mtseg.active import rounds
 from mtseg.active.annotators import Task
-from mtseg.active.candidates import Network
-from mtseg.active.simulation import Oracle
+from mtseg.active.candidates import Network, Oracle
 from mtseg.datasets import read_list, training_cases
 from mtseg.query import QueryError
 from mtseg.script.checks import FlagError
@@ -22,7 +21,7 @@ from mtseg.script.runfolder import numbered_weights
 from mtseg.script.sources import plain_table
 
 DEFAULTS = {"unit": "case", "rounds": 5, "seed": 1337}
-SAID = ("--root_path", "--val_list", "--num_classes", "--seed", "--gpu", "--output_dir", "--annotations", "--labelnum")
+SAID = ("root_path", "val_list", "num_classes", "seed", "gpu")  # to training scripts
 
 
 def loop_of(args):
@@ -47,7 +46,7 @@ def check_used(parser, args, argv):
     if args.round and args.action not in ("take", "train"):
         raise FlagError(f"{args.action} is not about one round: leave {args.round} out, or give --output_dir instead")
     for name in (str(word).partition("=")[0] for word in args.flags):
-        if name in SAID:
+        if name.removeprefix("--") in (*SAID, "output_dir", "annotations", "labelnum"):
             raise FlagError(f"{name} behind --flags, where the recipe says it itself: leave it out or give it before")
     for group in parser._action_groups[2:]:
         known = group.title.split(", ")
@@ -76,6 +75,11 @@ def labelled_before(args, cases, loop, before):
 def table_of(cases, loop):
     """The ClassTable of the data, or that of so many classes."""
     return cases.table or plain_table(loop["num_classes"] or 2)
+
+
+def script_flags(known):
+    """The words of a training script's flags that are the recipe's own, `known`, {name: value or None}."""
+    return [word for name in SAID if known.get(name) is not None for word in (f"--{name}", known[name])]
 
 
 def weights_of(args, before):
