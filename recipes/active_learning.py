@@ -32,7 +32,7 @@ flag("--unit", choices=("case", "slice", "patch"), help="what is annotated at a 
 flag("--region", type=flags.positive, nargs="+", metavar="SIDE", help="of a patch: its sides in voxels")
 flag("--stride", type=flags.positive, help="voxels between candidate patches (default: half of a side)")
 flag("--num_classes", type=flags.classes, help="classes, background included (default: classes.json's, else 2)")
-flag("--rounds", type=flags.positive, help="rounds that are planned, by which noise falls (default: 5)")
+flag("--rounds", type=flags.positive, help="rounds that a network is to choose, by which noise falls (default: 5)")
 flag("--val_list", metavar="FILE", help="cases that are never asked for, and monitored in `train`")
 flag, _ = PARSER.group("next")
 flag("--seed", type=flags.natural, help="of all chance, for all rounds (default: 1337)")
@@ -89,7 +89,8 @@ def ask(args):
 
     annotated = rounds.regions_asked(before) + [(case, [0] * label.ndim, label.shape) for case, label in labels]
     number = int(folder.name[6:])
-    how = {"round": number - 1, "rounds": loop["rounds"], "of": args.of}
+    by_network = sum(bool(rounds.asked_in(earlier).get("weights")) for earlier in before)
+    how = {"round": by_network, "rounds": loop["rounds"], "of": args.of}
     pool = Pool(cases, loop["unit"], loop["region"], loop["stride"], annotated, network, **how)
     chosen = choose(pool, chooses, args.budget, np.random.default_rng([loop["seed"], number]))
     selection = selection_of(pool, chosen, strategy, weights=[str(path) for path in paths], members=args.members)
