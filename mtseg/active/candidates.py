@@ -20,9 +20,6 @@ from mtseg.seeding import seed_iteration
 from mtseg.transforms import pad_to, resize_nearest
 from mtseg.volumes import read_volume
 
-UNITS = ("case", "slice", "patch")
-MEMBERS = ("network", "teacher", "flips", "dropout")
-OF_REGIONS = ("mean", "top", "boundary", "foreground")
 WHOLE = 2**31 - 1  # as the side of a region: all of it
 BLOCKS = 8  # along each axis: into so many a region's intensities are averaged where there is no network
 
