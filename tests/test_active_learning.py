@@ -17,6 +17,7 @@ import torch
 from conftest import PHASES, TINY_2D, make_images, make_stacks, start_python
 
 from mtseg.active import simulation
+from mtseg.phantom import make_phantom
 from mtseg.script import methods
 from mtseg.script.sources import read_annotation
 
@@ -481,3 +482,13 @@ def test_a_simulation_that_is_killed_gives_the_same_bits(tmp_path):
     for n in (1, 2):
         folder = f"seed3/margin/round_0{n}/annotations"
         assert listing(tmp_path / "whole" / folder) == listing(tmp_path / "out" / folder)
+
+
+def test_images_in_hdf5_files(tmp_path, capsys):
+    """As the built-in images lie: they know no spacing, and no file of the user's to copy."""
+    root = make_phantom(tmp_path / "data", train=3, test=1, dims=2)
+    out = tmp_path / "out"
+    said(capsys, out, "next", "--root_path", root, "--unit", "patch", "--region", 64, 64, "--budget", 2)
+    record = asked(out / "round_01")["cases"][0]
+    assert record["axis"] is None and record["spacing"] is None
+    assert Image.open(out / "round_01" / record["images"][0]).size == tuple(record["shape"][::-1])

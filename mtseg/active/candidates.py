@@ -52,7 +52,7 @@ class Cases:
 
     def spacing(self, number):
         """The size of a volume's voxels, (3,) in mm, None where it is not known."""
-        if self.source.files:
+        if self.source.files or len(self.sides[number]) == 2:
             return None
         return read_volume(self.dataset.path(self.names[number]), header_only=True).spacing
 
