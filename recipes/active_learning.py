@@ -12,7 +12,7 @@
 round is added as a whole or not at all. `train` learns from all rounds so far with any training script: of a case that
 is annotated in part the rest counts as unlabelled. `simulate` answers from the labels that are there: every strategy,
 with every seed, from the same start; it prints label-efficiency curves' areas, and draws them (with Matplotlib).
-Strategies: mtseg/active/strategies.py; nothing beats foreground66 everywhere (docs/active_learning.md).
+Strategies: mtseg/active/strategies.py; none beats chance everywhere (docs/active_learning.md).
 """
 
 import json
