@@ -217,8 +217,7 @@ def main(argv=None):
             try:
                 done = list(pool.map(lambda job: attempt(job, args, deadline), jobs))
             except BaseException:  # a signal: those that have not got it, too, go on for ever without this one
-                for process in tuple(processes.running):
-                    processes.stop(process, 2)
+                processes.stop_all()
                 raise
         results = [path for paths, _, _ in done for path in paths]
         left = [reason for _, reason, _ in done if reason]

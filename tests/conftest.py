@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -177,6 +178,20 @@ def start_python(*words, out, err):
     with open(out, "ab") as to_out, open(err, "ab") as to_err:
         command = [sys.executable, *map(str, words)]
         return subprocess.Popen(command, stdout=to_out, stderr=to_err, start_new_session=True)
+
+
+def finish_after_kills(words, folder, events):
+    """Run `python <words>` in `folder` once for each of `events`, patterns of files there, killed with SIGKILL as soon
+    as there is such a file, and then to its end."""
+    output = {"out": folder / "said", "err": folder / "bad"}
+    for event in events:
+        process = start_python(*words, **output)
+        while not list(folder.glob(event)):
+            assert process.poll() is None, output["err"].read_text()
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert start_python(*words, **output).wait() == 0, output["err"].read_text()
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 import sys
-import time
 from pathlib import Path
 
 import active_learning
@@ -14,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import PHASES, TINY_2D, make_images, make_stacks, start_python
+from conftest import PHASES, TINY_2D, finish_after_kills, make_images, make_stacks
 
 from mtseg.active import simulation
 from mtseg.phantom import make_phantom
@@ -455,20 +452,13 @@ def test_a_simulation_that_is_killed_gives_the_same_bits(tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER.replace("PATHS", repr(sys.path)))
     active_learning.main([str(word) for word in simulated(root, tmp_path / "whole", **given)])
     words = [tmp_path / "driver.py", *simulated(root, tmp_path / "out", **given)]
-    output = {"out": tmp_path / "said", "err": tmp_path / "bad"}
-    for event in (
+    events = (
         "start/round_01/selection.json",
         "start/round_01/run/model/*/*/latest.pth",
         "margin/round_02/taken.json",
         "all_labels/model/*/*/config.json",
-    ):
-        process = start_python(*words, **output)
-        while not list(tmp_path.glob(f"out/seed3/{event}")):
-            assert process.poll() is None, (tmp_path / "bad").read_text()
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert start_python(*words, **output).wait() == 0, (tmp_path / "bad").read_text()
+    )
+    finish_after_kills(words, tmp_path, [f"out/seed3/{event}" for event in events])
     there, here = weights_below(tmp_path / "whole"), weights_below(tmp_path / "out")
     assert len(there) == 3 and there.keys() == here.keys()
     for name, state in there.items():

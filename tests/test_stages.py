@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stages
 import torch
-from conftest import TINY_2D, make_images, start_python
+from conftest import TINY_2D, finish_after_kills, make_images, start_python
 from PIL import Image
 
 import inference
@@ -103,15 +103,7 @@ def test_stages_that_are_killed_twice_give_the_same_bits(sets, finished, tmp_pat
     """By events: in a stage that has saved, and in the next one before it has."""
     path = write(tmp_path / "phases.json", plan(sets, test=False))
     words = [SCRIPT, path, "--output_dir", tmp_path / "out"]
-    output = {"out": tmp_path / "said", "err": tmp_path / "bad"}
-    for stage, event in (("coarse", "latest.pth"), ("target", "config.json")):
-        process = start_python(*words, **output)
-        while not list(tmp_path.glob(f"out/{stage}/model/*/*/{event}")):
-            assert process.poll() is None, (tmp_path / "bad").read_text()
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    assert start_python(*words, **output).wait() == 0, (tmp_path / "bad").read_text()
+    finish_after_kills(words, tmp_path, ("out/coarse/model/*/*/latest.pth", "out/target/model/*/*/config.json"))
     there, here = weights_below(finished[0]), weights_below(tmp_path / "out")
     assert len(there) == 4 and there.keys() == here.keys()  # of Mean Teacher two
     for file, weights in there.items():

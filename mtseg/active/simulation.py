@@ -32,14 +32,13 @@ REFERENCE = "foreground66"  # what every strategy is compared with
 one_chooses = threading.Lock()  # dropout's masks come from one generator for all threads
 
 
-def simulate_chain(args, words, strategy, seed):
+def simulate_chain(args, words, oracle, strategy, seed):
     """Do the rounds of a `strategy` with a `seed`, those of START alone; yields their records, in order.
 
-    `args`: the flags of recipes/active_learning.py. `words`: the flags of the training script.
+    `args`: the flags of recipes/active_learning.py. `words`: the flags of the training script. `oracle`: the Oracle.
     """
     chain = args.output_dir / f"seed{seed}" / folder_of(strategy)
-    cases, weights = Cases(args.root_path, args.val_list), None
-    oracle = Oracle(cases, args.num_classes)
+    weights = None
     for number in range(1 if strategy == START else args.rounds + 1):
         folder = chain / f"round_{number + 1:02}"
         record = folder / "record.json"
@@ -48,10 +47,10 @@ def simulate_chain(args, words, strategy, seed):
         if not record.is_file():
             if not folder.is_dir():
                 with one_chooses:
-                    ask(args, cases, oracle, folder, number, strategy, seed, weights)
+                    ask(args, oracle, folder, number, strategy, seed, weights)
             if not is_taken(folder):
                 regions = regions_asked([folder])
-                end_round(folder, oracle.answers(regions), cases.background)
+                end_round(folder, oracle.answers(regions), oracle.cases.background)
             dice = train(args, words, folder, seed)
             write_whole(record, json.dumps(measured(folder, strategy, seed, number, dice)).encode())
         run = folder if number or strategy == START else chain.with_name(START) / folder.name
@@ -73,8 +72,9 @@ def adopt(first, folder):
         unfinished.rename(folder)
 
 
-def ask(args, cases, oracle, folder, number, strategy, seed, weights):
+def ask(args, oracle, folder, number, strategy, seed, weights):
     """Make the round in `folder`, whose regions the `strategy` chooses by the network of the round before."""
+    cases = oracle.cases
     rng, before = np.random.default_rng([seed, number]), regions_asked(rounds_of(folder.parent))
     network = None if weights is None else Network(cases, [weights], args.members, args.samples, args.gpu, args.network)
     how = {"round": max(number - 1, 0), "rounds": args.rounds, "of": args.of}
@@ -117,12 +117,12 @@ def measured(folder, strategy, seed, number, dice):
     return {"seed": seed, "round": number, "regions": regions, **names, "dice": dice}
 
 
-def ceiling_of(args, words, seed):
+def ceiling_of(args, words, oracle, seed):
     """The Dice of train_sup.py with all labels of all training cases, by those of the flags `words` that it has."""
     script, run = flags.HOME / "train_sup.py", args.output_dir / f"seed{seed}" / "all_labels"
     if methods.trained_weights(run) is None:
         words = [script, *flags_of(script, words), *script_flags(vars(args) | {"seed": seed}), "--output_dir", run]
-        words += ["--resume", "--labelnum", len(Cases(args.root_path, args.val_list).names)]
+        words += ["--resume", "--labelnum", len(oracle.cases.names)]
         run_script(words, run / "train.log", OMP_NUM_THREADS="1")
     return test(args, run, run / "test.log")
 
@@ -143,7 +143,7 @@ def simulate_all(args):
     if not args.root_path:
         raise flags.FlagError("simulate needs --root_path: give the folder of data whose labels are there")
     cases = Cases(args.root_path, args.val_list)
-    Oracle(cases, args.num_classes)  # raises where a label is missing
+    oracle = Oracle(cases, args.num_classes)  # raises where a label is missing
     pool, wanted = Pool(cases, args.unit, args.region, args.stride, []), args.budget * (args.rounds + 1)
     if wanted > len(pool.windows.case):
         many = f"{args.rounds} rounds after the first of --budget {args.budget}"
@@ -163,9 +163,9 @@ def simulate_all(args):
     def do(job):
         strategy, seed = job
         if strategy == CEILING:
-            return ceiling_of(args, words, seed)
+            return ceiling_of(args, words, oracle, seed)
         records = []
-        for one in simulate_chain(args, words, strategy, seed):
+        for one in simulate_chain(args, words, oracle, strategy, seed):
             records.append(one)
             print(f"seed {seed}, {strategy}, {one['regions']} regions: Dice {100 * one['dice']:.2f}", flush=True)
         return records
@@ -177,16 +177,14 @@ def simulate_all(args):
             ceilings = list(pool.map(do, [(CEILING, seed) for seed in args.seeds]))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in tuple(processes.running):
-                processes.stop(process, 2)
+            processes.stop_all()
             raise
-    show(args, [one for records in chains for one in records], ceilings)
+    show(args, oracle, [one for records in chains for one in records], ceilings)
 
 
-def show(args, records, ceilings):
+def show(args, oracle, records, ceilings):
     """Print and write the tables of a simulation, its records, and, with Matplotlib, its curves."""
-    cases = Cases(args.root_path, args.val_list)
-    foreground = sum(int(count) for count in Oracle(cases, args.num_classes).foreground())
+    foreground = sum(map(int, oracle.foreground()))
     reference = REFERENCE if REFERENCE in args.strategies else args.strategies[0]
     tables = [results.table(records, ceilings, reference, foreground), results.wins(records)]
     print(*map(to_text, tables), sep="\n", end="")

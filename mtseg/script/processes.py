@@ -53,3 +53,9 @@ def stop(process, patience=0):
             process.wait(TO_STOP)
     process.kill()
     process.wait()
+
+
+def stop_all():
+    """`stop` every process that runs in some thread, after a signal that ends this one."""
+    for process in tuple(running):
+        stop(process, 2)
