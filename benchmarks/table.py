@@ -12,8 +12,9 @@ at once. Exit code 0: all is done; 3: --minutes are over and there is more to do
 
 A grid is a JSON file of these flags; what the command line says goes before it. --data and --methods are {name: words}
 there, and NAME=WORDS on the command line. The words of a data set are its folder and flags; those of a method are its
-script, where that is not its name, and flags. The method '*', the default, is every training script that has no name of
-its own. Flags for all runs come first, then those of the data, then those of the method; the last one counts.
+script, where that is not its name, and flags; {seed} and {data} in them stand for those of the run. The
+method '*', the default, is every training script that has no name of its own. Flags for all runs come first, then those
+of the data, then those of the method; the last one counts.
 
 The table is that of `python -m mtseg.report <out> --per_class`; it is in <out>/table.md too. Tested are the weights of
 the last iteration. `--select_on_test N` also keeps and tests those of every N iterations: the column `inflation` says
@@ -159,6 +160,7 @@ def jobs_of(args, grid):
     each = itertools.product(dict.fromkeys(args.seeds), data, dict.fromkeys(args.labels), methods)
     for seed, place, labels, method in each:
         script, flags = methods[method]
+        flags = [word.replace("{seed}", str(seed)).replace("{data}", place) for word in flags]
         words = [*general, *data[place], *flags, *kept, "--labelnum", str(labels), "--seed", str(seed)]
         jobs.append((args.out / place / f"{method}_{labels}" / f"seed{seed}", [str(script), *words]))
     return jobs

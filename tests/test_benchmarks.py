@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_images
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -270,13 +271,20 @@ def test_without_methods_a_table_has_a_row_for_every_training_script(tmp_path, m
         f"{s.stem}_8" for s in scripts if s.stem != "train_mean_teacher"
     }
     assert jobs[0][1][1:5] == ["--n_filters", "2", "--ema_decay", "0.999"]
+    row = "mine=MT --pretrained {data}_{seed}/iter_2.pth"
+    words = ["--out", str(tmp_path), "--data", "data/a", "data/b", "--methods", row, "--seeds", "7", "8"]
+    begun_with = [words[4] for _, words in table.jobs_of(*table.parse(words))]
+    assert begun_with == [f"{data}_{seed}/iter_2.pth" for seed in (7, 8) for data in "ab"]
 
 
 @pytest.mark.parametrize("grid", sorted((ROOT / "benchmarks/grids").glob("*.json")), ids=lambda path: path.stem)
 def test_every_grid_names_scripts_and_flags_that_there_are(grid, data, tmp_path, monkeypatch):
     for name in json.loads(grid.read_text())["data"]:
         (tmp_path / "data").mkdir(exist_ok=True)
-        (tmp_path / "data" / name).symlink_to(data)
+        if name in ("uhcs", "ebc"):
+            make_images(tmp_path / "data" / name)
+        else:
+            (tmp_path / "data" / name).symlink_to(data)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     monkeypatch.chdir(tmp_path)
     for _, (script, *words) in table.jobs_of(*table.parse(["--grid", str(grid), "--out", str(tmp_path)])):
