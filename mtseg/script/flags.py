@@ -43,7 +43,7 @@ HOME = Path(__file__).resolve().parents[2]
 HOME = HOME if (HOME / "inference.py").is_file() else Path.cwd()
 
 # What images, and slices of stacks, are trained with where a flag does not say otherwise.
-IMAGE_SETTINGS = {"dims": 2, "network": "unet", "exp": "unet", "patch_size": [256, 256], "stride_xy": 128}
+IMAGE_SETTINGS = {"dims": 2, "network": "unet", "patch_size": [256, 256], "stride_xy": 128}
 # What the built-in data is trained with where a flag does not say otherwise: minutes on a CPU.
 BUILT_IN_SETTINGS = {
     "max_iterations": 300,
@@ -219,7 +219,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
         rare("--teacher_checkpoint_for", choices=who, default="both", help="who starts from --teacher_checkpoint")
 
     flag, rare = parser.group("run")
-    flag("--exp", default="vnet", help="name of the experiment, for the run's folder")
+    flag("--exp", help="name of the experiment, for the run's folder (default: the network's)")
     rare("--model", default=model, help="name of the method, for the run's folder")
     flag("--output_dir", default=".", help="runs go to OUTPUT_DIR/model/<dataset>_<exp>_<labelnum>_labeled/<model>/")
     flag("--resume", nargs="?", const="latest", metavar="FILE", help="go on from FILE, or from the run's latest.pth")
@@ -269,8 +269,8 @@ def parse(parser, argv):
 
     Without --root_path: data/LA where it has a train.list, else the built-in data with the settings in BUILT_IN as
     defaults; --dataset_name says which by name, and --dims 2 alone asks for images. Without --dataset_name: the name of
-    the data's folder. A network of one's own has its class's name as --exp. `args.classes` is the data's class table,
-    as JSON holds it, or None; `args.background` is 0, or None where no class is the background.
+    the data's folder. Without --exp: the name of the network, of one's own that of its class. `args.classes` is the
+    data's class table, as JSON holds it, or None; `args.background` is 0, or None where no class is the background.
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     given = given_flags(parser, argv)
@@ -303,10 +303,11 @@ def parse(parser, argv):
     images = images or 2 in (data["dims"], planned.get("dims"))
     if images and "patch_size" in settings:
         settings["patch_size"] = settings["patch_size"][:2]  # of slices of Phantom
-    if is_own(network := chosen.get("network", "")):
-        kind = network.rpartition(":")[2].lower()
-        settings["exp"] = kind if kind.isidentifier() else "own"  # of another, what is wrong is said later
-    settings = (IMAGE_SETTINGS if images else {}) | data | settings | planned
+    settings = (IMAGE_SETTINGS if images else {}) | data | settings
+    kind = chosen.get("network") or settings.get("network") or parser.get_default("network")
+    kind = kind.rpartition(":")[2].lower()
+    settings["exp"] = kind if kind.isidentifier() else "own"  # of another, what is wrong is said later
+    settings |= planned
     known = {action.dest for action in parser._actions}
     chosen = {name: value for name, value in {**settings, **config}.items() if name in known}
     args = parser.parse_args(argv, argparse.Namespace(**chosen))
