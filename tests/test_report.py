@@ -19,6 +19,7 @@ from scipy import stats
 from mtseg import metrics, report
 from mtseg.report.__main__ import main
 from mtseg.report.flags import PUBLISHED
+from mtseg.report.table import OF_TEST
 
 ROOT = Path(__file__).resolve().parents[1]
 PROTOCOL = {"patch_size": [48, 48, 32], "stride_xy": 16, "stride_z": 4}
@@ -75,15 +76,17 @@ def test_every_number_of_a_row(runs, scores):
     table, _ = report.report([runs], baseline="supervised")
     row = records(table)["MT", "student"]
     values = scores["MT"]
-    number = {name: float(row[f"dice_{name}"]) for name in ("mean", "sd_seeds", "sd_cases", "low", "high", "p")}
+    number = {name: float(row[f"dice_{name}"]) for name in ("mean", "sd_seeds", "sd_cases", "low", "high", *OF_TEST)}
     means = [statistics.fmean(seed) for seed in values]
     assert number["mean"] == pytest.approx(statistics.fmean(means))
     assert number["sd_seeds"] == pytest.approx(statistics.stdev(means))
     assert number["sd_cases"] == pytest.approx(statistics.fmean(statistics.pstdev(seed) for seed in values))
-    interval = stats.bootstrap(
-        (values.mean(axis=0),), np.mean, method="percentile", n_resamples=9999, rng=np.random.default_rng(5)
-    ).confidence_interval
-    assert (number["low"], number["high"]) == pytest.approx(tuple(interval), abs=0.002)
+    differences = (values - scores["supervised"]).mean(axis=0)
+    assert number["difference"] == pytest.approx(differences.mean())
+    for of, low, high in ((values.mean(axis=0), "low", "high"), (differences, "difference_low", "difference_high")):
+        how = {"method": "percentile", "n_resamples": 9999, "rng": np.random.default_rng(5)}
+        interval = stats.bootstrap((of,), np.mean, **how).confidence_interval
+        assert (number[low], number[high]) == pytest.approx(tuple(interval), abs=0.002)
     expected = stats.wilcoxon(values.mean(axis=0), scores["supervised"].mean(axis=0)).pvalue
     assert number["p"] == pytest.approx(expected)
     assert (row["dice_pairs"], row["seeds"], row["cases"]) == ("12", "1 2 1337", "12")
@@ -92,17 +95,20 @@ def test_every_number_of_a_row(runs, scores):
     text = report.to_text(table)
     assert f"{100 * number['mean']:.2f} ± {100 * number['sd_seeds']:.2f}" in text
     assert f"{number['p']:.3f} (12)" in text
+    low, high = (f"{100 * number[name]:+.2f}" for name in ("difference_low", "difference_high"))
+    assert f"{100 * number['difference']:+.2f} [{low}, {high}]" in text
     assert "HD95 voxel" in text
 
 
 def test_the_signed_rank_test_is_exact_or_declined():
     baseline = {f"case_{n}": 0.5 for n in range(6)}
     better = {case: value + 0.01 * (n + 1) for n, (case, value) in enumerate(baseline.items())}
-    p, pairs, why = report.paired_test(better, baseline)
-    assert (p, pairs, why) == (pytest.approx(2 / 2**6), 6, "")  # all six signs alike, either way
-    p, pairs, why = report.paired_test({**better, "case_5": 0.5, "case_9": 1.0, "case_4": float("nan")}, baseline)
-    assert (np.isnan(p), pairs, why) == (True, 5, "of 5 pairs fewer than 6 differ")
-    assert report.paired_test({"a": 1.0}, {"b": 1.0})[2] == "no case was tested by both"
+    test, why = report.paired_test(better, baseline)
+    assert (test["p"], test["pairs"], why) == (pytest.approx(2 / 2**6), 6, "")  # all six signs alike, either way
+    test, why = report.paired_test({**better, "case_5": 0.5, "case_9": 1.0, "case_4": float("nan")}, baseline)
+    assert ("p" in test, test["pairs"], why) == (False, 5, "of 5 pairs fewer than 6 differ")
+    assert test["difference"] == pytest.approx((0.01 + 0.02 + 0.03 + 0.04) / 5)
+    assert report.paired_test({"a": 1.0}, {"b": 1.0}) == ({"pairs": 0}, "no case was tested by both")
 
 
 def test_a_result_that_records_its_own_figures(tmp_path):
@@ -413,7 +419,7 @@ def test_formats_hold_the_same_table(runs):
     assert {line.count("|") for line in lines} == {len(table.columns) + 1}
     body = latex.split("\\midrule")[1].split("\\bottomrule")[0]
     assert {line.count("&") for line in body.splitlines() if line.endswith(r"\\")} == {len(table.columns) - 1}
-    assert body.count(r"\\") == 8
+    assert body.count(r"\\") == 10
     assert latex.count("{") == latex.count("}")
     odd = report.Table(["a_b"], [[["5 % & $x^2$ \\ | ü"]]], [["x"]], [], [])
     assert r"5 \% \& \$x\textasciicircum{}2\$ \textbackslash{} | ü \\" in report.to_latex(odd)
@@ -665,6 +671,7 @@ def test_tables_of_images_name_what_is_pooled(tmp_path):
     ]
     row = records(table)["supervised", ""]
     scores = {"dice": metrics.dice, "jaccard": metrics.jaccard, "pixel_accuracy": None}
+    not_of_pooled = ("sd_cases", "p", "difference")
     for metric, score in scores.items():
 
         def value(images, pairs, score=score):
@@ -672,11 +679,11 @@ def test_tables_of_images_name_what_is_pooled(tmp_path):
             right = [(prediction == label).ravel() for prediction, label in images]
             return np.concatenate(right).mean() if score is None else pooled(images, score)
 
-        number = {name: row[f"{metric}_pooled_{name}"] for name in ("mean", "sd_seeds", "low", "high", "sd_cases", "p")}
+        number = {name: row[f"{metric}_pooled_{name}"] for name in ("mean", "sd_seeds", "low", "high", *not_of_pooled)}
         of_seeds = [value(range(9), pairs) for pairs in maps.values()]
         assert float(number["mean"]) == pytest.approx(statistics.fmean(of_seeds))
         assert float(number["sd_seeds"]) == pytest.approx(statistics.stdev(of_seeds))
-        assert number["sd_cases"] == number["p"] == ""
+        assert {number[name] for name in not_of_pooled} == {""}
         interval = stats.bootstrap(
             (np.arange(9),),
             lambda images, value=value: np.mean([value(images, pairs) for pairs in maps.values()]),

@@ -11,8 +11,9 @@ share it. Each metric is given as
     SD over cases               deviation over the test cases (n), averaged over the seeds
     95 % interval               percentile bootstrap over the test cases, each averaged over the seeds first: what
                                 another draw of patients might give, not what another seed might
-    p (pairs)                   two-sided Wilcoxon signed-rank test against --baseline on the same cases, each
-                                averaged over the seeds first
+    difference, 95 % interval   what the row has more than --baseline on the same cases, each averaged over the seeds
+                                first, and its bootstrap interval over the cases
+    p (pairs)                   two-sided Wilcoxon signed-rank test of these differences
     p, Holm                     the same, corrected for the tests of all rows in that metric
 
 Of images, Dice, IoU and pixel accuracy also stand there as those of the pixels of all images together, called pooled; a

@@ -25,18 +25,22 @@ def bootstrap_interval(values, resamples=RESAMPLES, seed=0):
 
 
 def paired_test(values, baseline):
-    """(p, pairs, why not) of the two-sided Wilcoxon signed-rank test of {case: value} against {case: value}.
+    """What {case: value} has more than {case: value}, as a dict, and why there is no p, or "".
 
-    Pairs are the cases in both with no NaN. p is NaN, and `why not` says why, where there are fewer than six pairs that
-    differ: p cannot be below 0.05 then, whatever they show.
+    'pairs': the cases in both with no NaN; 'difference', 'difference_low', 'difference_high': mean and
+    `bootstrap_interval` of theirs; 'p': of the two-sided Wilcoxon signed-rank test, absent where fewer than six pairs
+    differ: it cannot be below 0.05 then, whatever they show.
     """
     shared = [c for c in values if c in baseline and not math.isnan(values[c]) and not math.isnan(baseline[c])]
     differences = np.array([values[case] - baseline[case] for case in shared])
     if not shared:
-        return math.nan, 0, "no case was tested by both"
+        return {"pairs": 0}, "no case was tested by both"
+    low, high = bootstrap_interval(differences)
+    test = {"pairs": len(shared), "difference": float(differences.mean())}
+    test |= {"difference_low": low, "difference_high": high}
     if np.count_nonzero(differences) < 6:
-        return math.nan, len(shared), f"of {len(shared)} pairs fewer than 6 differ"
-    return float(stats.wilcoxon(differences).pvalue), len(shared), ""
+        return test, f"of {len(shared)} pairs fewer than 6 differ"
+    return test | {"p": float(stats.wilcoxon(differences).pvalue)}, ""
 
 
 def holm(p):

@@ -13,7 +13,9 @@ from mtseg.results import METRICS, POOLED, heading, is_distance, scale
 DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 OF_IMAGES = ("dice", "dice_pooled", "jaccard", "jaccard_pooled", "pixel_accuracy_pooled", "hd95")
 # The lines of a cell.
-STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval", "p (pairs)", "p, Holm")
+STATISTICS = ("mean ± SD over seeds", "SD over cases", "95 % interval")
+TESTS = ("difference, 95 % interval", "p (pairs)", "p, Holm")
+OF_TEST = ("difference", "difference_low", "difference_high", "p", "p_holm")
 UNKNOWN = "-"
 
 
@@ -66,7 +68,7 @@ def report(paths, baseline=None, metrics=None, published=None, per_class=False):
 def _describe(row, metric, label, baselines):
     """What the table says of one metric of a row: its statistics, and where there are `baselines` the test, or `why`
     there is none."""
-    entry = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", "p", "p_holm"), math.nan)
+    entry = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", *OF_TEST), math.nan)
     entry |= {"undefined": 0, "pairs": 0, "why": ""}
     if row.published is not None:
         return entry | {"mean": row.published.get(metric, math.nan)}
@@ -81,8 +83,8 @@ def _describe(row, metric, label, baselines):
         return entry | {"why": f"no baseline with {row.labelnum} labels"}
     if is_distance(metric) and baseline.unit != row.unit:
         return entry | {"why": f"distances in {row.unit} and in {baseline.unit}"}
-    p, pairs, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label))
-    return entry | {"p": p, "pairs": pairs, "why": why}
+    test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label))
+    return entry | test | {"why": why}
 
 
 def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
@@ -104,7 +106,7 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
     lines = [(row, label) for row in rows for label in [*(row.classes() if per_class else ()), "mean"]]
     described = [{metric: _describe(row, metric, label, baselines) for metric in metrics} for row, label in lines]
     several_tests = _correct(lines, described)
-    statistics_shown = STATISTICS[: 3 + bool(baselines) + several_tests]
+    statistics_shown = STATISTICS + TESTS[: 2 * bool(baselines) + several_tests]
     for (row, label), entries in zip(lines, described, strict=True):
         of_class = f", {'mean over the classes' if label == 'mean' else f'class {label}'}" if per_class else ""
         for metric, entry in entries.items():
@@ -183,8 +185,9 @@ def _explanations(rows, baselines, several_tests):
     if baselines:
         against = "; ".join(dict.fromkeys(row.title for row in baselines))
         sentences.append(
-            f"p: Wilcoxon signed-rank test, two-sided, not corrected for several tests, against {against}, on the same "
-            f"cases, each averaged over the seeds first; in brackets the pairs."
+            f"difference: from {against}, on the same cases, each averaged over the seeds first; its interval is of "
+            f"resampled cases. p: Wilcoxon signed-rank test, two-sided, not corrected for several tests; in brackets "
+            f"the pairs."
         )
     if several_tests:
         sentences.append("p, Holm: corrected for the tests of all rows in that metric, of each class apart.")
@@ -192,10 +195,10 @@ def _explanations(rows, baselines, several_tests):
 
 
 def _lines(entry, metric, row, shown, name_unit):
-    """The lines of one cell: those of STATISTICS that are `shown`."""
+    """The lines of one cell: those of STATISTICS and TESTS that are `shown`."""
 
-    def number(name):
-        return UNKNOWN if math.isnan(entry[name]) else f"{scale(metric) * entry[name]:.2f}"
+    def number(name, sign=""):
+        return UNKNOWN if math.isnan(entry[name]) else f"{scale(metric) * entry[name]:{sign}.2f}"
 
     first = number("mean")
     if first == UNKNOWN:
@@ -208,6 +211,8 @@ def _lines(entry, metric, row, shown, name_unit):
         return [first]
     p, corrected = ("<0.001" if entry[name] < 0.001 else f"{entry[name]:.3f}" for name in ("p", "p_holm"))
     tests = [UNKNOWN] * 2 if math.isnan(entry["p"]) else [f"{p} ({entry['pairs']})", corrected]
+    difference, low, high = (number(name, "+") for name in OF_TEST[:3])
+    tests.insert(0, UNKNOWN if difference == UNKNOWN else f"{difference} [{low}, {high}]")
     return [first, number("sd_cases"), f"[{number('low')}, {number('high')}]", *tests][: len(shown)]
 
 
