@@ -113,7 +113,7 @@ def test_pretraining_computes_its_equations(either, tmp_path, network, pretext):
     tokens = [torch.nn.init.trunc_normal_(torch.empty(2 * 2**level, 1), std=0.02) for level in range(5)]
     tokens = [token.requires_grad_() for token in tokens] if kind == "--sparse" else []
     parameters, losses = [*net.parameters(), *tokens], []
-    optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    optimizer = torch.optim.SGD(parameters, 0.01, momentum=0.9, nesterov=True, weight_decay=3e-5)
     for t, x in enumerate(patches(either, iterations)):
         seed_iteration(1337, t + 1)
         m = torch.ones_like(x, dtype=torch.bool)
@@ -311,7 +311,7 @@ def test_a_pretrainings_settings_are_a_config_of_another_and_of_a_training(data,
     assert same(weights(first), weights(again))
     capsys.readouterr()
     folder = run("supervised", data, tmp_path / "runs", "--config", str(first / "config.json"), max_iterations=1)
-    assert folder.parts[-2:] == ("LA_vnet_3_labeled", "supervised") and config(folder)["network"] == "unet"
+    assert folder.parts[-2:] == ("LA_unet_3_labeled", "supervised") and config(folder)["network"] == "unet"
     assert "only other scripts have them: pretext" in capsys.readouterr().out.replace("mask_ratio, ", "")
 
 
