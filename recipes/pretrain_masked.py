@@ -1,7 +1,8 @@
 """Masked reconstruction: before anybody has labelled an image, a network learns to fill in what is hidden of it.
 
     python recipes/pretrain_masked.py --root_path /data/LA
-    python train_sup.py --root_path /data/LA --labelnum 8 --pretrained model/LA_vnet_0_labeled/masked/iter_6000.pth
+    python train_sup.py --root_path /data/LA --labelnum 8 --intensity zscore \\
+        --pretrained model/LA_vnet_0_labeled/masked/iter_6000.pth --pretrained_parts encoder
     python -m mtseg.figures reconstructions model/LA_vnet_0_labeled/masked
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022 (arXiv:2111.06377), with the very network that

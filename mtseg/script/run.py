@@ -223,7 +223,8 @@ class Run:
             self.log.say(f"stopped early: no better validation Dice in {self.args.patience} validations")
         weights = self.folder / f"iter_{self.iteration}.pth"
         if self.args.labelnum == 0:  # the network gives no classes yet
-            self.log.say(f"done; start from it with --pretrained {shlex.quote(str(weights))}")
+            words = ["--pretrained", str(weights), "--pretrained_parts", "encoder"]
+            self.log.say(f"done; start from it with {shlex.join(words)}")
             return
         inference = "inference.py" if Path.cwd() == flags.HOME else str(flags.HOME / "inference.py")
         words = ["python", inference, "--model_path", str(weights)]
