@@ -349,6 +349,13 @@ def test_runs_whose_pretrainings_differ_in_their_seeds_are_seeds_of_one_row(tmp_
     assert rows_of(tmp_path / "all") == [[1, 2], [1, 2]]
 
 
+def test_a_run_that_began_with_nothing_is_not_named_by_parts_of_it(tmp_path):
+    write_run(tmp_path, dice=[0.5], config={"pretrained": None, "pretrained_parts": "all"})
+    write_run(tmp_path / "b", dice=[0.5], config={"pretrained": "/runs/a.pth", "pretrained_parts": "encoder"})
+    names = {row.method for row in report.report([tmp_path])[1]}
+    assert names == {"MT", "MT (pretrained a.pth; pretrained_parts encoder)"}
+
+
 def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no_difference(tmp_path):
     recipe = {"consistency": 2.0, "init": "none", "wandb": None}
     write_run(tmp_path / "a", seed=1, dice=[0.5, 0.6], config={"consistency": 0.1, "init": "none"})

@@ -326,6 +326,8 @@ def tell_apart(configs, tests=None):
         for name in names:
             values = without_common_folders([one.get(name) for one in settings])
             for parts, one, value in zip(words, settings, values, strict=True):
+                if name == "pretrained_parts" and not one.get("pretrained"):
+                    continue  # of nothing
                 if name == "from_scratch":
                     parts += ["from scratch"] if value else ["pretrained"] * bool(one.get("pretrained"))
                 elif isinstance(value, list) and len(value) > 3:
