@@ -11,9 +11,9 @@ is fine-tuned, as Wald et al. do, "Revisiting MAE pre-training for 3D medical im
     L = mean over hidden voxels of (f(x) - x)^2.
 Learned from are all cases of train.list and of unlabeled.list, or of --unlabeled_root, never those of --val_list, whose
 loss is logged. Nothing looks at a label. The defaults are those of Wald et al.'s code, but for a shorter run, smaller
-patches and batches, and a momentum of 0.9: their 0.99, made for 250 000 iterations, gave weights worse than none in 2000
-(docs/pretraining.md). At the end weights that batch norm follows get the norm of new ones, without which fine-tuning
-would hardly move them, and batch norm's statistics are taken from whole images, as fine-tuning sees them.
+patches and batches, and a momentum of 0.9: their 0.99, made for 250 000 iterations, gave weights worse than none in
+2000 (docs/pretraining.md). At the end weights that batch norm follows get the norm of new ones, without which
+fine-tuning would hardly move them, and batch norm's statistics are taken from whole images, as fine-tuning sees them.
 """
 
 import argparse
