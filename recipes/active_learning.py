@@ -41,6 +41,7 @@ flag("--run", type=Path, nargs="+", help="weights, or folders of runs, to choose
 flag("--labelnum", type=flags.positive, help="cases that have labels already: the first ones of train.list")
 flag, _ = PARSER.group("next, simulate")
 flag("--budget", type=flags.positive, default=10, help="regions to annotate in a round")
+flag("--per_case", type=flags.positive, metavar="N", help="regions of a case in a round at most (default: any number)")
 flag("--network", help="of the run, where it is FILE.py:CLASS")
 flag("--members", choices=("network", "teacher", "flips", "dropout"), default="network", help="what is averaged")
 flag("--samples", type=flags.positive, default=10, help="masks of --members dropout")
@@ -90,7 +91,7 @@ def ask(args):
     annotated = rounds.regions_asked(before) + [(case, [0] * label.ndim, label.shape) for case, label in labels]
     number = int(folder.name[6:])
     by_network = sum(bool(rounds.asked_in(earlier).get("weights")) for earlier in before)
-    how = {"round": by_network, "rounds": loop["rounds"], "of": args.of}
+    how = {"round": by_network, "rounds": loop["rounds"], "of": args.of, "per_case": args.per_case}
     pool = Pool(cases, loop["unit"], loop["region"], loop["stride"], annotated, network, **how)
     chosen = choose(pool, chooses, args.budget, np.random.default_rng([loop["seed"], number]))
     selection = selection_of(pool, chosen, strategy, weights=[str(path) for path in paths], members=args.members)

@@ -413,6 +413,10 @@ def test_simulations_that_cannot_be(tmp_path, capsys):
     out.mkdir()
     for changes, sentence in (
         ({"budget": 3}, "2 rounds after the first of --budget 3 need 9 regions, but there are 6; lower one"),
+        (
+            {"unit": "patch", "region": "4 4", "budget": 7, "per_case": 1},
+            "--budget 7 is more than --per_case 1 of 6 cases",
+        ),
         ({"strategies": "random best"}, "there is no strategy best"),
         ({"unit": "patch"}, "give --region and 2 sides in voxels"),
         ({"strategies": "random random"}, "--strategies: random is there twice, for the same folder; leave one out"),

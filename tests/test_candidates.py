@@ -1,5 +1,6 @@
 """What a network says of regions, against the network itself on whole cases and means by hand; and every strategy."""
 
+import copy
 import itertools
 import types
 
@@ -345,6 +346,20 @@ def test_every_strategy_chooses_what_is_free_and_the_same_for_a_seed(pools, kind
         assert (stop - start == np.minimum(pool.size, pool.cases.sides[case])).all()
         taken[case][tuple(map(slice, start, stop))] += 1
     assert max(each.max() for each in taken) == 1
+
+
+@pytest.mark.parametrize("per_case", [1, 2])
+@pytest.mark.parametrize("name", [*STRATEGIES, "own"])
+def test_no_more_of_a_case_than_was_asked_for(pools, name, per_case):
+    """Slices of six stacks, three of them annotated in part: all are full in the end, and one more is a sentence."""
+    pool, rng = copy.copy(pools["stacks", "slice"]), np.random.default_rng(1)
+    pool.per_case, before, n = per_case, pool.annotated, 6 * per_case
+    strategy = STRATEGIES.get(name, lambda pool, n, rng: range(len(pool.windows.case)))
+    found = choose(pool, strategy, n, rng)
+    assert np.bincount(found.case).tolist() == 6 * [per_case] and pool.annotated is before
+    message = f"^--budget {n + 1}, --per_case {per_case}: only {n} regions are left to choose; ask for so many$"
+    with pytest.raises(QueryError, match=message):
+        choose(pool, strategy, n + 1, rng)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -168,7 +168,7 @@ def small(line):
 def run_page(page, workspace):
     """Run all commands of a page; those that failed, with what they printed.
 
-    In `runs` lie the results of README.md's commands alone, whichever pages came before: reports read all that is there.
+    In `runs` lie the results of README.md's commands alone, whichever pages came before: reports read all of it.
     """
     for made in ("data/LA_half", "data/Heart", "data/Planned", "data/both", "made", "runs"):
         shutil.rmtree(workspace / made, ignore_errors=True)

@@ -180,25 +180,22 @@ class Pool:
     """What a strategy chooses from: regions of cases, those that are annotated, and what is known of both.
 
     `cases`: a Cases. `windows`: query.Windows of all candidates, the case a number in `cases.names`. `size`: the sides
-    of a region, WHOLE for all of a case. `annotated`: Windows of what has labels. `network`: a Network, or None before
-    there is one. `truth(number)`: the label of a case, where an oracle answers. `round`: its number, from 0, of
-    `rounds`.
+    of a region, WHOLE for all of a case. `annotated`: Windows of what has labels, from `regions`, a (case, start, stop)
+    each. `network`: a Network, or None before there is one. `truth(number)`: the label of a case, where an oracle
+    answers. `round`: its number, from 0, of `rounds`. `of`: see `scores`. `per_case`: how many regions of a case a
+    round has at most; None for any number.
     """
 
-    def __init__(self, cases, unit, size, stride, annotated, network=None, truth=None, round=0, rounds=5, of="mean"):
-        self.cases, self.network, self.truth, self.round, self.rounds, self.of = (
-            cases,
-            network,
-            truth,
-            round,
-            rounds,
-            of,
-        )
+    def __init__(
+        self, cases, unit, size, stride, regions, network=None, truth=None, round=0, rounds=5, of="mean", per_case=None
+    ):
+        self.cases, self.network, self.truth, self.of, self.per_case = cases, network, truth, of, per_case
+        self.round, self.rounds = round, rounds
         self.size = region_size(cases, unit, size)
         self.stride = [s if s in (1, WHOLE) else stride or max(s // 2, 1) for s in self.size]
         number_of = {name: number for number, name in enumerate(cases.names)}
-        annotated = [(number_of[case], start, stop) for case, start, stop in annotated if case in number_of]
-        self.annotated = windows_of(annotated, len(self.size))
+        regions = [(number_of[case], start, stop) for case, start, stop in regions if case in number_of]
+        self.annotated = windows_of(regions, len(self.size))
         places = []
         for number, sides in enumerate(cases.sides):
             starts, stops = uncertainty.corners_of(sides, self.size, self.stride)

@@ -77,7 +77,7 @@ def ask(args, oracle, folder, number, strategy, seed, weights):
     cases = oracle.cases
     rng, before = np.random.default_rng([seed, number]), regions_asked(rounds_of(folder.parent))
     network = None if weights is None else Network(cases, [weights], args.members, args.samples, args.gpu, args.network)
-    how = {"round": max(number - 1, 0), "rounds": args.rounds, "of": args.of}
+    how = {"round": max(number - 1, 0), "rounds": args.rounds, "of": args.of, "per_case": args.per_case}
     pool = Pool(cases, args.unit, args.region, args.stride, before, network, oracle.label, **how)
     if number == 0:
         chosen = first_windows(cases.sides, oracle.label, pool.size, args.budget, rng, cases.no_class)
@@ -148,8 +148,11 @@ def simulate_all(args):
     if wanted > len(pool.windows.case):
         many = f"{args.rounds} rounds after the first of --budget {args.budget}"
         raise flags.FlagError(f"{many} need {wanted} regions, but there are {len(pool.windows.case)}; lower one")
+    if args.per_case and args.budget > args.per_case * len(cases.names):
+        most = f"--per_case {args.per_case} of {len(cases.names)} cases"
+        raise flags.FlagError(f"--budget {args.budget} is more than {most}; lower it, or raise --per_case")
     kept = ("root_path", "unit", "region", "stride", "rounds", "budget", "members", "of", "weights", "script", "flags")
-    kept += ("val_list", "num_classes", "samples", "network")
+    kept += ("val_list", "num_classes", "samples", "network", "per_case")
     asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
     asked["root_path"] = str(Path(args.root_path).resolve())
     own = [strategy for strategy in args.strategies if strategy not in STRATEGIES]

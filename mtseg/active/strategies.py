@@ -2,7 +2,8 @@
 
 A strategy is a function of (pool, n, rng) that gives the indices of the chosen candidates, in the order of choice, or
 their query.Windows. `rng`: a numpy.random.Generator, its only source of chance. One's own is such a function in a file,
---strategy FILE.py:NAME. It may give more than n: of what it gives the first n are taken that do not overlap.
+--strategy FILE.py:NAME. It may give more than n: of what it gives the first n are taken that do not overlap, and of a
+case no more than pool.per_case.
 """
 
 import numpy as np
@@ -16,7 +17,7 @@ FACTOR = 4  # as many candidates as this times the budget are put in order, as s
 
 def random(pool, n, rng):
     """Chance: every candidate alike."""
-    return query.top_windows(rng.random(len(pool.windows.case)), pool.windows, n, pool.annotated)
+    return query.top_windows(rng.random(len(pool.windows.case)), pool.windows, n, pool.annotated, pool.per_case)
 
 
 def strided(pool, n, rng):
@@ -39,7 +40,7 @@ def foreground(share):
 
 def unsure(name):
     def strategy(pool, n, rng):
-        return query.top_windows(pool.scores(name), pool.windows, n, pool.annotated)
+        return query.top_windows(pool.scores(name), pool.windows, n, pool.annotated, pool.per_case)
 
     strategy.__doc__ = f"The highest {name.replace('_', ' ')}."
     return strategy
@@ -48,7 +49,7 @@ def unsure(name):
 def noisy(kind):
     def strategy(pool, n, rng):
         scores = query.noisy(pool.scores("entropy"), kind, rng)
-        return query.top_windows(scores, pool.windows, n, pool.annotated)
+        return query.top_windows(scores, pool.windows, n, pool.annotated, pool.per_case)
 
     strategy.__doc__ = f"Entropy with {kind} noise, so that a batch is not the same region many times."
     return strategy
@@ -57,7 +58,8 @@ def noisy(kind):
 def clasp_pe(pool, n, rng):
     """Two thirds by the entropy of each class in turn, the rest by entropy, all with noise that falls by the rounds."""
     beta = query.power_beta(min(pool.round, pool.rounds - 1), pool.rounds)
-    return query.clasp_pe(pool.class_scores(), pool.scores("entropy"), pool.windows, n, beta, rng, pool.annotated)
+    scores = pool.class_scores(), pool.scores("entropy")
+    return query.clasp_pe(*scores, pool.windows, n, beta, rng, pool.annotated, pool.per_case)
 
 
 def features_of(pool, rng):
@@ -96,7 +98,7 @@ def ranks(pool, n, rng):
     labeled = pool.labeled()
     far = diversity.distance_to_labeled(features_of(pool, rng), labeled)
     scores = query.weighted_ranks([pool.scores("entropy"), np.minimum(far, np.finfo(float).max)], [1, 0.5])
-    return query.top_windows(scores, pool.windows, n, pool.annotated)
+    return query.top_windows(scores, pool.windows, n, pool.annotated, pool.per_case)
 
 
 STRATEGIES = {
@@ -130,12 +132,11 @@ def find_strategy(word):
 
 def choose(pool, strategy, n, rng):
     """query.Windows of the `n` regions that the function `strategy` chooses from `pool`; QueryError where there are not
-    so many that overlap neither each other nor what is annotated."""
+    so many that overlap neither each other nor what is annotated, `pool.per_case` of a case at most."""
     before, sides, found = pool.annotated, np.array(pool.cases.sides), query.windows_of([], len(pool.size))
     try:
-        while len(found.case) < n:  # a strategy that knows nothing of overlap is asked again for what it has lost
-            left = n - len(found.case)
-            chosen = strategy(pool, left, rng)
+        while len(found.case) < n:  # a strategy that knows nothing of these limits is asked again for what it has lost
+            chosen = strategy(pool, n - len(found.case), rng)
             if not isinstance(chosen, Windows):
                 order = np.asarray(chosen)
                 if order.size and (order.ndim != 1 or order.dtype.kind not in "iu"):
@@ -148,15 +149,18 @@ def choose(pool, strategy, n, rng):
             inside = np.isin(case, range(len(sides))).all() and (0 <= start).all() and (start < stop).all()
             if not (inside and (stop <= sides[case]).all()):
                 raise QueryError("the strategy chose a region that does not lie in its case; mend it")
-            kept = query.top_windows(-np.arange(len(chosen.case), dtype=float), chosen, left, pool.annotated)
-            if not len(kept):
+            asked, many = len(found.case), Windows(*map(np.concatenate, zip(found, chosen, strict=True)))
+            kept = query.top_windows(-np.arange(len(many.case), dtype=float), many, n, before, pool.per_case)
+            found = Windows(*(part[kept] for part in many))
+            full = np.flatnonzero(np.bincount(found.case, minlength=len(sides)) >= (pool.per_case or n + 1))
+            closed = query.windows_of([(number, 0 * sides[number], sides[number]) for number in full], len(pool.size))
+            pool.annotated = Windows(*map(np.concatenate, zip(before, found, closed, strict=True)))
+            if len(found.case) == asked:
                 if query.opened(pool.windows, 0, pool.annotated).any():
                     more = "ask for so many, or let it give more than it is asked for, best first"
-                    raise QueryError(f"--budget {n}: the strategy gives only {len(found.case)} without overlap; {more}")
-                raise QueryError(f"--budget {n}: only {len(found.case)} regions are left to choose; ask for so many")
-            kept = Windows(*(part[kept] for part in chosen))
-            found = Windows(*map(np.concatenate, zip(found, kept, strict=True)))
-            pool.annotated = Windows(*map(np.concatenate, zip(before, found, strict=True)))
+                    raise QueryError(f"--budget {n}: the strategy gives only {asked} without overlap; {more}")
+                limit = f", --per_case {pool.per_case}" if len(full) else ""
+                raise QueryError(f"--budget {n}{limit}: only {asked} regions are left to choose; ask for so many")
     finally:
         pool.annotated = before
     return found
