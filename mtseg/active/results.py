@@ -12,7 +12,7 @@ import numpy as np
 from mtseg import label_curves
 from mtseg.report.table import UNKNOWN, Table
 
-MEASURES = ("regions", "voxels", "foreground", "dice")
+MEASURES = ("regions", "voxels", "foreground", "cases", "dice")
 
 
 def finished(records):
@@ -79,18 +79,19 @@ def table(records, ceiling=(), reference="foreground66", foreground=None):
             shares = run["foreground"] / foreground
             efficiency = label_curves.foreground_efficiency(shares, run["dice"], np.mean(ceiling))
         cells = [name, mean_sd(100 * areas[name]), above, p, mean_sd(100 * run["dice"][:, -1])]
-        cells.append(mean_sd(run["foreground"][:, -1], 0))
+        cells += [mean_sd(run[measure][:, -1], 0) for measure in ("foreground", "cases")]
         for other in others:
             needed = label_curves.labels_needed(*means[other], means[name][1][-1])
             cells.append(f"more than {means[other][0][-1]:.0f}" if needed == math.inf else f"{needed:.0f}")
         beaten = losses[~np.isnan(losses)]
         cells += [number(efficiency, 1), number(beaten.mean()) if len(beaten) else UNKNOWN]
         rows.append([[cell] for cell in cells])
-    columns = ["strategy", "area %", f"above {reference}", "p", "last Dice %", "foreground voxels"]
+    columns = ["strategy", "area %", f"above {reference}", "p", "last Dice %", "foreground voxels", "cases"]
     columns += [f"regions of {name}" for name in others] + ["efficiency", "beaten"]
     notes += [
         "area: under the curve of Dice over regions, scaled to [0, 1]; above: its differences, paired by seed, with "
         "95 % interval and p of Student's t, not corrected for several tests.",
+        "cases: in how many the regions are; few, where they lie side by side.",
         "regions of: how many the strategy named there needs, on its mean curve, for the same last Dice.",
         "efficiency: b of Dice = c - a exp(-b (x - x0)), x the share of the foreground voxels that is annotated, x0 "
         "the least, c the Dice with all labels.",
