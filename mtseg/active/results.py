@@ -1,8 +1,9 @@
 """What a simulation of active learning gives, as tables; figures.label_curves draws it.
 
 `records` are dicts, one for each strategy, seed and round: "strategy"; "seed"; "round", from 0, the start that all
-strategies of a seed have in common; "regions", "voxels" and "foreground", how many of each are annotated by then; and
-"dice", the mean of the test cases in 0..1. All figures are over the same seeds for every strategy.
+strategies of a seed have in common; "regions", "voxels" and "foreground", how many of each are annotated by then, and
+"cases", in how many they are; and "dice", the mean of the test cases in 0..1. All figures are over the same seeds for
+every strategy.
 """
 
 import math
