@@ -158,8 +158,9 @@ def simulate_all(args):
     own = [strategy for strategy in args.strategies if strategy not in STRATEGIES]
     asked |= {folder_of(strategy): file_sha256(strategy.rpartition(":")[0])[:8] for strategy in own}
     asked, before = json.loads(json.dumps(asked)), flags.read_config(record)
-    if changed := [name for name in asked if before.get(name, asked[name]) != asked[name]]:
-        words = "; ".join(f"{name} was {before.get(name)} and is {asked[name]}" for name in changed)
+    was = dict.fromkeys(kept) | before if before else asked  # what it was made without, before there was the flag
+    if changed := [name for name in asked if was.get(name, asked[name]) != asked[name]]:
+        words = "; ".join(f"{name} was {was[name]} and is {asked[name]}" for name in changed)
         raise RoundError(f"{args.output_dir}: holds another simulation ({words}); give its flags, or another folder")
     write_whole(record, json.dumps(before | asked, indent=1).encode())
 
