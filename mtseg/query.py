@@ -133,7 +133,7 @@ def take(chosen, n, scores, windows, still, per_case):
         chosen.append(best)
         case = windows.case[best]
         still[overlapping(windows, case, windows.start[best], windows.stop[best])] = False
-        if per_case is not None and (windows.case[chosen] == case).sum() >= per_case:
+        if per_case and (windows.case[chosen] == case).sum() >= per_case:
             still[windows.case == case] = False
 
 
@@ -141,7 +141,7 @@ def top_windows(scores, windows, n, annotated=None, per_case=None):
     """The best `n` of Windows by `scores` (N,), over all cases, one by one.
 
     Each overlaps neither one before nor the Windows `annotated`, and no case has more than `per_case` of them, however
-    many are annotated. Whole cases are windows, too.
+    many are annotated; None and 0 are no limit. Whole cases are windows, too.
     """
     scores = checked_scores(scores)
     still, chosen = opened(windows, n, annotated, scores), []

@@ -183,7 +183,7 @@ class Pool:
     of a region, WHOLE for all of a case. `annotated`: Windows of what has labels, from `regions`, a (case, start, stop)
     each. `network`: a Network, or None before there is one. `truth(number)`: the label of a case, where an oracle
     answers. `round`: its number, from 0, of `rounds`. `of`: see `scores`. `per_case`: how many regions of a case a
-    round has at most; None for any number.
+    round has at most; 0 for any number, None for as few as the budget allows, see strategies.choose.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 A strategy is a function of (pool, n, rng) that gives the indices of the chosen candidates, in the order of choice, or
 their query.Windows. `rng`: a numpy.random.Generator, its only source of chance. One's own is such a function in a file,
 --strategy FILE.py:NAME. It may give more than n: of what it gives the first n are taken that do not overlap, and of a
-case no more than pool.per_case.
+case no more than pool.per_case, see `choose`.
 """
 
 import numpy as np
@@ -131,11 +131,24 @@ def find_strategy(word):
 
 
 def choose(pool, strategy, n, rng):
-    """query.Windows of the `n` regions that the function `strategy` chooses from `pool`; QueryError where there are not
-    so many that overlap neither each other nor what is annotated, `pool.per_case` of a case at most."""
-    before, sides, found = pool.annotated, np.array(pool.cases.sides), query.windows_of([], len(pool.size))
+    """query.Windows of the `n` regions that the function `strategy` chooses from `pool`.
+
+    No case has more than `pool.per_case` of them; with None as many as are needed when all cases with something left
+    have equally many, and one more, again and again, where that is too few. A network is unsure of whole stretches of a
+    case, and what lies side by side teaches the same twice. QueryError where there are not so many regions that overlap
+    neither each other nor what is annotated.
+    """
+    before, sides = pool.annotated, np.array(pool.cases.sides)
+    offered = found = query.windows_of([], len(pool.size))
+    asked_limit = pool.per_case
+    if asked_limit is None:
+        left = np.unique(pool.windows.case[query.opened(pool.windows, 0, before)])
+        pool.per_case = -(-n // max(len(left), 1))
     try:
         while len(found.case) < n:  # a strategy that knows nothing of these limits is asked again for what it has lost
+            full = np.flatnonzero(np.bincount(found.case, minlength=len(sides)) >= (pool.per_case or n + 1))
+            closed = query.windows_of([(number, 0 * sides[number], sides[number]) for number in full], len(pool.size))
+            pool.annotated = Windows(*map(np.concatenate, zip(before, found, closed, strict=True)))
             chosen = strategy(pool, n - len(found.case), rng)
             if not isinstance(chosen, Windows):
                 order = np.asarray(chosen)
@@ -149,20 +162,20 @@ def choose(pool, strategy, n, rng):
             inside = np.isin(case, range(len(sides))).all() and (0 <= start).all() and (start < stop).all()
             if not (inside and (stop <= sides[case]).all()):
                 raise QueryError("the strategy chose a region that does not lie in its case; mend it")
-            asked, many = len(found.case), Windows(*map(np.concatenate, zip(found, chosen, strict=True)))
-            kept = query.top_windows(-np.arange(len(many.case), dtype=float), many, n, before, pool.per_case)
-            found = Windows(*(part[kept] for part in many))
-            full = np.flatnonzero(np.bincount(found.case, minlength=len(sides)) >= (pool.per_case or n + 1))
-            closed = query.windows_of([(number, 0 * sides[number], sides[number]) for number in full], len(pool.size))
-            pool.annotated = Windows(*map(np.concatenate, zip(before, found, closed, strict=True)))
+            asked, offered = len(found.case), Windows(*map(np.concatenate, zip(offered, chosen, strict=True)))
+            kept = query.top_windows(-np.arange(len(offered.case), dtype=float), offered, n, before, pool.per_case)
+            found = Windows(*(part[kept] for part in offered))
             if len(found.case) == asked:
+                if asked_limit is None and len(full):
+                    pool.per_case += 1
+                    continue
                 if query.opened(pool.windows, 0, pool.annotated).any():
                     more = "ask for so many, or let it give more than it is asked for, best first"
                     raise QueryError(f"--budget {n}: the strategy gives only {asked} without overlap; {more}")
                 limit = f", --per_case {pool.per_case}" if len(full) else ""
                 raise QueryError(f"--budget {n}{limit}: only {asked} regions are left to choose; ask for so many")
     finally:
-        pool.annotated = before
+        pool.annotated, pool.per_case = before, asked_limit
     return found
 
 
@@ -176,4 +189,4 @@ def selection_of(pool, chosen, strategy, why=None, **told):
         scores = {} if place is None else {name: round(float(values[place]), 6) for name, values in known.items()}
         regions.append({"case": pool.cases.names[number], "start": start, "stop": stop, "rank": rank, "scores": scores})
     why = why or find_strategy(strategy).__doc__ or ""
-    return {"strategy": strategy, "why": " ".join(why.split()), "of": pool.of, **told, "regions": regions}
+    return {"strategy": strategy, "why": " ".join(why.split()), "of": pool.of, "per_case": pool.per_case, **told, "regions": regions}
