@@ -399,8 +399,9 @@ def test_a_simulation_and_the_same_command_again(tmp_path, capsys, monkeypatch):
     assert "another simulation (budget was 2 and is 1)" in text
     settings = json.loads((out / "simulation.json").read_text())
     (out / "simulation.json").write_text(json.dumps({k: v for k, v in settings.items() if k != "per_case"}))
-    text = refused(capsys, out, "simulate", *simulated(root, out, per_case=1)[3:])
-    assert "another simulation (per_case was None and is 1)" in text  # of a time before the flag
+    for flag, limit in ({}, "even"), ({"per_case": 1}, 1):
+        text = refused(capsys, out, "simulate", *simulated(root, out, **flag)[3:])
+        assert f"another simulation (per_case was None and is {limit})" in text  # of a time before the flag
     own = tmp_path / "own.py"  # which was another one when this simulation began
     own.write_text("def margin(pool, n, rng):\n    return range(len(pool.windows.case))\n")
     (out / "simulation.json").write_text(json.dumps(settings | {"own.margin": "0123abcd"}))

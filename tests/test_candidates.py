@@ -362,6 +362,23 @@ def test_no_more_of_a_case_than_was_asked_for(pools, name, per_case):
         choose(pool, strategy, n + 1, rng)
 
 
+@pytest.mark.parametrize("name", [*STRATEGIES, "own"])
+def test_a_round_spreads_over_the_cases(pools, name):
+    """Without a limit of one's own: as few slices of a stack as the budget allows, and more where others have none."""
+    pool, free = copy.copy(pools["stacks", "slice"]), np.bincount(pools["stacks", "slice"].windows.case)
+    for case in pool.annotated.case:  # a slice each
+        free[case] -= 1
+    strategy = STRATEGIES.get(name, lambda pool, n, rng: range(len(pool.windows.case)))
+    for n, most in ((6, 1), (7, 2), (12, 2), (free.sum() - 1, free.max()), (free.sum(), free.max())):
+        found = choose(pool, strategy, n, np.random.default_rng(1))
+        assert len(found.case) == n and np.bincount(found.case).max() == most and pool.per_case is None
+    with pytest.raises(QueryError, match=rf"^--budget {n + 1}: only {n} regions are left to choose; ask for so many$"):
+        choose(pool, strategy, n + 1, np.random.default_rng(1))
+    pool.per_case = 0  # any number
+    if name == "own":
+        assert np.bincount(choose(pool, strategy, 2, None).case).tolist() == [2]
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_budget_above_what_is_left(pools, name):
     """All that is left is given, and one more is a sentence."""
