@@ -41,8 +41,8 @@ flag("--run", type=Path, nargs="+", help="weights, or folders of runs, to choose
 flag("--labelnum", type=flags.positive, help="cases that have labels already: the first ones of train.list")
 flag, _ = PARSER.group("next, simulate")
 flag("--budget", type=flags.positive, default=10, help="regions to annotate in a round")
-of = "regions of a case in a round at most, 0 for any number (default: as few as the budget allows)"
-flag("--per_case", type=flags.natural, metavar="N", help=of)
+most = "regions of a case in a round at most, 0 for any number (default: as few as the budget allows)"
+flag("--per_case", type=flags.natural, metavar="N", help=most)
 flag("--network", help="of the run, where it is FILE.py:CLASS")
 flag("--members", choices=("network", "teacher", "flips", "dropout"), default="network", help="what is averaged")
 flag("--samples", type=flags.positive, default=10, help="masks of --members dropout")
