@@ -518,7 +518,16 @@ def test_flags_that_do_not_fit_images(images, tmp_path, capsys, changes, words):
 
 def test_a_patch_larger_than_every_image_is_padded_and_said(images, tmp_path):
     folder = run("supervised", images, tmp_path / "runs", patch_size="32 32")
-    assert "--patch_size 32 x 32: no image is so large (the largest is 26 x 23)" in (folder / "log.txt").read_text()
+    text = (folder / "log.txt").read_text()
+    assert "--patch_size 32 x 32: no image is so large (the largest is 26 x 23)" in text
+    assert "--foreground_patches" not in text
+
+
+def test_a_patch_that_is_all_of_every_image_is_drawn_around_nothing(images, tmp_path):
+    for side, said in (32, True), (16, False):
+        flags = {"patch_size": f"{side} {side}", "foreground_patches": 0.5}
+        text = (run("supervised", images, tmp_path / f"{side}", **flags) / "log.txt").read_text()
+        assert ("--foreground_patches: a patch of 32 x 32 is all of every image, so that it " in text) == said
 
 
 def test_data_of_other_classes_is_not_measured(images, tmp_path, capsys):

@@ -189,4 +189,11 @@ def selection_of(pool, chosen, strategy, why=None, **told):
         scores = {} if place is None else {name: round(float(values[place]), 6) for name, values in known.items()}
         regions.append({"case": pool.cases.names[number], "start": start, "stop": stop, "rank": rank, "scores": scores})
     why = why or find_strategy(strategy).__doc__ or ""
-    return {"strategy": strategy, "why": " ".join(why.split()), "of": pool.of, "per_case": pool.per_case, **told, "regions": regions}
+    return {
+        "strategy": strategy,
+        "why": " ".join(why.split()),
+        "of": pool.of,
+        "per_case": pool.per_case,
+        **told,
+        "regions": regions,
+    }
