@@ -154,7 +154,7 @@ def simulate_all(args):
     kept = ("root_path", "unit", "region", "stride", "rounds", "budget", "members", "of", "weights", "script", "flags")
     kept += ("val_list", "num_classes", "samples", "network", "per_case")
     asked = {name: getattr(args, name) for name in kept} | {"script": args.script.name, "flags": words}
-    asked["per_case"] = "even" if args.per_case is None else args.per_case or None  # any number was None at first
+    asked["per_case"] = "even" if args.per_case is None else args.per_case  # a record's None was any number, once
     asked["root_path"] = str(Path(args.root_path).resolve())
     own = [strategy for strategy in args.strategies if strategy not in STRATEGIES]
     asked |= {folder_of(strategy): file_sha256(strategy.rpartition(":")[0])[:8] for strategy in own}
