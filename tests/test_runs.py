@@ -606,3 +606,32 @@ def test_flags_offer_what_the_modules_have():
     assert all(term in loss.help for term in losses.TERMS)
     assert losses.parse_loss(loss.default) == {"ce": 0.5, "dice": 0.5}
     assert run.PREFIXES == {"student": "", "teacher": "ema_"}  # of the files that runs have always had
+
+
+@pytest.mark.parametrize("network", ["vnet", "unet", "unet_ssl4mis"])
+def test_dropout_of_channels_can_be_left_out(network, data, tmp_path, monkeypatch, capsys):
+    """Then a network in training mode gives the same twice, and inference refuses to drop what was never dropped."""
+    seen = []
+    made = build.new_network
+
+    def kept(*arguments, **settings):
+        seen.append(made(*arguments, **settings))
+        return seen[-1]
+
+    monkeypatch.setattr(build, "new_network", kept)
+    changes = {"max_iterations": 1, "n_filters": 8, "network": network, "normalization": "none"}
+    for switch, alike in (("--has_dropout", False), ("--no-has_dropout", True)):
+        seen.clear()
+        out = tmp_path / switch
+        train_sup.main([*words(data, out, **changes), switch])
+        with torch.no_grad():
+            x = torch.ones(1, 1, 16, 16, 16)
+            first, second = seen[0].train()(x), seen[0](x)
+        assert torch.equal(first, second) == alike
+        folder = next(out.glob("model/*/supervised"))
+        assert json.loads((folder / "config.json").read_text())["has_dropout"] is not alike
+        arguments = ["--model_path", str(folder / "iter_1.pth"), "--uncertainty", "mc_dropout", "--mc_samples", "2"]
+        if alike:
+            assert "the network has no dropout" in sentence(capsys, inference.main, arguments)
+        else:
+            inference.main(arguments)

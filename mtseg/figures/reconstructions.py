@@ -32,7 +32,6 @@ def reconstructions(folder, case=None):
         raise FigureError(f"{folder}: not the folder of a run of recipes/pretrain_masked.py; give one")
     parser = methods.parser_of(flags.HOME / "recipes/pretrain_masked.py")
     args = flags.parse(parser, ["--config", Path(folder) / "config.json"])
-    args.has_dropout = True
     net = new_network(args, config["n_channels"], config["n_channels"])
     # The state of the last iteration: in iter_<N>.pth batch norm's statistics are those of whole images.
     state = load_checkpoint(Path(folder) / "latest.pth")

@@ -71,6 +71,9 @@ NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau", "warmup", "sawtooth")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the levels, finest first, divided by their sum (default: 1, 1/2, 1/4, ...)"
+HAS_DROPOUT = (
+    "half of the channels are dropped at the bottom and before the output, as the family does (docs/images.md)"
+)
 PARTS = ("encoder", "all", "network")
 PRETRAINED_PARTS = "what --pretrained gives: the encoder; all but the last layer, which starts anew; the whole network"
 STRIDES = (
@@ -143,6 +146,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--strides", type=per_axis(positive), nargs="+", metavar="S", help=STRIDES)
     rare("--kernel_sizes", type=per_axis(odd), nargs="+", metavar="K", help=KERNELS)
     flag("--normalization", choices=NORMALIZATIONS, default="batchnorm", help="normalization after each convolution")
+    rare("--has_dropout", action=switch, default=True, help=HAS_DROPOUT)
     rare("--deep_supervision", action=switch, default=False, help="unet: losses on the coarser levels too")
     rare("--residual", action=switch, default=False, help="unet: each block adds its input to its output")
     rare("--init", choices=("none", "kaiming"), default="none", help="initial weights: PyTorch's own, or He et al.'s")

@@ -93,7 +93,6 @@ class Run:
         self.autocast = torch.autocast(self.device.type, half, args.amp != "off")
         set_deterministic(args.deterministic)
         seed_iteration(args.seed, -1)  # for the initial weights
-        args.has_dropout = True
         self.inside = None
         self.rates, self.frozen = {}, []  # {parameter: factor of its learning rate}; those that --freeze holds
         self.ancestry = {}  # what config.json says of the weights that the run begins with

@@ -2,7 +2,6 @@
 all of them checked before the first one starts. recipes/stages.py says what the file holds.
 """
 
-import argparse
 import contextlib
 import difflib
 import json
@@ -235,7 +234,6 @@ def network_of(args):
     cases, other, _ = choose_cases(args, source, hasattr(args, "labeled_bs"))
     source, cases = (source, cases["train_cases"]) if cases["train_cases"] else (other, cases["unlabeled_cases"])
     channels = source.dataset(args, cases[:1], 0).n_channels * (2 * args.context + 1)
-    args = argparse.Namespace(**{**vars(args), "has_dropout": True})
     return new_network(args, channels, None if args.labelnum else channels)
 
 
