@@ -64,7 +64,8 @@ def made(tmp_path_factory):
     for kind, make in MAKE.items():
         root = make(tmp_path_factory.mktemp(kind) / "data")
         changes = {} if kind == "volumes" else {"optimizer": "adam", "base_lr": 0.02, "loss": "dice:1"}
-        out[kind] = root, train(train_mean_teacher, root, root.parent, kind, batch_size=4, **changes) / "iter_30.pth"
+        folder = train(train_mean_teacher, root, root.parent, kind, "--has_dropout", batch_size=4, **changes)
+        out[kind] = root, folder / "iter_30.pth"
     return out
 
 

@@ -171,7 +171,7 @@ def by_hand(data, iterations):
 
 
 def test_mean_teacher_on_images_is_that_on_volumes(images, tmp_path):
-    folder = run("MT", images, tmp_path / "runs")
+    folder = run("MT", images, tmp_path / "runs", "--has_dropout")
     expected = by_hand(images, 4)
     for name, value in weights(folder).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
@@ -546,7 +546,7 @@ def test_data_of_other_classes_is_not_measured(images, tmp_path, capsys):
 
 
 def test_the_uncertainty_of_images_is_written(images, tmp_path):
-    folder = run("supervised", images, tmp_path / "runs")
+    folder = run("supervised", images, tmp_path / "runs", "--has_dropout")
     out = tmp_path / "out"
     infer(folder, "--input", images / "images", "--uncertainty", "mc_dropout", "--mc_samples", 2, "--output_dir", out)
     with h5py.File(out / "uncertainty/image_6.h5") as file:

@@ -71,9 +71,7 @@ NORMALIZATIONS = ("none", "batchnorm", "groupnorm", "instancenorm")
 SCHEDULES = ("step", "constant", "poly", "cosine", "cosine_restarts", "exponential", "plateau", "warmup", "sawtooth")
 RAMPUPS = ("sigmoid", "linear", "cosine", "constant")
 DEEP_SUPERVISION = "weights of the levels, finest first, divided by their sum (default: 1, 1/2, 1/4, ...)"
-HAS_DROPOUT = (
-    "half of the channels are dropped at the bottom and before the output, as the family does (docs/images.md)"
-)
+HAS_DROPOUT = "half of the channels dropped at the bottom and before the output; of unet only if asked for"
 PARTS = ("encoder", "all", "network")
 PRETRAINED_PARTS = "what --pretrained gives: the encoder; all but the last layer, which starts anew; the whole network"
 STRIDES = (
@@ -309,6 +307,7 @@ def parse(parser, argv):
         settings["patch_size"] = settings["patch_size"][:2]  # of slices of Phantom
     settings = (IMAGE_SETTINGS if images else {}) | data | settings
     kind = chosen.get("network") or settings.get("network") or parser.get_default("network")
+    settings["has_dropout"] = kind != "unet"  # the others drop as their authors have them
     kind = kind.rpartition(":")[2].lower()
     settings["exp"] = kind if kind.isidentifier() else "own"  # of another, what is wrong is said later
     settings |= planned
