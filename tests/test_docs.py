@@ -226,13 +226,15 @@ def workspace(repository):
     make_data(repository / "data/LA", train=30, test=3)
     make_images(repository / "data/Steel", train=12, test=2)
     make_images(repository / "data/Coating", train=8, test=2)
-    for name in ("uhcs", "ebc", "superalloy"):
+    make_data(repository / "data/LA_68", train=68, test=2)
+    for name in ("uhcs", "ebc", "superalloy", "uhcs_val", "ebc_val"):
         make_images(repository / f"data/{name}", train=16, test=2)
     for made in (repository / "data/Steel", repository / "data/Coating"):
         for path in made.glob("*.list"):
             path.unlink()
-    make_stacks(repository / "data/ACDC", train=32, test=2)
-    (repository / "data/ACDC/classes.json").unlink()
+    for name, train in (("ACDC", 32), ("ACDC_val", 120)):
+        make_stacks(repository / f"data/{name}", train=train, test=2)
+        (repository / f"data/{name}/classes.json").unlink()
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
     failed = run_page(PAGES[0], repository)
