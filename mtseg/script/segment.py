@@ -73,7 +73,8 @@ def load_networks(args, device):
         partners.append(load_network(args, path.with_name(name))[0])
     with averaging.dropout_on(nets) as layers:
         if args.uncertainty == "mc_dropout" and not (layers and args.has_dropout):
-            raise FlagError("--uncertainty mc_dropout: the network has no dropout; train it with --has_dropout")
+            remedy = "train it with --has_dropout, or use --uncertainty ensemble"
+            raise FlagError(f"--uncertainty mc_dropout: the network has no dropout; {remedy}")
     parameters = sum(parameter.numel() for net in nets for parameter in net.parameters())
     nets, partners = ([optimize_for_inference(net.to(device)) for net in group] for group in (nets, partners))
     for net in (*nets, *partners):
