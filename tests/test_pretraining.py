@@ -312,7 +312,19 @@ def test_a_pretrainings_settings_are_a_config_of_another_and_of_a_training(data,
     capsys.readouterr()
     folder = run("supervised", data, tmp_path / "runs", "--config", str(first / "config.json"), max_iterations=1)
     assert folder.parts[-2:] == ("LA_unet_3_labeled", "supervised") and config(folder)["network"] == "unet"
-    assert "only other scripts have them: pretext" in capsys.readouterr().out.replace("mask_ratio, ", "")
+    assert "this script has no use for them: pretext" in capsys.readouterr().out.replace("mask_ratio, ", "")
+
+
+def test_of_a_trainings_settings_pretraining_leaves_out_what_is_about_labels(data, tmp_path, capsys):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"class_weights": [1, 3], "foreground_patches": 0.5, "deep_supervision": False}))
+    folder = pretrain(data, tmp_path / "first", "--config", str(settings))
+    assert "no use for them: class_weights, foreground_patches\n" in capsys.readouterr().out
+    assert config(folder)["class_weights"] is None and config(folder)["foreground_patches"] == 0
+    line = refused(
+        capsys, tmp_path / "none", pretrain, data, tmp_path / "none", "--config", str(settings), class_weights="1 3"
+    )
+    assert "--class_weights in pretraining" in line
 
 
 # ---------------------------------------------------------------------------------------------------------- fine-tuning

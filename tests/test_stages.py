@@ -44,7 +44,7 @@ def sets(tmp_path_factory):
 def plan(sets, **changes):
     """Masked reconstruction and supervised training on one set, then Mean Teacher on another."""
     defaults = {**TINY_2D, "patch_size": [16, 16], "normalization": "groupnorm", "save_freq": 1, "max_iterations": 2}
-    defaults |= {"consistency": 0.3, "base_lr": 0.1, "log_freq": 3, "labelnum": 2}
+    defaults |= {"consistency": 0.3, "base_lr": 0.1, "log_freq": 3, "labelnum": 2, "foreground_patches": 0.5}
     steps = [
         {"name": "pretrain", "script": "recipes/pretrain_masked.py", "flags": {"mask_block": 8}},
         {"name": "coarse", "script": "train_sup.py", "from": "pretrain", "parts": "encoder"},
@@ -173,6 +173,7 @@ def test_a_stage_takes_of_the_defaults_what_its_script_has_and_its_own_flags_fir
     assert configs["coarse"]["max_iterations"] == 16
     assert [configs[name]["log_freq"] for name in ("coarse", "target")] == [1, 3]
     assert [configs[name]["labelnum"] for name in ("pretrain", "coarse", "target")] == [0, 3, 2]
+    assert [configs[name]["foreground_patches"] for name in ("pretrain", "coarse", "target")] == [0, 0.5, 0.5]
 
 
 def test_the_best_weights_of_a_script_of_ones_own_and_data_of_other_classes(sets, tmp_path, monkeypatch):

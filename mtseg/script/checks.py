@@ -10,6 +10,9 @@ ENCODED = dict.fromkeys(
 ENCODED |= dict.fromkeys((name.replace("unet", "deeplab") for name in ENCODED), 16)
 ENCODED |= {"convnext_t_unet": 32, "dinov2_vits14_unet": 14, "dinov2_vits14_reg_unet": 14}
 PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding
+# What a config may hold for the trainings that follow, and pretraining has no use for.
+NOT_IN_PRETRAINING = ("foreground_patches", "deep_supervision", "deep_supervision_weights", "class_weights")
+NOT_IN_PRETRAINING += ("ignore_padding", "freeze", "unfreeze_at", "patience")
 
 
 def is_own(network):
@@ -123,8 +126,7 @@ def check_pretext(args):
 
     if args.labelnum:
         raise FlagError(f"--labelnum {args.labelnum}: no label is looked at in pretraining; leave it out")
-    unused = ["foreground_patches", "deep_supervision", "class_weights", "ignore_padding", "freeze", "patience"]
-    for name in (name for name in unused if getattr(args, name)):
+    for name in (name for name in NOT_IN_PRETRAINING if getattr(args, name)):
         raise FlagError(
             f"--{name} in pretraining, which has no labels, no Dice, no outputs on coarser levels and no frozen parts: "
             f"leave it out"

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import json
 
-from mtseg.script.checks import FlagError
+from mtseg.script.checks import NOT_IN_PRETRAINING, FlagError
 from mtseg.script.parser import given_flags
 
 # What a run adds to its flags in config.json.
@@ -32,7 +32,7 @@ def config_settings(parser, path):
     """{name: value} of the flags in the JSON file `path`; FlagError names a wrong key or value.
 
     Understands what a run wrote into its config.json: RECORDED and how that run was started are passed over. Settings
-    that only other scripts have are left out, and a line says so.
+    that only other scripts have, or use, are left out, and a line says so.
     """
     from mtseg.script import methods  # here, as its scripts need this module
 
@@ -44,7 +44,8 @@ def config_settings(parser, path):
     for key, value in config.items():
         if key in RECORDED or key in ("config", "resume", "overwrite", "test_only"):
             continue
-        if key not in known and key in elsewhere:
+        unused = value and key in NOT_IN_PRETRAINING and parser.get_default("labelnum") == 0
+        if unused or (key not in known and key in elsewhere):
             left_out.append(key)
             continue
         if key == "plan" and "torch" in config:
@@ -62,7 +63,7 @@ def config_settings(parser, path):
         if value is not None and (key, value) != ("labelnum", 0):  # which pretraining has, and nobody can give
             settings[key] = value_of(parser, path, key, value)
     if left_out:
-        print(f"{path}: left out, since only other scripts have them: {', '.join(left_out)}", flush=True)
+        print(f"{path}: left out, since this script has no use for them: {', '.join(left_out)}", flush=True)
     return settings
 
 

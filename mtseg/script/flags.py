@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mtseg.script.checks import (  # noqa: F401
     ENCODED,
+    NOT_IN_PRETRAINING,
     PADDED,
     FlagError,
     check_annotations,

@@ -172,7 +172,8 @@ def make_stage(path, out, entry, script, parser, defaults, before):
         remedy = parser._remedy(unknown[0]) or "; leave it out"
         raise StageError(f"{entry['script']} has no flag --{unknown[0]}{remedy}")
     if parser.get_default("labelnum") == 0:  # pretraining looks at no label, whatever the others have
-        defaults = {name: value for name, value in defaults.items() if name != "labelnum"}
+        unused = ("labelnum", *flags.NOT_IN_PRETRAINING)
+        defaults = {name: value for name, value in defaults.items() if name not in unused}
     settings = {name: value for name, value in {**defaults, **own}.items() if name in known and value is not None}
     words = [word for name, value in settings.items() for word in words_of(parser, path, name, value)]
     origin, parts, weights = entry.get("from"), entry.get("parts", "all"), entry.get("weights", "last")
