@@ -356,6 +356,7 @@ def wrong(tmp_path_factory):
 
 MISTAKES = {
     "no such folder": ({"annotations": "nothing"}, "nothing: no folder with a label <case>.h5 in it"),
+    "labeled_draw": ({"labeled_draw": 1}, "--labeled_draw with --annotations, which says which cases have labels"),
     "labelnum": ({"labelnum": 2}, "--labelnum with --annotations, which says which cases have labels: leave one out"),
     "ignore_index": ({"ignore_index": 4}, "--ignore_index 4 with --annotations, whose labels have 255: leave it out"),
     "unlabeled_root": ({"unlabeled_root": "."}, "--unlabeled_root with --annotations"),

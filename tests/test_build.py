@@ -11,6 +11,7 @@ from conftest import make_data, write_case
 import inference
 import train_mean_teacher
 import train_sup
+from mtseg import report
 from mtseg.script import flags, sources
 from mtseg.script.data import training_set
 
@@ -76,6 +77,33 @@ def test_a_labelled_case_is_not_also_unlabelled(data, tmp_path):
     assert config(folder)["unlabeled_cases"] == ["case_8", "case_9"]
     assert "2 cases (case_0, case_4) of train.list too" in log
     assert "3 labelled and 5 unlabelled cases" in log
+
+
+def test_a_draw_labels_other_patients_the_same_ones_for_every_method_and_seed(data, tmp_path):
+    patients = {"a": ["case_0", "case_3"], "b": ["case_1", "case_4"], "c": ["case_2", "case_5"]}
+    (data / "splits.json").write_text(json.dumps({"patients": patients}))
+    labeled, orders, folders = {}, {}, []
+    for draw in range(4):
+        first, _ = train(train_sup, data, tmp_path / str(draw), "--labeled_draw", draw, labelnum=2)
+        second, _ = train(
+            train_mean_teacher, data, tmp_path / str(draw), "--labeled_draw", draw, "--seed", 3, labelnum=2
+        )
+        labeled[draw], orders[draw] = config(first)["train_cases"], config(second)["train_cases"]
+        assert orders[draw][:2] == labeled[draw] and sorted(orders[draw]) == orders[0]
+        folders.append(first)
+    assert labeled[0] == ["case_0", "case_1"]  # the list's
+    assert all(labeled[draw] in patients.values() for draw in (1, 2, 3))
+    assert len({*map(tuple, labeled.values())}) > 2
+    (data / "val.list").write_text("\n".join(labeled[1]))
+    folder, _ = train(
+        train_sup, data, tmp_path / "fewer", "--labeled_draw", 1, "--val_list", data / "val.list", labelnum=4
+    )
+    assert config(folder)["train_cases"] == orders[1][2:]  # whoever is kept out, the others' order stays
+
+    for folder in folders:
+        inference.main(["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16", "--stride_z", "16"])
+    rows, _ = report.group_results(report.find_results([tmp_path])[0])
+    assert [row.name for row in rows] == [f"supervised (labeled_draw {draw})" for draw in range(4)]
 
 
 def test_a_labelled_case_alone_is_no_unlabelled_data(data, tmp_path, capsys):

@@ -316,8 +316,8 @@ def tell_apart(configs, tests=None):
     by_training = differing(known, settings_to_compare(configs))
     if len({frozen(config.get("config")) for config in configs}) == len(configs):
         by_training = ["config"]
-    if "fold" in by_training:  # it says which cases
-        by_training = [name for name in by_training if name == "fold" or name not in OF_FOLD]
+    for name in {"fold", "labeled_draw"}.intersection(by_training):  # it says which cases
+        by_training = [other for other in by_training if other == name or other not in OF_FOLD]
     if "exp" in by_training:
         by_training = ["exp"]
     tests = tests or [{}] * len(configs)

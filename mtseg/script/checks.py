@@ -12,7 +12,7 @@ ENCODED |= {"convnext_t_unet": 32, "dinov2_vits14_unet": 14, "dinov2_vits14_reg_
 PADDED = 254  # the label of voxels that were padded, until a batch comes with --ignore_padding
 # What a config may hold for the trainings that follow, and pretraining has no use for.
 NOT_IN_PRETRAINING = ("foreground_patches", "deep_supervision", "deep_supervision_weights", "class_weights")
-NOT_IN_PRETRAINING += ("ignore_padding", "freeze", "unfreeze_at", "patience")
+NOT_IN_PRETRAINING += ("ignore_padding", "freeze", "unfreeze_at", "patience", "labeled_draw")
 
 
 def is_own(network):
@@ -84,7 +84,7 @@ def check_flags(args, given=()):
 
 def check_annotations(args, given):
     """FlagError where a flag says again, or otherwise, what the labels of --annotations say."""
-    for name in ("labelnum", "unlabeled_root"):
+    for name in ("labelnum", "labeled_draw", "unlabeled_root"):
         if name in given:
             raise FlagError(f"--{name} with --annotations, which says which cases have labels: leave one out")
     if args.labelnum == 0:

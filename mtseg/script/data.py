@@ -4,6 +4,7 @@ import argparse
 import math
 import zlib
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def choose_cases(args, source, unlabeled):
     if args.annotations:
         train, rest = annotated_of(args, source.to_annotate(out, args.max_samples))
     else:
-        train, rest = training_cases(root, out, args.max_samples), []
+        train, rest = drawn(root, training_cases(root, out, args.max_samples), args.labeled_draw), []
     if not unlabeled and args.labelnum:
         flags.check_one_stream(args, len(train))
         return cases | {"train_cases": train[: args.labelnum]}, None, []
@@ -243,6 +244,13 @@ def choose_cases(args, source, unlabeled):
     else:
         flags.check_cases(args, len(train) + len(more))
     return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes
+
+
+def drawn(root, cases, number):
+    """The `cases` of the data set in `root` in the order of draw `number`, those of a patient together; of 0 as they
+    are. Of two patients the same one comes first, whoever else is among them."""
+    patients = known_patients(root, cases) if number else {}
+    return sorted(cases, key=lambda case: number and sha256(f"{number} {patients[case]}".encode()).digest())
 
 
 def annotated_of(args, train):

@@ -115,6 +115,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--dataset_name", help=name)
     flag("--dims", type=int, choices=(2, 3), default=3, help=DIMS)
     flag("--labelnum", type=positive, default=25, help="labelled cases: the first ones of train.list")
+    lots = "label other patients of train.list, drawn by this number, the same for every method and seed; 0: the first"
+    rare("--labeled_draw", type=natural, default=0, help=lots)
     rare("--max_samples", type=positive, help="use only the first cases of train.list (default: all listed)")
     flag(
         "--num_classes", type=classes, default=2, help="classes, background included (default: classes.json's, else 2)"
