@@ -33,7 +33,15 @@ from mtseg.images import ImageError, read_image
 from mtseg.layouts import BESIDE, find_cases, masks_without_image
 from mtseg.script.flags import Parser, one_sentence
 from mtseg.script.sources import read_label, stacked_size, table_of
-from mtseg.splits import add_split_flags, describe, missing_classes, patients_of, split_by_patient, write_split
+from mtseg.splits import (
+    add_split_flags,
+    cases_of_patients,
+    describe,
+    known_patients,
+    missing_classes,
+    split_by_patient,
+    write_split,
+)
 
 LISTS = ("train", "val", "test", "unlabeled")
 
@@ -107,7 +115,7 @@ def print_set(name, table, looked):
 
 
 def joined_lists(roots, samples, several):
-    """The lists of the folders `roots` as a split of `samples`; None where there are none."""
+    """The lists of the folders `roots` as a split of `samples`, and who their groups are; None where there are none."""
     without = [root for root in roots if not (root / "train.list").is_file()]
     if without == roots:
         return None
@@ -122,16 +130,16 @@ def joined_lists(roots, samples, several):
     rest = known.difference(*split.values())
     for sample in (sample for sample in samples if sample.id in rest):
         split["left_out" if sample.mask else "unlabeled"].append(sample.id)
-    return {**split, "labelnum": None, "patients": {}}
+    return {**split, "labelnum": None, "patients": cases_of_patients({sample.id: sample.group for sample in samples})}
 
 
-def groups_of(samples, pattern, needed):
-    """({id: group}, pattern): equal by name, and joined where samples have equal images."""
+def groups_of(samples, datasets, pattern, needed):
+    """({id: group}, pattern): equal by name, or as a set's own splits.json says, and joined where samples have equal
+    images."""
     groups, first, patterns = {}, {}, []
-    datasets = sorted({sample.dataset for sample in samples})
-    for dataset in datasets:
+    for dataset in sorted({sample.dataset for sample in samples}):
         names = {s.id: s.id.removeprefix(f"{dataset}__") for s in samples if s.dataset == dataset}
-        named, used = patients_of(names.values(), pattern, needed)
+        named, used = known_patients(datasets[dataset].root, names.values(), pattern, needed)
         groups |= {id: name_of(named[name], dataset, len(datasets) > 1) for id, name in names.items()}
         patterns.append(used)
     for sample in samples:
@@ -170,7 +178,7 @@ def index_images(args, asked):
     samples, _, snapped = zip(*looked, strict=True)
 
     needed = bool(args.test or args.val or args.labelnum is not None or args.unlabeled is not None)
-    groups, pattern = groups_of(samples, args.patient_id, needed or bool(fixed))
+    groups, pattern = groups_of(samples, datasets, args.patient_id, needed or bool(fixed))
     samples = [replace(sample, group=groups[sample.id]) for sample in samples]
     labeled = [sample for sample in samples if sample.mask]
     classes_of = {
@@ -185,6 +193,7 @@ def index_images(args, asked):
         classes_of=classes_of,
         **{**asked, "patient_id": pattern},
     )
+    split["patient_id"] = pattern
     index = Index(args.out, datasets, samples)
     for note in notes_on(samples, tables, snapped, split, classes_of):
         print(f"note: {note}")

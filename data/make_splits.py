@@ -60,13 +60,13 @@ def cases_of(root):
 
 
 def listed(root, pattern):
-    """(the cases of train.list, {case: patient} of all listed cases), of lists that lie there; no patient is in
-    train.list and in test.list."""
+    """(the cases of train.list, {case: patient} of all listed cases, their pattern), of lists that lie there; no
+    patient is in train.list and in test.list."""
     train, test, unlabeled = training_cases(root), test_cases(root), root / "unlabeled.list"
     cases = [*train, *test, *(read_list(unlabeled) if unlabeled.is_file() else [])]
-    patients = known_patients(root, cases, pattern, needed=True)
+    patients, pattern = known_patients(root, cases, pattern, needed=True)
     check_split({"train": train, "test": test, "val": [], "unlabeled": []}, patients)
-    return train, patients
+    return train, patients, pattern
 
 
 def choose_folds(root, patients, count, overwrite):
@@ -89,18 +89,19 @@ def main(argv=None):
     other_lists = any(value for name, value in asked.items() if name != "patient_id")
     with one_sentence():
         if args.folds is not None and (args.root / "train.list").is_file() and not other_lists:
-            split, train, patients = None, *listed(args.root, args.patient_id)
+            split, (train, patients, pattern) = None, listed(args.root, args.patient_id)
         else:
             labeled, without_label, fixed_test = cases_of(args.root)
             split = split_by_patient(labeled, without_label, fixed_test=fixed_test, **asked)
             train, patients = split["train"], {c: name for name, cases in split["patients"].items() for c in cases}
+            pattern = split["patient_id"]
         if args.folds is not None:
             folds = choose_folds(args.root, {case: patients[case] for case in train}, args.folds, args.overwrite)
         if split:
             write_split(args.root, split, asked, args.overwrite)
             print(f"{args.root}: {describe(split)}")
         if args.folds is not None:
-            write_folds(args.root, folds, patients)
+            write_folds(args.root, folds, patients, pattern)
             sizes = ", ".join(str(len(fold["val"])) for fold in folds)
             print(f"{args.root / FOLDS}: {len(folds)} folds, which test {sizes} cases; train each by --fold 0, 1, ...")
     return split

@@ -287,6 +287,11 @@ class LAHeart(CaseDataset):
         nested, flat = self.base_dir / case / "mri_norm2.h5", self.base_dir / f"{case}.h5"
         return next((p for p in (nested, flat, *self.slices.get(case, ())) if p.is_file()), nested)
 
+    def files(self, case):
+        """All files of the case."""
+        path, slices = self.path(case), self.slices.get(case, ())
+        return [*slices] if path in slices else [path]
+
     def read(self, case):
         """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
         path = self.path(case)

@@ -3,6 +3,7 @@
 One split into lists (train.list, ...), or folds for cross-validation in the file of nnU-Net, splits_final.json.
 """
 
+import contextlib
 import itertools
 import json
 import os
@@ -67,10 +68,21 @@ def patients_of(cases, pattern=None, needed=True):
 
 
 def known_patients(root, cases, pattern=None, needed=False):
-    """{case: patient} of `cases` and others: by `pattern`; else as <root>/splits.json has them, and where that names a
-    case not, by `patients_of`."""
-    known = {} if pattern else _record(root)["patients"]
-    return patients_of([case for case in cases if case not in known], pattern, needed)[0] | known
+    """({case: patient} of `cases` and others, pattern): by `pattern`; else as <root>/splits.json has them, and a case
+    that it does not name by the pattern with which it was made, or by that which all their names suggest."""
+    record = {"patients": {}} if pattern else _record(root)
+    known, made_by = record["patients"], record.get("patient_id")
+    others = [case for case in cases if case not in known]
+    made_by = made_by if isinstance(made_by, str) and _fits(made_by, others) else None
+    named, pattern = patients_of(others, pattern or made_by or recognise_patients([*known, *others]), needed)
+    return named | known, pattern
+
+
+def _fits(pattern, cases):
+    """Whether `pattern` is a regular expression that is found in the names of all `cases`."""
+    with contextlib.suppress(re.error):
+        return all(re.search(pattern, case) for case in cases)
+    return False
 
 
 def _record(root):
@@ -164,11 +176,18 @@ def split_by_patient(
     listed = {case for cases in split.values() for case in cases}
     split["left_out"] = [case for case in everything if case not in listed]
     split["labelnum"] = None if labelnum is None else sum(len(cases_of[patient]) for patient in rest[:labelnum])
-    split["patient_id"], split["patients"] = patient_id, {}
-    for case in sorted(everything):
-        split["patients"].setdefault(patients[case], []).append(case)
+    split["patient_id"] = patient_id
+    split["patients"] = cases_of_patients({case: patients[case] for case in everything})
     check_split(split, patients)
     return split
+
+
+def cases_of_patients(patients):
+    """{patient: [cases]} of {case: patient}."""
+    cases = {}
+    for case in sorted(patients):
+        cases.setdefault(patients[case], []).append(case)
+    return cases
 
 
 def _spread(order, sizes, held, rng):
@@ -284,11 +303,10 @@ def read_folds(root, patients):
     return folds
 
 
-def write_folds(root, folds, patients):
-    """Write `folds` to <root>/splits_final.json, and to splits.json which cases are of one of the `patients`."""
-    record = _record(root) | {"patients": {}}
-    for case in sorted(patients):
-        record["patients"].setdefault(patients[case], []).append(case)
+def write_folds(root, folds, patients, pattern):
+    """Write `folds` to <root>/splits_final.json, and to splits.json which cases are of one of the `patients`, whom the
+    `pattern` names."""
+    record = _record(root) | {"patients": cases_of_patients(patients), "patient_id": pattern}
     _write(Path(root), {FOLDS: json.dumps(folds, indent=4), "splits.json": json.dumps(record, indent=1)})
 
 

@@ -13,7 +13,7 @@ import train_mean_teacher
 import train_sup
 from mtseg import report
 from mtseg.script import flags, sources
-from mtseg.script.data import training_set
+from mtseg.script.data import drawn, training_set
 
 
 def train(script, data, out, *more, labelnum=3):
@@ -103,7 +103,15 @@ def test_a_draw_labels_other_patients_the_same_ones_for_every_method_and_seed(da
     for folder in folders:
         inference.main(["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16", "--stride_z", "16"])
     rows, _ = report.group_results(report.find_results([tmp_path])[0])
-    assert [row.name for row in rows] == [f"supervised (labeled_draw {draw})" for draw in range(4)]
+    assert [row.name for row in rows] == ["supervised", *(f"supervised (labeled_draw {draw})" for draw in (1, 2, 3))]
+
+
+def test_a_draws_order_is_the_same_whoever_is_kept_out_and_whatever_their_names_suggest(tmp_path):
+    cases = ["extra", *(f"p{patient}_{scan}" for patient in range(1, 9) for scan in (1, 2))]
+    (tmp_path / "train.list").write_text("\n".join(cases))  # without `extra`, p1_1 and p1_2 were of one patient
+    for number in (1, 2):
+        order = drawn(tmp_path, cases, number)
+        assert drawn(tmp_path, cases[1:], number) == [case for case in order if case != "extra"]
 
 
 def test_a_labelled_case_alone_is_no_unlabelled_data(data, tmp_path, capsys):

@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from index_images import main
+from make_splits import main as make_splits
 
 from mtseg.image_index import read_index
 
@@ -57,6 +58,24 @@ def stopped(capsys, *words):
 
 def lists_of(folder):
     return {path.stem: path.read_text().splitlines() for path in folder.glob("*.list")}
+
+
+def test_an_index_of_a_set_that_was_split_knows_its_groups(tmp_path):
+    root = make_set(tmp_path / "steel", [f"s{spot}{place}" for spot in range(1, 6) for place in "abc"])
+    make_splits([str(root), "--test", "1", "--patient_id", r"^(s\d)"])
+    groups = {spot: [f"{spot}{place}" for place in "abc"] for spot in ("s1", "s2", "s3", "s4", "s5")}
+    run(root, "--out", root / "index.json")
+    assert json.loads((root / "splits.json").read_text())["patients"] == groups
+    make_splits([str(root), "--folds", "2"])
+    for fold in json.loads((root / "splits_final.json").read_text()):
+        assert not {case[:2] for case in fold["train"]} & {case[:2] for case in fold["val"]}
+    other = make_set(tmp_path / "other", [f"o{number}" for number in range(4)], seed=1)
+    (other / "train.list").write_text("o0\no1\n")
+    run(root, other, "--out", tmp_path / "both" / "index.json")
+    patients = json.loads((tmp_path / "both" / "splits.json").read_text())["patients"]
+    assert patients["steel__s2"] == ["steel__s2a", "steel__s2b", "steel__s2c"] and patients["other__o3"] == [
+        "other__o3"
+    ]
 
 
 def test_what_is_in_a_set(tmp_path, capsys):

@@ -16,7 +16,7 @@ import numpy as np
 import prepare_nifti
 import pytest
 import torch
-from conftest import needs_compiler
+from conftest import PHASES, needs_compiler
 from reference import fill
 from scipy import stats
 from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, scan, words
@@ -654,6 +654,31 @@ def test_several_model_paths_may_be_given_by_several_flags(data, tmp_path):
     both = inference.main(words("--model_path", *weights, output_dir=tmp_path / "both"))
     each = inference.main([*words("--model_path", weights[0]), *words("--model_path", weights[1])])
     assert each["checkpoint_sha256"] == both["checkpoint_sha256"] and each["cases"] == both["cases"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words_of_it"),
+    [
+        ({"intensity": "zscore"}, '--intensity "none" and "zscore"'),
+        ({"slices_first": True}, "--slices_first false and true"),
+        ({"classes": {**PHASES, "classes": PHASES["classes"][::-1]}}, "classes "),
+    ],
+    ids=str,
+)
+def test_runs_that_saw_other_images_or_classes_are_not_averaged(data, tmp_path, capsys, changes, words_of_it):
+    settings = {"root_path": str(data), "intensity": "none", "slices_first": False, "classes": PHASES}
+    (one,) = make_run(tmp_path / "one", **settings)
+    (other,) = make_run(tmp_path / "other", **{**settings, **changes})
+    line = refused(capsys, "--model_path", one, other)
+    assert str(one) in line and f"{other} were trained with {words_of_it}" in line and "cannot be averaged" in line
+
+
+def test_an_output_folder_that_cannot_be_written_to_is_found_before_the_first_case(data, tmp_path, capsys, monkeypatch):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(inference, "infer_case", None)
+    line = refused(capsys, "--model_path", weights, "--output_dir", tmp_path / "file" / "out")
+    assert f"--output_dir {tmp_path / 'file' / 'out'}: cannot be written to (Not a directory)" in line
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from PIL import Image
 import inference
 import train_sup
 from mtseg import report
+from mtseg.datasets import LAHeart
 from mtseg.losses import multiclass_dice_loss
 from mtseg.networks.unet import UNet
 from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
@@ -201,6 +202,19 @@ def test_images_are_measured_as_medpy_does_and_pooled_over_all_pixels(images, tm
         assert pooled[name]["jaccard"] == pytest.approx(binary.jc(predictions == number, labels == number))
 
 
+def test_a_mask_that_was_corrected_since_is_measured_anew(images, tmp_path, monkeypatch):
+    folder, measured = run("supervised", images, tmp_path / "runs"), []
+    monkeypatch.setattr(
+        inference, "infer_case", lambda case, *rest, f=inference.infer_case: measured.append(case) or f(case, *rest)
+    )
+    infer(folder, "--continue")
+    mask = images / "masks" / "image_7.png"
+    Image.fromarray(np.array(Image.open(mask))[::-1]).save(mask)
+    again = infer(folder, "--continue")
+    assert measured == ["image_6", "image_7", "image_7"]
+    assert again["cases"] == infer(folder)["cases"]
+
+
 def test_predictions_are_index_images_with_the_palette_in_them(images, tmp_path):
     folder = run("supervised", images, tmp_path / "runs")
     infer(folder, "--save_result", tmp_path / "saved")
@@ -290,6 +304,7 @@ def test_a_stack_in_single_slices_is_read_as_the_stack(tmp_path):
     assert same(weights(folder), weights(other))
     assert infer(folder)["cases"] == infer(other)["cases"]
     assert "2 labelled cases (7 slices)" in (folder / "log.txt").read_text()
+    assert len(LAHeart(slices, cases=["patient007_frame01"], num_classes=3).files("patient007_frame01")) == 4
 
 
 def test_stacks_are_tested_as_volumes_and_resized_back(tmp_path):

@@ -35,8 +35,9 @@ def find_runs(paths):
 def read_runs(runs):
     """[(name, seed, {column: (iterations, values)})] of the folders of `runs`, for `curves`.
 
-    Runs that differ in seed and fold alone have one name; others of one method and number of labels are told apart by
-    the settings in which they differ. Raises FigureError, FlagError for a damaged config.json, and MetricsError.
+    Runs that differ in seed and fold alone have one name; others of one method, number of labels and --labeled_draw are
+    told apart by the settings in which they differ. Raises FigureError, FlagError for a damaged config.json, and
+    MetricsError.
     """
     configs = [read_config(Path(run) / "config.json") for run in runs]
     columns = [read_columns(Path(run) / "metrics.csv")[0] for run in runs]
@@ -47,6 +48,7 @@ def read_runs(runs):
     groups = {}
     for number, config in enumerate(configs):
         name = f"{config['model']}, {config['labelnum']} labels"
+        name += f", labeled_draw {config['labeled_draw']}" if config.get("labeled_draw") else ""
         groups.setdefault(f"{name}, {config.get('dataset_name')}" if several else name, []).append(number)
     names = {}
     for name, members in groups.items():

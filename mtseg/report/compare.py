@@ -9,10 +9,11 @@ MARKS = "†‡§¶‖"
 
 
 def find_baseline(rows, words):
-    """The rows that `words` names, one for each data set and number of labels; ReportError if none or several.
+    """The rows that `words` names, one for each data set, number of labels and draw of the labelled cases; ReportError
+    if none or several.
 
     Each word is one of a row's name (method, settings, weights) or its number of labels. A row whose name has no
-    further word goes before those that have.
+    further word, but those of its draw, goes before those that have.
     """
 
     def words_of(text):
@@ -21,12 +22,13 @@ def find_baseline(rows, words):
     wanted = set(words_of(words))
     known = {id(row): {*words_of(row.name), str(row.labelnum)} for row in rows if row.results}
     named = [row for row in rows if row.results and wanted <= known[id(row)]]
-    named = [row for row in named if known[id(row)] <= wanted | {str(row.labelnum)}] or named
+    free = {id(row): {str(row.labelnum), *(("labeled_draw", str(row.draw)) if row.draw else ())} for row in named}
+    named = [row for row in named if known[id(row)] <= wanted | free[id(row)]] or named
     if not named:
         names = "; ".join(f"{row.name} {row.labelnum}" for row in rows if row.results)
         raise ReportError(f"--baseline {words!r} names no row; there are: {names}")
     for row in named:
-        twin = next((r for r in named if (r.dataset, r.labelnum) == (row.dataset, row.labelnum) and r is not row), None)
+        twin = next((r for r in named if _place(r) == _place(row) and r is not row), None)
         if twin:
             places = " and ".join(f"{r.name} ({r.results[0].path.parent})" for r in (row, twin))
             # What only one of them is called; a row that lacks such a word is meant by all of its words.
@@ -38,10 +40,16 @@ def find_baseline(rows, words):
     return named
 
 
+def _place(row):
+    """What `row` and its baseline share: the data set, how many cases are labelled, and by which draw."""
+    return row.dataset, row.labelnum, row.draw
+
+
 def baseline_of(row, baselines):
-    """The baseline for `row`: that with as many labels on the same data, or the only one there is; None without."""
+    """The baseline for `row`: that with as many labels, of the same cases, on the same data, or the only one there is;
+    None without."""
     alike = [b for b in baselines if b.dataset == row.dataset]
-    return next((b for b in alike if b.labelnum == row.labelnum), alike[0] if len(alike) == 1 else None)
+    return next((b for b in alike if _place(b) == _place(row)), alike[0] if len(alike) == 1 else None)
 
 
 def mark_rows(rows, reference):

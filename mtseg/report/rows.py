@@ -22,7 +22,8 @@ NOT_COMPARED = (ALIKE | {"labelnum"}) - {"exp"}  # a row has one number of label
 
 @dataclass
 class Row:
-    """Runs that differ in the seed alone, or one published figure (`published`: metric to mean)."""
+    """Runs that differ in the seed alone, or one published figure (`published`: metric to mean). `draw`: the
+    --labeled_draw by which their labelled cases were chosen."""
 
     method: str
     weights: str
@@ -35,6 +36,7 @@ class Row:
     unit: str = ""
     protocol: dict = field(default_factory=dict)
     selection: str = ""
+    draw: int = 0
     mark: str = ""
     faults: list = field(default_factory=list)
     differences: list = field(default_factory=list)
@@ -166,6 +168,7 @@ def group_results(results):
         how = [result.network, result.selection, result.unit, result.protocol]
         how += [result.case_names() if result.fold is None else result.folds]
         how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
+        how.append(draw_of(result))
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, {}).setdefault(frozen(began), [])
         twin = next((other for other in members if _same_weights(result, other)), None)
@@ -187,8 +190,10 @@ def group_results(results):
         one = members[0]
         alike = ("method", "weights", "dataset", "labelnum", "unit", "protocol", "selection")
         shared = {name: getattr(one, name) for name in alike}
-        rows.append(Row(results=members, test_cases=len(one.case_names()), **shared))
-    rows.sort(key=lambda row: (row.dataset, row.labelnum is None, row.labelnum, row.method != "supervised", row.name))
+        rows.append(Row(results=members, test_cases=len(one.case_names()), draw=draw_of(one), **shared))
+    rows.sort(key=lambda r: (r.dataset, r.labelnum is None, r.labelnum, r.draw, r.method != "supervised", r.name))
+    for row in (row for row in rows if row.draw):
+        row.method += f" (labeled_draw {row.draw})"
     for row in rows:
         one = row.results[0]
         if one.fold is not None:
@@ -202,6 +207,12 @@ def group_results(results):
             for other, words in zip(same, tell_apart([r.results[0].config for r in same], tests), strict=True):
                 other.method += words
     return rows, notes
+
+
+def draw_of(result):
+    """The --labeled_draw of a run; 0 where there was no such flag yet."""
+    draw = result.config.get("labeled_draw")
+    return draw if isinstance(draw, int) else 0
 
 
 def _of_one_descent(group):
@@ -316,8 +327,8 @@ def tell_apart(configs, tests=None):
     by_training = differing(known, settings_to_compare(configs))
     if len({frozen(config.get("config")) for config in configs}) == len(configs):
         by_training = ["config"]
-    for name in {"fold", "labeled_draw"}.intersection(by_training):  # it says which cases
-        by_training = [other for other in by_training if other == name or other not in OF_FOLD]
+    if "fold" in by_training:  # it says which cases
+        by_training = [name for name in by_training if name == "fold" or name not in OF_FOLD]
     if "exp" in by_training:
         by_training = ["exp"]
     tests = tests or [{}] * len(configs)

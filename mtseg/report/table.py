@@ -80,7 +80,8 @@ def _describe(row, metric, label, baselines):
     if not baselines or baseline is row:
         return entry
     if baseline is None:
-        return entry | {"why": f"no baseline with {row.labelnum} labels"}
+        draw = f" of draw {row.draw}" if any(one.draw for one in (row, *baselines)) else ""
+        return entry | {"why": f"no baseline with {row.labelnum} labels{draw}"}
     if is_distance(metric) and baseline.unit != row.unit:
         return entry | {"why": f"distances in {row.unit} and in {baseline.unit}"}
     test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label))

@@ -202,7 +202,7 @@ def choose_cases(args, source, unlabeled):
     cases = {"val_cases": val}
     if args.fold is not None:
         listed = read_list(root / "train.list")
-        patients = known_patients(root, listed)
+        patients, _ = known_patients(root, listed)
         folds = read_folds(root, {case: patients[case] for case in listed})
         if args.fold >= len(folds):
             raise flags.FlagError(
@@ -236,7 +236,7 @@ def choose_cases(args, source, unlabeled):
         found, notes = unlabeled_cases(other.root, known, val, test_cases(root), other.without_lists())
         more = [*rest, *found]
     if args.fold is not None:  # other scans of the patients that are tested are kept out, too
-        patients = known_patients(root, [*patients, *more])
+        patients, _ = known_patients(root, [*patients, *more])
         held = {patients[case] for case in cases["fold_cases"]}
         more = [case for case in more if patients[case] not in held]
     if args.labelnum:
@@ -249,7 +249,7 @@ def choose_cases(args, source, unlabeled):
 def drawn(root, cases, number):
     """The `cases` of the data set in `root` in the order of draw `number`, those of a patient together; of 0 as they
     are. Of two patients the same one comes first, whoever else is among them."""
-    patients = known_patients(root, cases) if number else {}
+    patients = known_patients(root, read_list(root / "train.list"))[0] if number else {}
     return sorted(cases, key=lambda case: number and sha256(f"{number} {patients[case]}".encode()).digest())
 
 

@@ -110,6 +110,7 @@ def parse_inference(parser, argv):
                 raise FlagError(f"{path.parent / 'config.json'}: {name} is no list of names; repair it")
         if config.get("labelnum") == 0:
             raise FlagError(f"{path}: is of a pretraining and gives images, no classes; train on by --pretrained")
+    check_alike(args)
     given, la = args.root_path, str(flags.HOME / "data/LA")
     defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": flags.folder_name(given or la)}
     take_over(parser, args, args.configs[0], defaults)
@@ -132,6 +133,22 @@ def parse_inference(parser, argv):
     if args.uncertainty == "ensemble" and len(args.model_path) < 2:
         raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")
     return args
+
+
+def check_alike(args):
+    """FlagError where runs of --model_path were trained on another view of the data than the first, or on other
+    classes: the mean of their probabilities would be of nothing."""
+    names = [name for name in ("intensity", "resize", "context", "slices_first") if getattr(args, name) is None]
+    views = []
+    for path, config in zip(args.model_path, args.configs, strict=True):
+        view = {f"--{name}": config[name] for name in names if name in config}
+        view |= {"classes": table_of(config["classes"]).names} if config.get("classes") else {}
+        views.append((path, view))
+    (first, one), *others = views
+    for path, other in others:
+        if odd := [name for name in one.keys() & other.keys() if one[name] != other[name]]:
+            values = " and ".join(json.dumps(view[odd[0]]) for view in (one, other))
+            raise FlagError(f"{first} and {path} were trained with {odd[0]} {values}: they cannot be averaged")
 
 
 def table_of(classes):

@@ -5,6 +5,7 @@
 
 import json
 import math
+import tempfile
 
 import torch
 
@@ -31,7 +32,8 @@ def split_of(args):
 
 
 def output_folder(args, sources):
-    """Where the results go; FlagError where they would replace the scans, {case: files} in `sources`, or a run."""
+    """The folder for the results, which is made; FlagError where it cannot be written to, and where the results would
+    replace the scans, {case: files} in `sources`, or a run."""
     first, *others = args.model_path
     name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
@@ -40,6 +42,11 @@ def output_folder(args, sources):
     written = {(folder / part).resolve() for part in RESULT_FOLDERS}
     if any(path.resolve().parent in written for files in sources.values() for path in files):
         raise FlagError(f"--output_dir {folder}: what is written there would replace the input; name another")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise FlagError(f"--output_dir {folder}: cannot be written to ({error.strerror}); name another") from error
     return folder
 
 
@@ -120,9 +127,9 @@ def write_and_print(args, result, cases, folder):
     """Write `result` to metrics.json and its rows to metrics.csv, and print what a person wants to know of it."""
     rows = result["cases"]
     if rows:
-        write_whole(folder / "metrics.csv", to_csv(rows).encode())
         shown = [{key: row[key] for key in PRINTED if key in row} for row in rows]
         print(table(shown, unit=result["unit"], pooled="pixel_accuracy" in rows[0]))
+        write_whole(folder / "metrics.csv", to_csv(rows).encode())
     write_whole(folder / "metrics.json", json.dumps(without_nan(result), indent=1).encode())
     if args.uncertainty:
         correlation = result["uncertainty"]["rank_correlation"]

@@ -96,7 +96,7 @@ def listed_scans(args):
             spacing = read_volume(dataset.path(case), header_only=True).spacing
             spacings[case] = np.roll(spacing, -1) if args.slices_first else spacing
     readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
-    return Cases(readers, unit, {case: [dataset.path(case)] for case in readers}, {})
+    return Cases(readers, unit, {case: dataset.files(case) for case in readers}, {})
 
 
 def listed_cases(args, source, cases=None):

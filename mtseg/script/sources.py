@@ -203,6 +203,11 @@ class ImageCases(CaseDataset):
     def path(self, case):
         return self.source.files[case].images[0]
 
+    def files(self, case):
+        """All files of the case, its mask's too."""
+        files = self.source.files[case]
+        return [*files.images, *filter(None, [files.mask])]
+
     def read(self, case):
         """The whole case as {'image': float32, 'label': uint8}, checked, without transform."""
         files = self.source.files[case]
