@@ -299,7 +299,7 @@ class LAHeart(CaseDataset):
             shape = spatial_shape(image, label)
             image = image[...].astype(np.float32)
             label = None if label is None or self.blind else label[...]
-            image = image[0] if len(shape) == 2 and len(image.shape) == 3 and len(image) == 1 else image
+            image = image[0] if image.ndim > len(shape) and len(image) == 1 else image
         if not np.isfinite(image).all():
             raise DataError(f"{path}: the image of case {case} holds NaN or infinity; repair it or leave it out")
         if label is None:

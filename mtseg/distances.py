@@ -25,7 +25,8 @@ def squared_distances(inside):
 def signed_distances(labels, num_classes):
     """The signed distance maps of the classes 1 .. num_classes - 1, float32 (N, num_classes - 1, *spatial).
 
-    `labels` integer (N, *spatial); a voxel of no class lies outside of all. Scaled as SASSNet and DTC scale them (Li et
+    `labels` integer (N, *spatial); a voxel of no class, which may be of any, ends none, and its own distances are 0.
+    Scaled as SASSNet and DTC scale them (Li et
     al., MICCAI 2020, arXiv:2007.10732; Luo et al., AAAI 2021, arXiv:2009.04448), each map by itself: outside the
     distance to the class by its largest value, in (0, 1]; inside minus the distance to what is not the class by its
     largest value, in [-1, 0); 0 on the surface, the voxels of the class with a neighbour across a face outside it.
@@ -33,7 +34,9 @@ def signed_distances(labels, num_classes):
     """
     classes = torch.arange(1, num_classes, device=labels.device).view(-1, *[1] * (labels.dim() - 1))
     inside = labels.unsqueeze(1) == classes
-    depth, distance = squared_distances(torch.cat([inside, ~inside], 1)).sqrt().chunk(2, 1)
+    unknown = (labels >= num_classes).unsqueeze(1)
+    depth, distance = squared_distances(torch.cat([inside | unknown, ~inside], 1)).sqrt().chunk(2, 1)
+    depth, distance = depth.masked_fill(unknown, 0), distance.masked_fill(unknown, 0)
     spatial = tuple(range(2, inside.dim()))
     surface = depth == 1
     signed = distance / distance.amax(spatial, keepdim=True) - depth / depth.amax(spatial, keepdim=True)

@@ -104,7 +104,7 @@ def largest_components(labels):
     faces, edges and corners; of pieces of the same size the first in the array's order stays. SciPy does it on the CPU:
     two copies of the labels, a byte a voxel, so that classes up to 255 are told apart.
     """
-    cleaned = labels.to("cpu", torch.uint8).numpy()
+    cleaned = labels.to("cpu", torch.uint8, copy=True).numpy()
     with ThreadPoolExecutor() as threads:  # SciPy lets them run side by side
         list(threads.map(_keep_largest, cleaned))
     return torch.from_numpy(cleaned).to(labels)

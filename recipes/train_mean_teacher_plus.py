@@ -72,7 +72,9 @@ def train(args, run):
             with run.autocast:
                 outputs = student(torch.cat([labeled, mixed]))
                 with torch.no_grad():
-                    target = torch.stack([teacher(unlabeled + noise)[0].softmax(1) for teacher in teachers]).mean(0)
+                    target = torch.stack(
+                        [teacher(unlabeled + noise)[0].float().softmax(1) for teacher in teachers]
+                    ).mean(0)
 
             supervised_loss, parts = supervised(
                 run.joint([level[:labeled_bs] for level in outputs]), run.joint(label[:labeled_bs])
@@ -90,7 +92,7 @@ def train(args, run):
                     target = torch.where(pasted, known.to(target), target)
                     seen = ~pasted | known.any(1, keepdim=True)
                 output, target, seen = run.joint(outputs[0][labeled_bs:]), run.joint(target), run.joint(seen)
-                errors = F.mse_loss(output.softmax(1), target, reduction="none")
+                errors = F.mse_loss(output.float().softmax(1), target, reduction="none")
                 consistency_dist = masked_mean(errors, seen) if args.paste else errors.mean()
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = supervised_loss + weight * consistency_dist

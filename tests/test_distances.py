@@ -56,12 +56,16 @@ def test_what_has_no_surface_is_0_and_a_thin_class_has_no_inside(device):
     assert (maps[2, 0, 3] == 0).all() and (maps[2, 0].amin(), maps[2, 0].amax()) == (0, 1)
 
 
-def test_a_voxel_without_a_label_lies_outside(device):
-    labels = torch.zeros(1, 8, 8, dtype=torch.int64, device=device)
-    labels[0, 2:6, 2:6] = 1
-    unknown = labels.clone()
-    unknown[0, 0] = 255
-    assert torch.equal(signed_distances(unknown, 2), signed_distances(labels, 2))
+def test_a_voxel_without_a_label_is_neither_inside_nor_outside(device):
+    labels = torch.zeros(2, 9, 9, 6, dtype=torch.int64, device=device)
+    labels[0, 1:8, 1:8], labels[1, 2:5, 3:9, 1:] = 1, 2
+    maps = signed_distances(labels, 3)
+    padded = torch.nn.functional.pad(labels, (5, 5), value=255)  # the first object reaches its border
+    of_padded = signed_distances(padded, 3)
+    assert torch.equal(of_padded[..., 5:-5], maps) and (of_padded[..., :5] == 0).all()
+    labels[:, 4, 4, 3] = 255  # amid the first object: no surface is there
+    line = torch.tensor([0.5**0.5, 0, -2 / 4, -3 / 4, 0, -3 / 4, -2 / 4, 0, 0.5**0.5], device=device)
+    torch.testing.assert_close(signed_distances(labels, 3)[0, 0, 4, :, 3], line)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

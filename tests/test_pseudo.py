@@ -107,15 +107,16 @@ def test_sharpening_is_the_sigmoid_of_the_logit_by_the_temperature():
         sharpen(p, 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 @pytest.mark.parametrize("size", [(40, 36), (20, 24, 16)], ids=str)
-def test_largest_components_are_those_of_each_sample_and_class(size, device):
+def test_largest_components_are_those_of_each_sample_and_class(size, dtype, device):
     rng = np.random.default_rng(0)
     labels = np.stack([np.round(ndimage.zoom(rng.uniform(0, 3, [n // 4 for n in size]), 4)) for _ in range(3)])
     labels[2] = 0
-    given = torch.from_numpy(labels).clamp(0, 3).long().to(device)
+    given = torch.from_numpy(labels).clamp(0, 3).to(device, dtype)
     before = given.clone()
     found = largest_components(given)
-    assert torch.equal(given, before) and found.device == given.device and found.dtype == torch.int64
+    assert torch.equal(given, before) and found.device == given.device and found.dtype == dtype
     np.testing.assert_array_equal(found.cpu(), [largest_component(sample) for sample in given.cpu().numpy()])
     assert 0 < (found > 0).sum() < (given > 0).sum()
 

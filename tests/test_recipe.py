@@ -403,7 +403,7 @@ def test_a_unet_with_deep_supervision_trains(data, tmp_path):
     assert column(other, "loss")[0] != column(folder, "loss")[0]
 
 
-@pytest.mark.parametrize("model", ["PL", "BCP", "UniMatch", "ADMT", "CrossMatch"])
+@pytest.mark.parametrize("model", ["PL", "CPS", "MTplus", "DTC", "SSNet"])
 def test_a_pseudo_label_is_not_the_value_of_voxels_without_a_label(data, tmp_path, capsys, model):
     with pytest.raises(SystemExit) as stopped:
         run(model, data, tmp_path / "runs", ignore_index=0)

@@ -307,6 +307,19 @@ def test_a_stack_in_single_slices_is_read_as_the_stack(tmp_path):
     assert len(LAHeart(slices, cases=["patient007_frame01"], num_classes=3).files("patient007_frame01")) == 4
 
 
+def test_a_stack_with_an_axis_of_one_channel_is_one_without(tmp_path):
+    data = make_stacks(tmp_path / "a")
+    folder = run("supervised", data, tmp_path / "runs", dataset_name="A", labelnum=2)
+    other = shutil.copytree(data, tmp_path / "b")
+    for path in other.glob("data/*.h5"):
+        with h5py.File(path, "r+") as file:
+            image = file["image"][:]
+            del file["image"]
+            file["image"] = image[None]
+    same_run = run("supervised", other, tmp_path / "others", dataset_name="A", labelnum=2)
+    assert same(weights(folder), weights(same_run)) and infer(folder)["cases"] == infer(same_run)["cases"]
+
+
 def test_stacks_are_tested_as_volumes_and_resized_back(tmp_path):
     data = make_stacks(tmp_path / "a")
     folder = run("MT", data, tmp_path / "runs", resize="16 32", patch_size="16 32", context=1)

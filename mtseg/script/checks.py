@@ -68,10 +68,10 @@ def check_flags(args, given=()):
             f"--ignore_index {args.ignore_index} is a foreground class of --num_classes {args.num_classes}: it would "
             f"never be learned; give the value of voxels that are not labelled, often 255"
         )
-    if args.ignore_index == 0 and any(name.startswith("pseudo_") for name in vars(args)):
+    if args.ignore_index == 0 and hasattr(args, "labeled_bs"):
         raise FlagError(
-            "--ignore_index 0: a pseudo-label 0 would be background and no label at once; give voxels without a label "
-            "another value, often 255"
+            "--ignore_index 0: to what learns from unlabelled patches, 0 would be background and no label at once; give "
+            "voxels without a label another value, often 255"
         )
     if args.ignore_padding and PADDED in (args.ignore_index, *range(args.num_classes)):
         raise FlagError(

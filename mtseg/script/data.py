@@ -80,8 +80,8 @@ class Data:
     def note_on_borders(self, args):
         """Of a method that learns distances to a class's border: say where they are wrong."""
         if args.annotations:
-            outside = "take what nobody annotated for outside of the class"
-            self.notes.append(f"--annotations: distances to borders {outside}: annotate whole slices or cases for this")
+            known = "are to those that are annotated, too large where others are nearer"
+            self.notes.append(f"--annotations: distances to borders {known}: annotate whole slices or cases for this")
 
     def unusual_image(self, seed, iteration):
         """What to look at when training went to NaN at `iteration`: a case of the last 50 iterations whose image is far
