@@ -70,8 +70,8 @@ def check_flags(args, given=()):
         )
     if args.ignore_index == 0 and hasattr(args, "labeled_bs"):
         raise FlagError(
-            "--ignore_index 0: to what learns from unlabelled patches, 0 would be background and no label at once; give "
-            "voxels without a label another value, often 255"
+            "--ignore_index 0: of unlabelled patches 0 would be background and no label at once; give voxels without a "
+            "label another value, often 255"
         )
     if args.ignore_padding and PADDED in (args.ignore_index, *range(args.num_classes)):
         raise FlagError(
