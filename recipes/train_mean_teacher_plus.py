@@ -72,9 +72,8 @@ def train(args, run):
             with run.autocast:
                 outputs = student(torch.cat([labeled, mixed]))
                 with torch.no_grad():
-                    target = torch.stack(
-                        [teacher(unlabeled + noise)[0].float().softmax(1) for teacher in teachers]
-                    ).mean(0)
+                    each = [teacher(unlabeled + noise)[0].float().softmax(1) for teacher in teachers]
+                    target = torch.stack(each).mean(0)
 
             supervised_loss, parts = supervised(
                 run.joint([level[:labeled_bs] for level in outputs]), run.joint(label[:labeled_bs])
