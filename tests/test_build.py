@@ -1,6 +1,11 @@
 """Which cases a run trains on, what it says of them, and where it lies."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -119,6 +124,18 @@ def test_a_labelled_case_alone_is_no_unlabelled_data(data, tmp_path, capsys):
     assert "leaves nothing unlabelled" in refused(
         capsys, train_mean_teacher, data, tmp_path / "runs", "--max_samples", 3
     )
+
+
+def test_a_recipe_beside_another_copy_of_mtseg_is_refused(data, tmp_path):
+    other = tmp_path / "other"
+    (other / "mtseg/script").mkdir(parents=True)
+    (other / "recipes").mkdir()
+    recipe = shutil.copy(Path(train_sup.__file__).parent / "recipes/train_cps.py", other / "recipes")
+    words = [sys.executable, recipe, "--root_path", data, "--output_dir", tmp_path / "runs"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(train_sup.__file__).parent)}
+    done = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and not (tmp_path / "runs").exists()
+    assert f"not in {other}/mtseg beside the script; pip install -e {other}, or set PYTHONPATH={other}" in done.stderr
 
 
 # ------------------------------------------------------------------------------------------------- what is said of it

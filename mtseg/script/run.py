@@ -57,6 +57,7 @@ def script_main(train, parser, file):
 
     def main(argv=None):
         with flags.one_sentence():
+            check_copy(file)
             args = flags.parse(parser, argv)
             if args.test_only:
                 newest = runfolder.newest_weights(runfolder.run_folder(args))
@@ -69,6 +70,14 @@ def script_main(train, parser, file):
                 return run.folder
 
     return main
+
+
+def check_copy(file):
+    """FlagError where the script `file` lies beside another copy of mtseg than this, for which it is not written."""
+    own, here = (Path(file).resolve().parents[1] / "mtseg").resolve(), Path(__file__).resolve().parents[1]
+    if (own / "script").is_dir() and own != here:
+        remedy = f"pip install -e {own.parent}, or set PYTHONPATH={own.parent}"
+        raise flags.FlagError(f"{file}: Python found mtseg in {here}, not in {own} beside the script; {remedy}")
 
 
 class Run:
