@@ -433,7 +433,7 @@ def test_a_file_of_settings_made_for_another_script_is_taken(data, tmp_path, cap
     again = run("UAMT", data, tmp_path / "again", "--config", str(first / "config.json"), max_iterations=1)
     assert again.name == "UAMT"
     assert json.loads((again / "config.json").read_text())["rotflip"] == "all"
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "only other scripts have them" in line)
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "this script has no use for them" in line)
     assert "consistency_type" in line and "strong_noise" in line and "rotflip" not in line
 
 
