@@ -72,17 +72,13 @@ def known_patients(root, cases, pattern=None, needed=False):
     that it does not name by the pattern with which it was made, or by that which all their names suggest."""
     record = {"patients": {}} if pattern else _record(root)
     known, made_by = record["patients"], record.get("patient_id")
+    for case in cases:
+        if case not in known and made_by:
+            with contextlib.suppress(SplitError, TypeError):  # where its name has another form
+                known[case] = patient_of(case, made_by)
     others = [case for case in cases if case not in known]
-    made_by = made_by if isinstance(made_by, str) and _fits(made_by, others) else None
-    named, pattern = patients_of(others, pattern or made_by or recognise_patients([*known, *others]), needed)
-    return named | known, pattern
-
-
-def _fits(pattern, cases):
-    """Whether `pattern` is a regular expression that is found in the names of all `cases`."""
-    with contextlib.suppress(re.error):
-        return all(re.search(pattern, case) for case in cases)
-    return False
+    named, found = patients_of(others, pattern or recognise_patients([*known, *others]), needed)
+    return named | known, pattern or made_by or found
 
 
 def _record(root):

@@ -85,8 +85,8 @@ def test_the_script_writes_folds_of_the_lists_that_lie_there(data, capsys):
     train, test = ((data / name).read_text().split() for name in lists)
     folds = json.loads((data / "splits_final.json").read_text())
     assert sorted(case for fold in folds for case in fold["val"]) == sorted(train) and not {*train} & {*test}
-    patients, _ = known_patients(data, [*train, "case_17"])  # which came later
-    assert patients["case_17"] == "1" and patients.get("case_11", "1") == "1"
+    patients, _ = known_patients(data, [*train, "case_17", "other"])  # which came later
+    assert patients["case_17"] == "1" and patients["other"] == "other" and patients.get("case_11", "1") == "1"
     (data / "splits.json").write_text(json.dumps({"patients": {"p01": ["p01_1", "p01_2"], "p02": ["p02_1", "p02_2"]}}))
     assert known_patients(data, ["p01_3", "p03_1"])[0] == known_patients(data, ["p01_1"])[0] | {
         "p01_3": "p01",
