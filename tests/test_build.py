@@ -109,6 +109,9 @@ def test_a_draw_labels_other_patients_the_same_ones_for_every_method_and_seed(da
         inference.main(["--model_path", str(folder / "iter_2.pth"), "--stride_xy", "16", "--stride_z", "16"])
     rows, _ = report.group_results(report.find_results([tmp_path])[0])
     assert [row.name for row in rows] == ["supervised", *(f"supervised (labeled_draw {draw})" for draw in (1, 2, 3))]
+    baselines = report.find_baseline(rows, "supervised")
+    assert all(report.baseline_of(row, baselines) is row for row in rows)
+    assert report.find_baseline(rows, "supervised labeled_draw 2") == [rows[2]]
 
 
 def test_a_draws_order_is_the_same_whoever_is_kept_out_and_whatever_their_names_suggest(tmp_path):

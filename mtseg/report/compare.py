@@ -17,12 +17,13 @@ def find_baseline(rows, words):
     """
 
     def words_of(text):
-        return re.sub("[(),;]", " ", text).split()
+        one_word = re.sub(r"labeled_draw (\d+)", r"labeled_draw=\1", text)  # its number may be that of the labels, too
+        return re.sub("[(),;]", " ", one_word).split()
 
     wanted = set(words_of(words))
     known = {id(row): {*words_of(row.name), str(row.labelnum)} for row in rows if row.results}
     named = [row for row in rows if row.results and wanted <= known[id(row)]]
-    free = {id(row): {str(row.labelnum), *(("labeled_draw", str(row.draw)) if row.draw else ())} for row in named}
+    free = {id(row): {str(row.labelnum), f"labeled_draw={row.draw}"} for row in named}
     named = [row for row in named if known[id(row)] <= wanted | free[id(row)]] or named
     if not named:
         names = "; ".join(f"{row.name} {row.labelnum}" for row in rows if row.results)
