@@ -14,17 +14,27 @@ from torch import nn
 NO_FLIPS = ((),)
 
 
-def all_flips(axes=(-3, -2, -1)):
-    """Every choice of some of `axes` to mirror, none among them: eight of a volume's axes, four of an image's."""
+def all_flips(axes):
+    """Every choice of some of `axes` to mirror, none among them: of two axes four."""
     return tuple(itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1)))
+
+
+def plane_flips(dims, axis=0):
+    """The four choices of axes that training mirrors, too: of W and H of a volume, of H and W of an image or of slices.
+
+    `axis`: where `dims` is 2, the one of three spatial axes along which slices follow each other, 0 for images. Along
+    D no network of this family ever saw a volume mirrored, and is worse on one (docs/inference.md).
+    """
+    through = -1 if dims == 3 else axis - 3
+    return all_flips([a for a in (-3, -2, -1) if a != through])
 
 
 def mean_score(predict, nets, image, flips=NO_FLIPS):
     """The mean over all `nets` and `flips` of the score maps of `image`, float32.
 
     `predict(net, image)`: the score map of an image (*spatial) or (C, *spatial). `flips`: tuples of axes to mirror,
-    counted from the last, `all_flips` for those of test-time augmentation; each score map is mirrored back before it is
-    added.
+    counted from the last, `plane_flips` for those of test-time augmentation; each score map is mirrored back before it
+    is added.
     """
     total = None
     for net in nets:

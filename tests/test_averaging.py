@@ -13,6 +13,7 @@ from mtseg.averaging import (
     entropy,
     label_map,
     mean_score,
+    plane_flips,
     rank_correlation,
 )
 from mtseg.postprocess import fill_holes, largest_component
@@ -48,7 +49,12 @@ def test_each_flip_is_undone(channels, sides):
     for axis in range(dims):
         expected = (np.roll(plain(image), 1, axis) + np.roll(plain(image), -1, axis))[None] / 2
         np.testing.assert_allclose(mean_score(first_along(axis), [1], image, flips), expected, atol=1e-6)
-    assert all_flips() == all_flips((-3, -2, -1))
+
+
+def test_a_volume_is_mirrored_in_its_plane_alone_and_a_stack_in_its_slices():
+    assert set(plane_flips(3)) == set(plane_flips(2, axis=2)) == {(), (-3,), (-2,), (-3, -2)}
+    assert set(plane_flips(2)) == {(), (-2,), (-1,), (-2, -1)}
+    assert set(plane_flips(2, axis=1)) == {(), (-3,), (-1,), (-3, -1)}
 
 
 def test_several_networks_are_averaged():

@@ -24,7 +24,6 @@ from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, 
 import inference
 import train_mean_teacher
 import train_sup
-from mtseg.averaging import all_flips
 from mtseg.metrics import all_metrics
 from mtseg.networks.unet import UNet
 from mtseg.networks.vnet import VNet
@@ -196,7 +195,7 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     weights = make_run(tmp_path / "run", seeds=(0, 1))
     flags = {"output_dir": tmp_path / "out", "weighting": "gaussian", "stride_xy": 8}
     result = infer(weights, source, "--tta", "--save_probabilities", **flags)
-    assert result["protocol"]["tta"] == "flips" and result["protocol"]["weighting"] == "gaussian"
+    assert result["protocol"]["tta"] == "flips of W and H" and result["protocol"]["weighting"] == "gaussian"
     assert len(result["checkpoint_sha256"]) == 2
     with h5py.File(tmp_path / "out/probabilities/c0.h5") as file:
         found = file["probabilities"][...]
@@ -208,10 +207,10 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     for path in weights:
         net = VNet(1, 3, 2, normalization="batchnorm", has_dropout=True).eval()
         net.load_state_dict(torch.load(path))
-        for axes in all_flips():
-            # In the scan's own axes: over all eight flips the mirrored axis of RAS makes no difference.
+        for axes in (), (0,), (1,), (0, 1):
+            # In the scan's own axes: over all flips of W the mirrored axis of RAS makes no difference.
             _, score = single_case(net, np.flip(image, axes), 8, 16, (16, 16, 16), 3, weighting="gaussian")
-            total = total + np.flip(score, axes) / 16
+            total = total + np.flip(score, [axis + 1 for axis in axes]) / 8
     expected = np.zeros((3, *SHAPE), np.float32)
     expected[0] = 1
     expected[:, 2:-2, 1:-1, 1:-1] = total

@@ -115,8 +115,7 @@ class Network:
         image, args = self.dataset.read(self.cases.names[number])["image"], self.args
         nets, flips, repeated = [*self.trained.nets, *self.trained.partners], averaging.NO_FLIPS, 1
         if self.members_are == "flips":
-            axes = range(-len(self.cases.sides[number]), 0)
-            flips = averaging.all_flips([a for a in axes if args.dims == 3 or a != self.cases.axis - 3])
+            flips = averaging.plane_flips(args.dims, self.cases.axis)
         if self.members_are == "dropout":
             repeated = self.samples
 

@@ -10,6 +10,7 @@ from mtseg.script.config import LEARNED, read_config
 
 # What inference.py records of its protocol only where it is not so.
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}
+DEFAULTS |= {"case_statistics": 0}
 
 
 class ReportError(ValueError):

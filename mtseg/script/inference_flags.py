@@ -58,8 +58,14 @@ def inference_parser(description):
     flag("--continue", dest="go_on", action="store_true", help="pass over the cases that an earlier call finished")
 
     flag, rare = parser.group("averaging and cleaning up")
-    flag("--tta", action="store_true", help="average over the mirrored images, too: eight of a volume, four in 2-D")
+    flag(
+        "--tta",
+        action="store_true",
+        help="average over the image and its three mirror images, of a volume in the W-H plane",
+    )
     flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
+    share = "share of each case's own means and variances in batch norm, the rest is the training's (docs/inference.md)"
+    flag("--case_statistics", type=flags.fraction, default=0.0, metavar="SHARE", help=share)
     flag("--largest_component", action="store_true", help="keep only the largest connected piece of each class")
     largest = "also measure the largest connected piece of each class: columns dice_largest and the like"
     rare("--measure_largest", action="store_true", help=largest)

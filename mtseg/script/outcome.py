@@ -60,8 +60,10 @@ def protocol_of(args):
         protocol["intensity"] = args.intensity
     if args.weighting != "uniform":
         protocol["weighting"] = args.weighting
+    if args.case_statistics:
+        protocol["case_statistics"] = args.case_statistics
     if args.tta:
-        protocol["tta"] = "flips"
+        protocol["tta"] = "flips" if args.dims == 2 else "flips of W and H"
     if any(getattr(args, step) for step in POSTPROCESSING):
         protocol["postprocessing"] = [step for step in POSTPROCESSING if getattr(args, step)]
     if args.ignore_index is not None:

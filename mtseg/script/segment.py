@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtseg import averaging
+from mtseg.case_statistics import with_case_statistics
 from mtseg.checkpoint import file_sha256, find_state_dict, load_checkpoint, load_weights, write_whole
 from mtseg.datasets import DataError
 from mtseg.images import ENDINGS as IMAGES
@@ -23,7 +24,7 @@ from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
 from mtseg.script.networks import network_class
 from mtseg.script.sources import plain_table
-from mtseg.script.windows import class_name, counted_classes, predict
+from mtseg.script.windows import class_name, counted_classes, predict, side_by_side
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference
 from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes
@@ -32,9 +33,9 @@ POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_hol
 
 
 class Trained(NamedTuple):
-    """`nets`: networks in eval mode, on the device. `partners`: their teachers or students, for --uncertainty teacher.
-    `checkpoints`: what the files of `nets` hold. `sha256`: of these files. `parameters`: of all `nets` together.
-    `settings`: what the weights of the first tell of it beside the flags."""
+    """`nets`: networks in eval mode, on the device; `ready`, but with --case_statistics. `partners`: their teachers or
+    students, for --uncertainty teacher. `checkpoints`: what the files of `nets` hold. `sha256`: of these files.
+    `parameters`: of all `nets` together. `settings`: what the weights of the first tell of it beside the flags."""
 
     nets: list
     partners: list
@@ -76,24 +77,44 @@ def load_networks(args, device):
             remedy = "train it with --has_dropout, or use --uncertainty ensemble"
             raise FlagError(f"--uncertainty mc_dropout: the network has no dropout; {remedy}")
     parameters = sum(parameter.numel() for net in nets for parameter in net.parameters())
-    nets, partners = ([optimize_for_inference(net.to(device)) for net in group] for group in (nets, partners))
-    for net in (*nets, *partners):
-        if args.channels_last:
-            net.to(memory_format=MEMORY[args.dims])
-        fast.convolutions(args, net)
+    nets, partners = ([net.to(device) for net in group] for group in (nets, partners))
+    if not args.case_statistics:
+        nets, partners = ([ready(net, args) for net in group] for group in (nets, partners))
     return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters, told[0])
+
+
+def ready(net, args):
+    """A copy of a network, as fast as the flags allow."""
+    net = optimize_for_inference(net)
+    if args.channels_last:
+        net.to(memory_format=MEMORY[args.dims])
+    fast.convolutions(args, net)
+    return net
+
+
+def adapted(trained, scan, args):
+    """`trained`, its networks with the share --case_statistics of the scan's own statistics."""
+    windows = side_by_side(scan.image, scan.axis, args)
+
+    def of_case(net):
+        try:
+            return ready(with_case_statistics(net, windows, args.case_statistics), args)
+        except ValueError as error:
+            raise FlagError(f"--case_statistics {args.case_statistics:g}: {error}; leave it out") from error
+
+    nets, partners = ([of_case(net) for net in group] for group in (trained.nets, trained.partners))
+    return trained._replace(nets=nets, partners=partners)
 
 
 def segment(trained, scan, args):
     """(scores, mixture): the score map of a scan, and the one whose entropy is the uncertainty (None without it)."""
     image = scan.image
+    trained = adapted(trained, scan, args) if args.case_statistics else trained
 
     def scores_of(net, image):
         return predict(net, image, scan.axis, args, args.weighting)
 
-    # Of a stack the slices are not mirrored along the axis on which they follow each other.
-    axes = [axis for axis in (-3, -2, -1) if args.dims == 3 or axis != scan.axis - 3]
-    flips = averaging.all_flips(axes) if args.tta else averaging.NO_FLIPS
+    flips = averaging.plane_flips(args.dims, scan.axis) if args.tta else averaging.NO_FLIPS
     scores = averaging.mean_score(scores_of, trained.nets, image, flips)
     if args.uncertainty == "ensemble":
         return scores, scores

@@ -3,7 +3,11 @@
 `args` are the flags of a training script or of inference.py: both have what the windows depend on.
 """
 
+import argparse
+
 import numpy as np
+import torch
+from torch import nn
 
 from mtseg.averaging import label_map
 from mtseg.classes import ClassTable
@@ -31,6 +35,26 @@ def predict(net, image, axis, args, weighting="uniform"):
         return windows(image)
     slices = range(image.shape[axis - 3])
     return np.stack([windows(slice_of(image, k, axis, args.context)) for k in slices], axis=1 + axis)
+
+
+class _Collector(nn.Module):
+    """In the place of a network: keeps what it is to segment."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.classes, self.windows = classes, []
+
+    def forward(self, windows):
+        self.windows.append(windows.clone())
+        return windows.new_zeros(len(windows), self.classes, *windows.shape[2:])
+
+
+def side_by_side(image, axis, args):
+    """float (N, C, *patch_size): the windows that cover `image`, which overlap only where the last ones have to."""
+    collector = _Collector(args.num_classes)
+    strides = {"stride_xy": min(args.patch_size[:2]), "stride_z": args.patch_size[-1]}
+    predict(collector, image, axis, argparse.Namespace(**vars(args) | strides))
+    return torch.cat(collector.windows)
 
 
 def label_and_prediction(net, sample, axis, args):

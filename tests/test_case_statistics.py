@@ -1,0 +1,99 @@
+"""Batch norm by the statistics of a case, against NumPy's means and variances, and through inference.py."""
+
+import copy
+import itertools
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_inference import SETTINGS, infer, make_run, make_scans, read
+from torch import nn
+
+from mtseg.case_statistics import with_case_statistics
+from mtseg.networks.vnet import VNet
+from mtseg.script import scans
+from mtseg.sliding_window import test_single_case as single_case
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("count", [5, 40])
+def test_means_and_variances_are_mixed_as_said(share, count):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3), nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).eval()
+    net[1].running_mean += torch.tensor([1.0, -2.0, 3.0])
+    net[1].running_var *= 5
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    windows = torch.randn(count, 3, 6, 5) * 2 + torch.arange(count).view(-1, 1, 1, 1) / 9
+    found = with_case_statistics(net, windows, share)
+
+    parts = np.array_split(windows.numpy().astype(float), np.ceil(count / 16))
+    mean = np.mean([part.mean((0, 2, 3)) for part in parts], axis=0)
+    variance = np.mean([part.var((0, 2, 3), ddof=1) for part in parts], axis=0)
+    np.testing.assert_allclose(found[1].running_mean, share * mean + (1 - share) * np.array([1, -2, 3]), rtol=1e-5)
+    np.testing.assert_allclose(found[1].running_var, share * variance + (1 - share) * 5, rtol=1e-5)
+    assert not any(module.training for module in found.modules())
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    if share == 0:
+        assert torch.equal(found(windows), net(windows))
+
+
+def test_the_whole_network_computes_as_in_training_by_the_cases_statistics_alone():
+    torch.manual_seed(0)
+    net = VNet(1, 2, 2, "batchnorm", has_dropout=False).eval().requires_grad_(False)
+    windows = torch.randn(8, 1, 32, 32, 32) + 3
+    found, expected = with_case_statistics(net, windows, 1.0)(windows), copy.deepcopy(net).train()(windows)
+    # Batches are normalised by variances over n, later ones by those over n - 1; the coarsest level has 8 x 8 voxels.
+    assert (found - expected).std() < 0.1 * expected.std() < 0.1 * (net(windows) - expected).std()
+
+
+@pytest.mark.parametrize(
+    "net, size, said",
+    [
+        (VNet(1, 2, 2, normalization="instancenorm"), 16, "no batch norm"),
+        (VNet(1, 2, 2, normalization="batchnorm"), 16, "one voxel"),
+    ],
+)
+def test_a_network_or_case_without_such_statistics_is_refused(net, size, said):
+    with pytest.raises(ValueError, match=said):
+        with_case_statistics(net.eval(), torch.randn(1, 1, size, size, size), 0.5)
+
+
+def test_inference_mixes_them_case_by_case_and_records_it(tmp_path):
+    source = make_scans(tmp_path, 2, affine=np.eye(4), shape=(40, 20, 30))
+    (weights,) = make_run(tmp_path / "run", seeds=(0,))
+    flags = {"output_dir": tmp_path / "out", "stride_xy": 8, "case_statistics": 0.5}
+    result = infer(weights, source, "--save_probabilities", **flags)
+    assert result["protocol"]["case_statistics"] == 0.5
+    net = VNet(1, 3, 2, normalization="batchnorm", has_dropout=True).eval()
+    net.load_state_dict(torch.load(weights))
+    for case in ("c0", "c1"):
+        image = scans.prepare(read(source / f"{case}.nii.gz"), None, None, {**SETTINGS, "orientation": "file"}).image
+        sides = [sorted({*range(0, side - 15, 16), side - 16}) for side in image.shape]
+        cut = [image[tuple(slice(s, s + 16) for s in start)] for start in itertools.product(*sides)]
+        own = with_case_statistics(net, torch.from_numpy(np.stack(cut)).float()[:, None], 0.5)
+        _, score = single_case(own, image, 8, 16, (16, 16, 16), 3)
+        with h5py.File(tmp_path / f"out/probabilities/{case}.h5") as file:
+            found = file["probabilities"][...]
+        inside = found[(slice(None), *map(slice, *box_of(found)))]
+        np.testing.assert_allclose(inside, score, atol=3e-3)
+        assert np.abs(inside - single_case(net, image, 8, 16, (16, 16, 16), 3)[1]).max() > 0.05
+    assert "case_statistics" not in infer(weights, source, output_dir=tmp_path / "plain", stride_xy=8)["protocol"]
+
+
+def box_of(scores):
+    """The corners (starts, stops) of where the scores say anything but background for certain."""
+    corners = np.argwhere(scores[0] < 1)
+    return corners.min(0), corners.max(0) + 1
+
+
+def test_a_network_without_batch_norm_ends_in_a_sentence(tmp_path, capsys):
+    source = make_scans(tmp_path, 1)
+    run = tmp_path / "run"
+    make_run(run, normalization="instancenorm")
+    torch.save(VNet(1, 3, 2, normalization="instancenorm", has_dropout=True).state_dict(), run / "w0.pth")
+    with pytest.raises(SystemExit) as stopped:
+        infer(run / "w0.pth", source, output_dir=tmp_path / "out", case_statistics=0.5)
+    assert stopped.value.code == 2
+    assert "--case_statistics 0.5: the network has no batch norm; leave it out" in capsys.readouterr().err
