@@ -4,7 +4,7 @@
     python inference.py --model_path model/LA_vnet_25_labeled/MT/ema_iter_6000.pth --save_result predictions
     python inference.py --model_path theirs.pth --root_path /data/LA --n_filters 16       # weights without config.json
     python inference.py --model_path model/Heart_vnet_8_labeled/MT/iter_6000.pth --input Task02_Heart/imagesTs
-    python inference.py --model_path run1/iter_6000.pth run2/iter_6000.pth --tta --weighting gaussian --input scans
+    python inference.py --model_path run1/iter_6000.pth run2/iter_6000.pth --tta --input scans
 
 Without --input: the cases of a list, or of a run's fold, by the UA-MT protocol. Prints a row per case and mean
 (standard deviation), and writes metrics.csv and metrics.json into <folder of the checkpoint>/<its name>_<split>/. With
