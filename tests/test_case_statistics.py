@@ -1,5 +1,6 @@
 """Batch norm by the statistics of a case, against NumPy's means and variances, and through inference.py."""
 
+import argparse
 import copy
 import itertools
 
@@ -13,6 +14,7 @@ from torch import nn
 from mtseg.case_statistics import with_case_statistics
 from mtseg.networks.vnet import VNet
 from mtseg.script import scans
+from mtseg.script.windows import side_by_side
 from mtseg.sliding_window import test_single_case as single_case
 
 
@@ -97,3 +99,15 @@ def test_a_network_without_batch_norm_ends_in_a_sentence(tmp_path, capsys):
         infer(run / "w0.pth", source, output_dir=tmp_path / "out", case_statistics=0.5)
     assert stopped.value.code == 2
     assert "--case_statistics 0.5: the network has no batch norm; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_of_a_stack_all_slices_count(axis):
+    stack = np.random.default_rng(0).normal(size=(6, 6, 6)).astype(np.float32)
+    args = argparse.Namespace(dims=2, n_channels=1, context=0, resize=None, patch_size=[4, 6], num_classes=2)
+    args.stride_xy, args.stride_z = 1, None
+    slices = np.moveaxis(stack, axis, 0)
+    found = side_by_side(stack, axis, args).numpy()
+    np.testing.assert_array_equal(
+        np.sort(found, 0), np.sort(np.concatenate([slices[:, :4], slices[:, 2:]])[:, None], 0)
+    )
