@@ -19,13 +19,12 @@ def all_flips(axes):
     return tuple(itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1)))
 
 
-def plane_flips(dims, axis=0):
-    """The four choices of axes that training mirrors, too: of W and H of a volume, of H and W of an image or of slices.
+def plane_flips(through):
+    """The four choices of the axes of a plane: all of (-3, -2, -1) but `through`.
 
-    `axis`: where `dims` is 2, the one of three spatial axes along which slices follow each other, 0 for images. Along
-    D no network of this family ever saw a volume mirrored, and is worse on one (docs/inference.md).
+    That is -1 for volumes, since along D no network of this family ever saw one mirrored, and is worse on one
+    (docs/inference.md); for stacks the axis along which slices follow each other; -3 for images.
     """
-    through = -1 if dims == 3 else axis - 3
     return all_flips([a for a in (-3, -2, -1) if a != through])
 
 

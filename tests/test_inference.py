@@ -221,6 +221,40 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
     assert result["parameters"] == 2 * sum(p.numel() for p in net.parameters())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_in_the_familys_files_are_mirrored_in_their_plane(tmp_path, channels):
+    """`mri_norm2.h5`, whose slices would be the last axis, can hold an image of two axes."""
+    rng, data = np.random.default_rng(0), tmp_path / "data"
+    for case in ("c0", "c1"):
+        (data / "data" / case).mkdir(parents=True)
+        with h5py.File(data / "data" / case / "mri_norm2.h5", "w") as file:
+            file["image"] = rng.normal(size=(channels, 20, 24)[channels == 1 :]).astype(np.float32)
+            file["label"] = rng.integers(0, 3, (20, 24)).astype(np.uint8)
+    (data / "test.list").write_text("c0\nc1\n")
+    (weights,) = make_run(tmp_path / "run", n_channels=channels, dims=2, patch_size=[16, 16], root_path=str(data))
+    net = VNet(channels, 3, 2, "batchnorm", has_dropout=True, dims=2).eval()
+    torch.save(net.state_dict(), weights)
+    words = [
+        "--model_path",
+        weights,
+        "--tta",
+        "--save_probabilities",
+        "--intensity",
+        "none",
+        "--output_dir",
+        tmp_path / "out",
+    ]
+    inference.main([str(word) for word in words])
+    with h5py.File(data / "data/c1/mri_norm2.h5") as file:
+        image = file["image"][...]
+    expected = 0
+    for axes in (), (-2,), (-1,), (-2, -1):
+        _, score = single_case(net, np.flip(image, axes), 16, None, (16, 16), 3)
+        expected = expected + np.flip(score, axes) / 4
+    with h5py.File(tmp_path / "out/probabilities/c1.h5") as file:
+        np.testing.assert_allclose(file["probabilities"][...], expected, atol=2e-3)
+
+
 @needs_compiler
 def test_winograds_convolutions_change_the_last_digits_alone(tmp_path, monkeypatch):
     calls = []

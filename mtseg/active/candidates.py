@@ -15,7 +15,7 @@ from mtseg.script.inference_flags import inference_parser, parse_inference
 from mtseg.script.runfolder import choose_device
 from mtseg.script.segment import load_networks
 from mtseg.script.sources import Source, data_root
-from mtseg.script.windows import predict
+from mtseg.script.windows import predict, through
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import pad_to, resize_nearest
 from mtseg.volumes import read_volume
@@ -115,7 +115,7 @@ class Network:
         image, args = self.dataset.read(self.cases.names[number])["image"], self.args
         nets, flips, repeated = [*self.trained.nets, *self.trained.partners], averaging.NO_FLIPS, 1
         if self.members_are == "flips":
-            flips = averaging.plane_flips(args.dims, self.cases.axis)
+            flips = averaging.plane_flips(through(image, self.cases.axis, args))
         if self.members_are == "dropout":
             repeated = self.samples
 

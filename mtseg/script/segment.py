@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtseg import averaging
-from mtseg.case_statistics import with_case_statistics
+from mtseg.case_statistics import batch_norms, with_case_statistics
 from mtseg.checkpoint import file_sha256, find_state_dict, load_checkpoint, load_weights, write_whole
 from mtseg.datasets import DataError
 from mtseg.images import ENDINGS as IMAGES
@@ -24,7 +24,7 @@ from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
 from mtseg.script.networks import network_class
 from mtseg.script.sources import plain_table
-from mtseg.script.windows import class_name, counted_classes, predict, side_by_side
+from mtseg.script.windows import class_name, counted_classes, predict, side_by_side, through
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference
 from mtseg.volumes import VolumeError, hdf5_bytes, volume_bytes
@@ -78,7 +78,11 @@ def load_networks(args, device):
             raise FlagError(f"--uncertainty mc_dropout: the network has no dropout; {remedy}")
     parameters = sum(parameter.numel() for net in nets for parameter in net.parameters())
     nets, partners = ([net.to(device) for net in group] for group in (nets, partners))
-    if not args.case_statistics:
+    if args.case_statistics:
+        for net, path in zip(nets, args.model_path, strict=True):
+            if not batch_norms(net):
+                raise FlagError(f"--case_statistics: {path} has no batch norm that keeps statistics; leave it out")
+    else:
         nets, partners = ([ready(net, args) for net in group] for group in (nets, partners))
     return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters, told[0])
 
@@ -94,15 +98,9 @@ def ready(net, args):
 
 def adapted(trained, scan, args):
     """`trained`, its networks with the share --case_statistics of the scan's own statistics."""
-    windows = side_by_side(scan.image, scan.axis, args)
-
-    def of_case(net):
-        try:
-            return ready(with_case_statistics(net, windows, args.case_statistics), args)
-        except ValueError as error:
-            raise FlagError(f"--case_statistics {args.case_statistics:g}: {error}; leave it out") from error
-
-    nets, partners = ([of_case(net) for net in group] for group in (trained.nets, trained.partners))
+    windows, share = side_by_side(scan.image, scan.axis, args), args.case_statistics
+    groups = trained.nets, trained.partners
+    nets, partners = ([ready(with_case_statistics(net, windows, share), args) for net in group] for group in groups)
     return trained._replace(nets=nets, partners=partners)
 
 
@@ -114,7 +112,7 @@ def segment(trained, scan, args):
     def scores_of(net, image):
         return predict(net, image, scan.axis, args, args.weighting)
 
-    flips = averaging.plane_flips(args.dims, scan.axis) if args.tta else averaging.NO_FLIPS
+    flips = averaging.plane_flips(through(image, scan.axis, args)) if args.tta else averaging.NO_FLIPS
     scores = averaging.mean_score(scores_of, trained.nets, image, flips)
     if args.uncertainty == "ensemble":
         return scores, scores

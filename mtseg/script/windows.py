@@ -16,13 +16,24 @@ from mtseg.sliding_window import test_single_case
 from mtseg.transforms import resize_nearest
 
 
+def is_stack(image, args):
+    """Whether `image`, (*spatial) or (C, *spatial), is to be segmented slice by slice."""
+    return args.dims == 2 and image.ndim - (args.n_channels > 2 * args.context + 1) == 3
+
+
+def through(image, axis, args):
+    """The axis of a case, counted from the last, that leads out of the plane; -3 where it is an image.
+
+    Of a volume that is D, of a stack the spatial `axis` along which its slices follow each other."""
+    return -1 if args.dims == 3 else axis - 3 if is_stack(image, args) else -3
+
+
 def predict(net, image, axis, args, weighting="uniform"):
     """The score map, float32 (num_classes, *spatial), of `image`, (*spatial) or (C, *spatial), by `net` in eval mode.
 
     With --dims 2 a stack has three spatial axes; its slices along `axis` are segmented one by one, each in --resize
     pixels and back, with --context neighbours as channels.
     """
-    stack = args.dims == 2 and image.ndim - (args.n_channels > 2 * args.context + 1) == 3
 
     def windows(part):
         size = part.shape[-args.dims :]
@@ -31,7 +42,7 @@ def predict(net, image, axis, args, weighting="uniform"):
         _, score = test_single_case(net, part, *lay, weighting=weighting)
         return resize_nearest(score, size) if args.resize else score
 
-    if not stack:
+    if not is_stack(image, args):
         return windows(image)
     slices = range(image.shape[axis - 3])
     return np.stack([windows(slice_of(image, k, axis, args.context)) for k in slices], axis=1 + axis)
@@ -50,7 +61,9 @@ class _Collector(nn.Module):
 
 
 def side_by_side(image, axis, args):
-    """float (N, C, *patch_size): the windows that cover `image`, which overlap only where the last ones have to."""
+    """float (N, C, *patch_size): windows that cover `image`, with what pads it.
+
+    They overlap as little as they can with one stride along the plane's two axes."""
     collector = _Collector(args.num_classes)
     strides = {"stride_xy": min(args.patch_size[:2]), "stride_z": args.patch_size[-1]}
     predict(collector, image, axis, argparse.Namespace(**vars(args) | strides))
