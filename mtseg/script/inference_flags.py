@@ -58,11 +58,8 @@ def inference_parser(description):
     flag("--continue", dest="go_on", action="store_true", help="pass over the cases that an earlier call finished")
 
     flag, rare = parser.group("averaging and cleaning up")
-    flag(
-        "--tta",
-        action="store_true",
-        help="average over the image and its three mirror images, of a volume in the W-H plane",
-    )
+    mirrored = "average over the image and its three mirror images, of a volume in the W-H plane"
+    flag("--tta", action="store_true", help=mirrored)
     flag("--weighting", choices=("uniform", "gaussian"), default="uniform", help="of a window's voxels in the average")
     share = "share of each case's own means and variances in batch norm, the rest is the training's (docs/inference.md)"
     flag("--case_statistics", type=flags.fraction, default=0.0, metavar="SHARE", help=share)
