@@ -310,7 +310,7 @@ def parse(parser, argv):
         settings["patch_size"] = settings["patch_size"][:2]  # of slices of Phantom
     settings = (IMAGE_SETTINGS if images else {}) | data | settings
     kind = chosen.get("network") or settings.get("network") or parser.get_default("network")
-    settings["has_dropout"] = kind != "unet"  # its narrow form loses classes; of the others that was not measured
+    settings["has_dropout"] = kind != "unet"  # it loses classes by it; vnet loses Dice, but drops in all of its papers
     kind = kind.rpartition(":")[2].lower()
     settings["exp"] = kind if kind.isidentifier() else "own"  # of another, what is wrong is said later
     settings |= planned
