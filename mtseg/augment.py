@@ -166,7 +166,7 @@ def strong_view(
 
     if strengths.mixin:
         box = _boxes(mix_box, size, strengths.mixin, device)
-        partner = (partner * len(mix_images)).long().to(device)
+        partner = (partner * len(mix_images)).long().to(device, non_blocking=True)
         view = torch.where(box, mix_images[partner].float(), view)
         compared = compared & ~box
         if mix_labels is not None:
@@ -259,7 +259,7 @@ def sampling_grid(size, matrix, control=None, device="cpu"):
     """
 
     def per_sample(values):
-        return values.float().to(device).view(-1, *[1] * len(size))
+        return values.float().to(device, non_blocking=True).view(-1, *[1] * len(size))
 
     from_middle = [
         (torch.arange(side, device=device) - (side - 1) / 2).view(-1, *[1] * (len(size) - axis - 1))
@@ -287,16 +287,16 @@ def gaussian_blur(images, sigma):
     for side in images.shape[2:]:
         position = torch.arange(side, dtype=torch.float64)
         kernel = torch.softmax(-(position[:, None] - position).square() / (2 * variance.cpu()), dim=-1)
-        images = _multiply("ncp...,nsp->nc...s", images, kernel.to(images.dtype).to(images.device))
+        images = _multiply("ncp...,nsp->nc...s", images, kernel.to(images.device, images.dtype, non_blocking=True))
     return images
 
 
 def _spline(control, size, spacing, device):
     """The cubic B-spline with control points (N, C, *points), so many voxels apart along each axis, at each voxel."""
-    values = control.float().to(device)
+    values = control.float().to(device, non_blocking=True)
     for side, step in zip(size, spacing, strict=True):
         # Each product turns the first of the spatial axes into the last: after the last one they are in order.
-        values = _multiply("ncp...,sp->nc...s", values, _bspline(side, step).to(device))
+        values = _multiply("ncp...,sp->nc...s", values, _bspline(side, step).to(device, non_blocking=True))
     return values
 
 
@@ -320,7 +320,7 @@ def _boxes(draw, size, share, device):
 
     `draw` (boxes, N, 1 + ndim), uniform in [0, 1): the size of each box, and its position along each axis.
     """
-    draw = draw.float().to(device)
+    draw = draw.float().to(device, non_blocking=True)
     extent = (draw[..., 0] * (share / len(draw))) ** (1 / len(size))
     inside = True
     for axis, side in enumerate(size):
@@ -336,7 +336,7 @@ def _sample(values, grid, mode):
 
 
 def _per_sample(values, like):
-    return values.to(like.dtype).to(like.device).view(-1, *[1] * (like.ndim - 1))
+    return values.to(like.device, like.dtype, non_blocking=True).view(-1, *[1] * (like.ndim - 1))
 
 
 def _multiply(equation, values, matrix):

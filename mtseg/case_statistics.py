@@ -48,11 +48,11 @@ class _Moments:
     def __init__(self, norm, share):
         self.norm, self.share = norm, share
         self.learned = norm.running_mean.clone(), norm.running_var.clone()
-        self.total, self.count = torch.zeros(2, len(norm.running_mean), dtype=torch.double), 0
+        self.total, self.count = torch.zeros_like(torch.stack(self.learned), dtype=torch.double), 0
 
     def __call__(self, _, inputs):
         values = inputs[0].transpose(0, 1).flatten(1)
-        variance, mean = (moment.double().cpu() for moment in torch.var_mean(values, 1, correction=0))
+        variance, mean = (moment.double() for moment in torch.var_mean(values, 1, correction=0))
         moments, count = torch.stack([mean, variance + mean**2]), values.shape[1]
         self.use(moments, count)
         self.total, self.count = self.total + count * moments, self.count + count

@@ -29,7 +29,7 @@ def hidden_blocks(number, size, block, ratio, device=None):
     if any(side % block for side in size) or not 0 < hidden < count:
         raise ValueError(f"{hidden} of {count} blocks of {block} voxels a side in {tuple(size)}: hide some, not all")
     order = torch.rand(number, count).argsort(1).argsort(1)
-    return resized((order < hidden).view(number, 1, *blocks).to(device), size)
+    return resized((order < hidden).view(number, 1, *blocks).to(device, non_blocking=True), size)
 
 
 def hidden_count(size, block, ratio):
@@ -182,7 +182,7 @@ def _curved(x):
     value = 3 * t * (1 - t) ** 2 * y1 + 3 * t**2 * (1 - t) * y2 + t**3
     value = value.flip(0) if torch.rand(()) < 0.5 else value
     place = torch.searchsorted(along, t).clamp(max=1000)
-    return value[place].to(x.device)[(x * 1000).round().long()]
+    return value[place].to(x.device, non_blocking=True)[(x * 1000).round().long()]
 
 
 def _shuffled(x):
@@ -199,7 +199,7 @@ def _shuffled(x):
     mixed = boxes.gather(1, torch.rand(boxes.shape).argsort(1))
     chosen = torch.rand(len(boxes), 1) < 0.5
     places.view(-1)[boxes.flatten()] = torch.where(chosen, mixed, boxes).flatten()
-    return x.flatten(1)[:, places.flatten().to(x.device)].view(x.shape)
+    return x.flatten(1)[:, places.flatten().to(x.device, non_blocking=True)].view(x.shape)
 
 
 def _painted(x):
@@ -211,5 +211,5 @@ def _painted(x):
         edges = [max(int(side * (shares[0] + (shares[1] - shares[0]) * torch.rand(()))), 1) for side in inside.shape]
         corner = [int(torch.randint(side - edge + 1, ())) for side, edge in zip(inside.shape, edges, strict=True)]
         inside[tuple(slice(c, c + edge) for c, edge in zip(corner, edges, strict=True))] = True
-    noise = torch.rand(x.shape)
-    return torch.where((inside != around).to(x.device), noise.to(x.device), x)
+    painted, noise = (drawn.to(x.device, non_blocking=True) for drawn in (inside != around, torch.rand(x.shape)))
+    return torch.where(painted, noise, x)

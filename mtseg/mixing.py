@@ -15,7 +15,7 @@ def mixup(a, b, weight):
     1, is a number or a tensor of N of them, one a sample.
     """
     if isinstance(weight, torch.Tensor) and weight.dim():
-        weight = weight.to(a).view(-1, *[1] * (a.dim() - 1))
+        weight = weight.to(a, non_blocking=True).view(-1, *[1] * (a.dim() - 1))
     return weight * a + (1 - weight) * b
 
 
@@ -77,5 +77,6 @@ def _boxes(corners, edges, size, device):
     for axis, side in enumerate(size):
         along = torch.arange(side)
         along = (along >= corners[:, axis, None]) & (along < ends[:, axis, None])
-        inside = inside & along.to(device).view(-1, 1, *[side if axis == other else 1 for other in range(len(size))])
+        along = along.view(-1, 1, *[side if axis == other else 1 for other in range(len(size))])
+        inside = inside & along.to(device, non_blocking=True)
     return inside

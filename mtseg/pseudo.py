@@ -107,7 +107,7 @@ def largest_components(labels):
     cleaned = labels.to("cpu", torch.uint8, copy=True).numpy()
     with ThreadPoolExecutor() as threads:  # SciPy lets them run side by side
         list(threads.map(_keep_largest, cleaned))
-    return torch.from_numpy(cleaned).to(labels)
+    return torch.from_numpy(cleaned).to(labels, non_blocking=True)
 
 
 def _keep_largest(sample):

@@ -66,8 +66,8 @@ def train(args, run):
                 box = inner_box(unlabeled.shape[2:], args.mask_ratio, run.device).expand(
                     len(unlabeled), 1, *[-1] * args.dims
                 )
-                pasted = box ^ (torch.arange(len(box), device=run.device) % 2 == 1).view(-1, *[1] * (args.dims + 1))
-                source = torch.arange(len(unlabeled)) % labeled_bs
+                places = torch.arange(len(unlabeled), device=run.device)
+                pasted, source = box ^ (places % 2 == 1).view(-1, *[1] * (args.dims + 1)), places % labeled_bs
                 mixed, glued = torch.where(pasted, labeled[source], unlabeled), label[source]
             with run.autocast:
                 outputs = student(torch.cat([labeled, mixed]))
