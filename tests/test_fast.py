@@ -110,6 +110,21 @@ def test_fast_beside_flags_that_winograd_does_not_go_with(more):
     assert args.compile == more.get("compile", False)
 
 
+@pytest.mark.parametrize("name", ["channels_last", "winograd"])
+def test_what_is_switched_off_stays_off_beside_fast(no_gpu, data, tmp_path, name):
+    """On the command line, in a file of settings, and in the tests of inference.py."""
+    (tmp_path / "settings.json").write_text(json.dumps({"fast": True, name: False}))
+    for number, words in enumerate((["--fast", f"--no-{name}"], ["--config", str(tmp_path / "settings.json")])):
+        config = config_of(run(data, tmp_path / str(number), *words))
+        assert config["fast"] and not config[name] and config["channels_last"] != config["winograd"]
+
+
+def test_compile_can_be_left_out_of_fast(monkeypatch, tf32):
+    monkeypatch.setattr(fast, "_can_compile", lambda args: True)
+    args = argparse.Namespace(fast=True, compile=False)
+    assert fast.switch_on(args, torch.device("cuda")) == ["--fast: channels_last, TF32"] and args.compile is False
+
+
 @pytest.fixture
 def tf32():
     """PyTorch's own settings, which a test may change."""

@@ -54,8 +54,8 @@ def config_settings(parser, path):
             continue  # another method's name is not this one's
         if key in ("freeze", "unfreeze_at") and "torch" in config and config.get("lr_schedule") == "sawtooth":
             continue  # that schedule has set them, and another schedule or length does not have them
-        if key in FAST_DECIDES and config.get("fast") is True:
-            continue  # this machine's --fast may be another one
+        if key in FAST_DECIDES and config.get("fast") is True and "torch" in config:
+            continue  # what --fast was there; this machine's may be another one
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "take it out, or see --help all for what there is"

@@ -18,22 +18,23 @@ WORDS = {
 def switch_on(args, device):
     """Set in `args` what --fast stands for on `device`, beside what other flags ask for; returns notes for the log.
 
-    Afterwards `args` has channels_last, winograd, tf32 and compile, True or False. What is chosen depends on the
-    machine and the flags alone, so that a resumed run chooses the same. float32 convolutions on a GPU round their
-    factors to TF32, with 10 bits instead of 23, only with --fast; PyTorch's own default is that they do.
+    Afterwards `args` has channels_last, winograd, tf32 and compile, True or False; what is False before, as by
+    --no-compile, stays so. What is chosen depends on the machine and the flags alone, so that a resumed run chooses the
+    same. float32 convolutions on a GPU round their factors to TF32, with 10 bits instead of 23, only with --fast;
+    PyTorch's own default is that they do.
     """
-    for name in WORDS:
-        setattr(args, name, getattr(args, name, False))
-    notes = []
+    asked = {name: getattr(args, name, None) for name in WORDS}
+    chosen, notes = set(), []
     if args.fast:
         settings, why_not = {"channels_last": True}, ""
         if device.type == "cpu":
-            why_not = _why_not_winograd(args)
+            why_not = "" if asked["winograd"] is False else _why_not_winograd(args)
             settings["winograd"] = not why_not
         else:
             settings |= {"tf32": True, "compile": _can_compile(args)}
-        vars(args).update({name: True for name, on in settings.items() if on})
-        notes.append(f"--fast: {', '.join(WORDS[name] for name, on in settings.items() if on)}{why_not}")
+        chosen = {name for name, on in settings.items() if on and asked[name] is not False}
+        notes.append(f"--fast: {', '.join(WORDS[name] for name in WORDS if name in chosen) or 'nothing'}{why_not}")
+    vars(args).update({name: name in chosen or bool(asked[name]) for name in WORDS})
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.tf32
     return notes
 
@@ -50,7 +51,7 @@ def convolutions(args, net):
 
 def _why_not_winograd(args):
     """The words behind the log's sentence where Winograd's convolutions are left out, else ''."""
-    if args.compile or getattr(args, "amp", "off") != "off":
+    if getattr(args, "compile", False) or getattr(args, "amp", "off") != "off":
         return f"; without {WORDS['winograd']}, which are for float32 in eager mode"
     try:
         check_compiler()

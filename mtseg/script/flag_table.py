@@ -4,6 +4,7 @@ python -m mtseg.script.flag_table
 """
 
 from mtseg.script import flags, methods
+from mtseg.script.config import FAST_DECIDES
 
 HEAD = """# Flags
 
@@ -15,6 +16,8 @@ A JSON file with any of them is given by `--config`; the command line wins. A ru
 def shown(action):
     """A flag's default, as Markdown."""
     default = action.default
+    if action.dest in FAST_DECIDES:
+        return "as `--fast`"
     if default is None:
         return ""
     if isinstance(default, bool):

@@ -48,7 +48,7 @@ def inference_parser(description):
     rare("--save_colors", action="store_true", help="of images: also write predictions as colour images (RGB)")
     flag("--gpu", default="0", metavar="N", help="number of the GPU; without one the CPU is used")
     flag("--fast", action="store_true", help=flags.FAST)
-    rare("--winograd", action="store_true", help=flags.WINOGRAD)
+    rare("--winograd", action=argparse.BooleanOptionalAction, default=None, help=flags.WINOGRAD)
     rare("--keep_memory", action=argparse.BooleanOptionalAction, default=True, help=flags.KEEP_MEMORY)
 
     flag, rare = parser.group("scans instead of a list")
