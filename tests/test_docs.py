@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import make_data, make_images, make_stacks
+from warm_python import warm_python
 
 from mtseg.script import flag_table
 from mtseg.script.methods import training_scripts
@@ -145,7 +146,7 @@ def small(line):
     line = re.sub(r"iter_\d+", "iter_2", line).replace("seed1337", "seed1")
     line = line.replace('"Training Set" data/LA', '"Training Set" made/LA')
     line = line.replace("torchrun ", "python -m torch.distributed.run ")
-    line = line.replace("python ", f"{shlex.quote(sys.executable)} ")
+    line = line.replace("python ", "$PYTHON ")
     table = "table.py" in line or "active_learning.py" in line
     script = "--flags" if table else r"(?:recipes/)?(?:pre)?train_\w+\.py"
     before, script, rest = re.match(rf"(.*?)({script}|$)(.*)", line).groups()
@@ -165,8 +166,8 @@ def small(line):
     return f"{before}{script} {shlex.join(words)}" + ("" if table or "--resume" in words else " --overwrite")
 
 
-def run_page(page, workspace):
-    """Run all commands of a page; those that failed, with what they printed.
+def run_page(page, workspace, python):
+    """Run all commands of a page by the executable `python`; those that failed, with what they printed.
 
     In `runs` lie the results of README.md's commands alone, whichever pages came before: reports read all of it.
     """
@@ -174,7 +175,7 @@ def run_page(page, workspace):
         shutil.rmtree(workspace / made, ignore_errors=True)
     if (workspace / "runs_of_readme").exists():
         shutil.copytree(workspace / "runs_of_readme", workspace / "runs")
-    environment = {**os.environ, "PYTHONPATH": str(workspace)}
+    environment = {**os.environ, "PYTHONPATH": str(workspace), "PYTHON": str(python)}
     failed = []
     for line in commands(page):
         if not MADE_ELSEWHERE.search(line):
@@ -217,10 +218,16 @@ def write_challenge(root):
 
 
 @pytest.fixture(scope="module")
-def workspace(repository):
-    """The copied repository with tiny data sets in it, in which README.md's commands have run; those that failed."""
+def warm(tmp_path_factory):
     for extra in EXTRAS:
         pytest.importorskip(extra)
+    with warm_python(tmp_path_factory.mktemp("warm")) as python:
+        yield python
+
+
+@pytest.fixture(scope="module")
+def workspace(repository, warm):
+    """The copied repository with tiny data sets in it, in which README.md's commands have run; those that failed."""
     make_data(repository / "data/Phantom", train=124, test=2)
     make_data(repository / "sets/LA", train=30, test=3)
     make_data(repository / "data/LA", train=30, test=3)
@@ -237,15 +244,15 @@ def workspace(repository):
         (repository / f"data/{name}/classes.json").unlink()
     write_scans(repository / "Task02_Heart")
     write_challenge(repository / "Training Set")
-    failed = run_page(PAGES[0], repository)
+    failed = run_page(PAGES[0], repository, warm)
     shutil.copytree(repository / "runs", repository / "runs_of_readme")
     return repository, failed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_runs(page, workspace):
+def test_every_command_runs(page, workspace, warm):
     repository, failed_in_readme = workspace
-    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository)
+    failed = failed_in_readme if page == PAGES[0] else run_page(page, repository, warm)
     assert not failed, "\n\n".join(failed)
 
 
