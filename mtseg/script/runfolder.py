@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mtseg.checkpoint import file_sha256, load_checkpoint
-from mtseg.script.config import LEARNED
+from mtseg.script.config import FAST_DECIDES, LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
 ANCESTRY = ("pretrained_from", "pretrained_cases")
@@ -234,7 +234,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     if state["iteration"] > config["max_iterations"]:
         length = config["max_iterations"]
         raise RunError(f"{path}: at iteration {state['iteration']}, past --max_iterations {length}; raise it")
-    before = {**defaults, **state["config"]}
+    before = {**defaults, **dict.fromkeys(FAST_DECIDES, False), **state["config"]}
     for name in ("train_cases", "val_cases", "unlabeled_cases", "fold_cases"):
         if before.get(name) != config.get(name):
             raise RunError(f"{path}: the run was started on other cases ({name} differ); restore the lists")
