@@ -110,9 +110,10 @@ def test_fast_beside_flags_that_winograd_does_not_go_with(more):
     assert args.compile == more.get("compile", False)
 
 
+@needs_compiler
 @pytest.mark.parametrize("name", ["channels_last", "winograd"])
 def test_what_is_switched_off_stays_off_beside_fast(no_gpu, data, tmp_path, name):
-    """On the command line, in a file of settings, and in the tests of inference.py."""
+    """On the command line, and in a file of settings."""
     (tmp_path / "settings.json").write_text(json.dumps({"fast": True, name: False}))
     for number, words in enumerate((["--fast", f"--no-{name}"], ["--config", str(tmp_path / "settings.json")])):
         config = config_of(run(data, tmp_path / str(number), *words))
