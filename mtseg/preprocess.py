@@ -83,6 +83,9 @@ def check_settings(settings):
 
     if not isinstance(settings, dict):
         raise PreprocessError("the preprocessing is no JSON object")
+    for name in ("spacing", "channels"):
+        if name not in settings:
+            raise PreprocessError(f"the preprocessing does not say {name}; write it anew with data/prepare_nifti.py")
     problems = [f"{name} {settings.get(name)!r}" for name in CHOICES if settings.get(name) not in CHOICES[name]]
     spacing, window, labels, channels = (settings.get(name) for name in ("spacing", "window", "labels", "channels"))
     if spacing is not None and not (numbers(spacing, 3) and min(spacing) > 0):

@@ -16,7 +16,7 @@ import numpy as np
 import prepare_nifti
 import pytest
 import torch
-from conftest import PHASES, needs_compiler
+from conftest import PHASES, make_stacks, needs_compiler
 from reference import fill
 from scipy import stats
 from test_prepare_nifti import AFFINE, SHAPE, make_brats, make_decathlon, save, scan, words
@@ -743,6 +743,36 @@ def test_the_folder_of_a_run_is_no_output_dir(data, tmp_path, capsys):
     said = refused(capsys, "--model_path", weights, "--output_dir", tmp_path / "run")
     assert "a run lies there" in said
     assert (tmp_path / "run/metrics.csv").read_text() == "iteration,loss\n"
+
+
+def test_a_strangers_weights_are_tested_again_beside_their_results(data, tmp_path):
+    """Their folder, without a run's config.json, may hold a metrics.csv: our own of the first test, or another tool's."""
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    weights = weights.rename(theirs / "weights.pth")
+    settings = ["--root_path", data, "--n_filters", 2, "--patch_size", 16, 16, 16, "--output_dir", theirs]
+    results = [inference.main(words("--model_path", weights, *settings)) for _ in range(2)]
+    assert (theirs / "metrics.csv").is_file() and results[0]["cases"] == results[1]["cases"]
+    assert results[1]["training_seconds"] is None
+
+
+def test_a_damaged_metrics_csv_of_a_run_is_found_before_the_first_case(data, tmp_path, capsys, monkeypatch):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    (tmp_path / "run/metrics.csv").write_text("iteration,loss\n1,0.5\n")
+    monkeypatch.setattr(inference, "infer_case", lambda *_: pytest.fail("a case was segmented"))
+    said = refused(capsys, "--model_path", weights, "--output_dir", tmp_path / "out")
+    assert "run/metrics.csv" in said and "iterations_per_second" in said
+
+
+def test_what_is_saved_never_replaces_the_cases(tmp_path, capsys):
+    """The flat layout of ACDC, <root>/data/<case>.h5, is how --save_result names its files too."""
+    data = make_stacks(tmp_path / "stacks")
+    (weights,) = make_run(tmp_path / "run", num_classes=3, dims=3, root_path=str(data))
+    before = {path: path.read_bytes() for path in (data / "data").iterdir()}
+    said = refused(capsys, "--model_path", weights, "--dims", 3, "--save_result", data / "data")
+    assert "--save_result" in said and "the cases themselves lie there" in said
+    assert {path: path.read_bytes() for path in (data / "data").iterdir()} == before
 
 
 # ------------------------------------------------------------------------------------------ settings of runs and data

@@ -4,6 +4,7 @@ import json
 
 import h5py
 import numpy as np
+import pretrain_masked
 import pytest
 import torch
 from conftest import ball, make_data, make_images, make_stacks
@@ -240,6 +241,20 @@ def test_a_batch_holds_no_more_labelled_cases_than_there_are(tmp_path, data):
     (data / "plan.json").write_text(json.dumps(made))
     got = trained(train_mean_teacher, data, tmp_path, "--plan", data / "plan.json", "--labelnum", 2)
     assert (got["labeled_bs"], got["batch_size"]) == (2, 5)
+
+
+def test_pretraining_takes_of_a_plan_what_is_not_about_labels(tmp_path, data, capsys):
+    """Of the training that follows it is the same plan, whether or not that says how many cases are labelled."""
+    made = make_plan([str(data), *TINY])
+    words = ["--root_path", data, "--output_dir", tmp_path, "--plan", data / "plan.json", *SHORT, "--mask_block", 2]
+    for exp, labels in (("without", {}), ("with", {"labelnum": 2, "ignore_padding": True})):
+        (data / "plan.json").write_text(json.dumps({**made, **labels, "batch_size": 3}))
+        folder = pretrain_masked.main([*map(str, [*words, "--exp", exp])])
+        got = json.loads((folder / "config.json").read_text())
+        for name in ("patch_size", "strides", "kernel_sizes", "network", "n_filters", "normalization"):
+            assert got[name] == made[name]
+        assert (got["batch_size"], got["labelnum"], got["ignore_padding"]) == (3, 0, False)
+    assert "instead of" not in capsys.readouterr().out
 
 
 def test_images_and_slices_are_trained_by_their_plans(tmp_path):

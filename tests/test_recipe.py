@@ -5,6 +5,7 @@ import copy
 import csv
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from conftest import TINY, TINY_OF, killed_after_saving, make_data, needs_compiler, only_on_the_cpu, write_case
 
+import inference
 import train_mean_teacher
 from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
@@ -445,6 +447,23 @@ def test_test_only_tests_the_newest_weights(data, tmp_path, capfd):
     assert stopped.value.code == 0
     assert "mean (std)" in capfd.readouterr().out
     assert (folder / "iter_2_test/metrics.json").is_file()
+
+
+def test_a_test_is_given_what_no_config_may_say(data, tmp_path, monkeypatch, capsys):
+    """Code is named anew by who runs it, and a GPU is one of this machine: --test_only and the last line name both."""
+    code = tmp_path / "own.py"
+    code.write_text("from mtseg.networks.vnet import VNet\n\n\nclass Net(VNet):\n    pass\n")
+    more = {"network": f"{code}:Net", "max_iterations": 1}
+    folder = run("supervised", data, tmp_path / "runs", **more)
+    *_, command = capsys.readouterr().out.strip().splitlines()
+    result = inference.main(shlex.split(command)[2:])
+    assert result["network"]["network"] == more["network"]
+    called = []
+    monkeypatch.setattr("subprocess.call", lambda words: called.append(words) or 0)
+    with pytest.raises(SystemExit):
+        run("supervised", data, tmp_path / "runs", "--test_only", gpu=1, **more)
+    weights = str(folder / "iter_1.pth")
+    assert called[0][2:] == ["--model_path", weights, "--network", more["network"], "--gpu", "1"]
 
 
 def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):

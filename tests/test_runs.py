@@ -27,7 +27,7 @@ import train_sup
 from mtseg import losses, optim, ramps
 from mtseg.networks import unet
 from mtseg.script import build, endings, flags, networks, run, runfolder
-from mtseg.script.runlog import RunLog
+from mtseg.script.runlog import RunLog, read_metrics
 from mtseg.transforms import RandomCrop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,10 +123,11 @@ def test_a_run_that_is_cut_off_before_its_first_row_keeps_those_of_before(finish
     assert (there / "metrics.csv").read_text() == before
     log = RunLog(there, start=4)
     log.row({"iteration": 5, "loss": 0.25})
-    log.row({"iteration": 6, "loss": 0.25, "late": 7})
+    log.row({"iteration": 6, "loss": 0.25, "late": 'warm, "slow"'})  # a script's own words may be any
     with open(there / "metrics.csv", newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["late"] for row in table] == [""] * 5 + ["7"]
+    assert [row["late"] for row in table] == [""] * 5 + ['warm, "slow"']
+    assert [row["late"] for row in read_metrics(there / "metrics.csv")] == [""] * 5 + ['warm, "slow"']
     assert [row["iteration"] for row in table] == list("123456")
     assert [row["lr"] for row in table] == [*(row["lr"] for row in csv.DictReader(before.splitlines())), "", ""]
 

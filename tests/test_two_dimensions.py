@@ -334,6 +334,17 @@ def test_stacks_are_tested_as_volumes_and_resized_back(tmp_path):
         assert row["dice"] == pytest.approx(binary.dc(*pair))
         if pair[0].any():
             assert row["hd95"] == pytest.approx(binary.hd95(*pair))
+    # A file of the list is an --input too.
+    alone = infer(folder, "--input", data / f"data/{row['case']}.h5", "--unit", "voxel", "--output_dir", tmp_path / "b")
+    assert alone["cases"] == [one for one in result["cases"] if one["case"] == row["case"]]
+    with h5py.File(data / f"data/{row['case']}.h5", "r+") as file:
+        image = np.stack(2 * [file["image"][:]])
+        del file["image"]
+        file["image"] = image
+    with pytest.raises(SystemExit):
+        infer(folder, "--input", data / f"data/{row['case']}.h5", "--output_dir", tmp_path / "c")
+    failures = json.loads((tmp_path / "c/metrics.json").read_text())["failures"]
+    assert failures[row["case"]].endswith("has 2 channels (6 with --context 1), the network takes 3")
 
 
 def test_volumes_are_trained_on_slice_by_slice(tmp_path):

@@ -17,7 +17,6 @@ from mtseg.script.config import LEARNED
 from mtseg.script.flags import FlagError
 from mtseg.script.inference_flags import listed_in
 from mtseg.script.runfolder import RESULT_FOLDERS, holds_run, selection_of
-from mtseg.script.runlog import training_cost
 from mtseg.script.segment import POSTPROCESSING
 
 NETWORK = ("network", "n_channels", "num_classes", "n_filters", "normalization", "has_dropout")
@@ -39,9 +38,11 @@ def output_folder(args, sources):
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
     if holds_run(folder):
         raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
-    written = {(folder / part).resolve() for part in RESULT_FOLDERS}
-    if any(path.resolve().parent in written for files in sources.values() for path in files):
+    read = {path.resolve().parent for files in sources.values() for path in files}
+    if not read.isdisjoint((folder / part).resolve() for part in RESULT_FOLDERS):
         raise FlagError(f"--output_dir {folder}: what is written there would replace the input; name another")
+    if args.save_result and args.save_result.resolve() in read:
+        raise FlagError(f"--save_result {args.save_result}: the cases themselves lie there; name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -82,8 +83,7 @@ def result_of(args, trained, cases, entries):
     rows = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
     learned = listed_in(args.configs, *LEARNED)
     selection = one_or_all(map(selection_of, args.model_path, args.configs, trained.checkpoints))
-    costs = [training_cost(folder / "metrics.csv") for folder in {path.parent for path in args.model_path}]
-    seconds, iterations, memory = (None if None in cost else cost for cost in zip(*costs, strict=True))
+    seconds, iterations, memory = (None if None in cost else cost for cost in zip(*trained.costs, strict=True))
     result = {
         "checkpoint": one_or_all(map(str, args.model_path)),
         "checkpoint_sha256": one_or_all(trained.sha256),

@@ -18,7 +18,7 @@ from mtseg.layouts import LayoutError, find_cases
 from mtseg.nnunet_plans import NnUnetPlanError, from_nnunet
 from mtseg.plan import N_FILTERS, fingerprint, plan, words
 from mtseg.preprocess import IGNORED, canonical_axes, check_settings, orient
-from mtseg.script.checks import FlagError, divisors
+from mtseg.script.checks import NOT_IN_PRETRAINING, FlagError, divisors
 from mtseg.script.config import read_config, value_of
 from mtseg.script.newdata import told_by
 from mtseg.script.sources import Source
@@ -240,8 +240,11 @@ def plan_settings(parser, path, root_path, chosen):
     labels = read_config(source.root / "preprocessing.json").get("labels")
     there = len(source.table.names) if source.table else len(labels) if isinstance(labels, list) else None
     check_same(path, {"classes": (made.get("num_classes"), there)})
-    settings = {name: value_of(parser, path, name, made[name]) for name in PLANNED if name in made and name in known}
-    if settings["dims"] == 3:
+    unlabelled = parser.get_default("labelnum") == 0  # pretraining, which has no use for what is about labels
+    names = [name for name in PLANNED if name in made and name in known]
+    names = [name for name in names if not (unlabelled and name in ("labelnum", *NOT_IN_PRETRAINING))]
+    settings = {name: value_of(parser, path, name, made[name]) for name in names}
+    if settings["dims"] == 3 and not unlabelled:
         labelnum = {**settings, **chosen}.get("labelnum", parser.get_default("labelnum"))
         batch = chosen.get("batch_size", settings["batch_size"])
         labeled = batch // 2 if "labeled_bs" in known else batch

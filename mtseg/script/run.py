@@ -61,8 +61,7 @@ def script_main(train, parser, file):
             args = flags.parse(parser, argv)
             if args.test_only:
                 newest = runfolder.newest_weights(runfolder.run_folder(args))
-                words = [sys.executable, str(flags.HOME / "inference.py"), "--model_path", str(newest)]
-                raise SystemExit(subprocess.call(words))
+                raise SystemExit(subprocess.call([sys.executable, *words_to_test(args, newest)]))
             with joined_ranks() as ranks:
                 words = sys.argv[1:] if argv is None else map(str, argv)
                 run = Run(args, ranks, [*ranks.launcher(), file, *words], flags.defaults_of(parser))
@@ -78,6 +77,14 @@ def check_copy(file):
     if (own / "script").is_dir() and own != here:
         remedy = f"pip install -e {own.parent}, or set PYTHONPATH={own.parent}"
         raise flags.FlagError(f"{file}: Python found mtseg in {here}, not in {own} beside the script; {remedy}")
+
+
+def words_to_test(args, weights):
+    """The words of the command, after Python, that tests `weights` of a run with the flags `args`."""
+    inference = flags.HOME / "inference.py"
+    own = ["--network", args.network] if flags.is_own(args.network) else []  # code, which no config.json may name
+    gpu = [] if args.gpu == "0" else ["--gpu", args.gpu]
+    return [inference.name if Path.cwd() == flags.HOME else str(inference), "--model_path", str(weights), *own, *gpu]
 
 
 class Run:
@@ -234,9 +241,7 @@ class Run:
             words = ["--pretrained", str(weights), "--pretrained_parts", "encoder"]
             self.log.say(f"done; start from it with {shlex.join(words)}")
             return
-        inference = "inference.py" if Path.cwd() == flags.HOME else str(flags.HOME / "inference.py")
-        words = ["python", inference, "--model_path", str(weights)]
-        self.log.say(f"done; test it with:\n{shlex.join(words)}")
+        self.log.say(f"done; test it with:\n{shlex.join(['python', *words_to_test(self.args, weights)])}")
 
     def batches(self):
         """Yield (iteration, volume, label) on the device until the run is over: this process's share of each batch.

@@ -62,8 +62,9 @@ class RunLog:
             # A column of before that this version or these flags do not know stays: nothing that was measured is lost.
             columns = [*values, *(name for name in self.columns if name not in values)]
             self._rewrite(columns, list(read_metrics(self.folder / "metrics.csv")))
-        cells = (values.get(column, "") for column in self.columns)
-        self._append("metrics.csv", ",".join(f"{v:.9g}" if isinstance(v, float) else str(v) for v in cells) + "\n")
+        cells, line = (values.get(column, "") for column in self.columns), io.StringIO()
+        csv.writer(line, lineterminator="\n").writerow(f"{v:.9g}" if isinstance(v, float) else v for v in cells)
+        self._append("metrics.csv", line.getvalue())
 
     def _rewrite(self, columns, rows):
         """Write metrics.csv with these columns and rows, whole or not at all."""

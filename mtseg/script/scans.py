@@ -153,8 +153,7 @@ def input_images(args, cases, broken):
 def read_input_image(case, args):
     """The Scan of an image of --input."""
     image, table = read_channels_of(case.images, args.intensity), args.table or plain_table(args.num_classes)
-    if len(image) * (2 * args.context + 1) != args.n_channels:
-        raise VolumeError(f"{case.images[0]}: has {len(image)} channels, the network takes {args.n_channels}")
+    check_channels(case.images[0], len(image), args)
     if args.save_colors and image.ndim == 4:
         raise VolumeError(f"{case.images[0]}: a stack, which has no one colour picture; leave out --save_colors")
     spacing = pixel_spacing(args, args.table, image.ndim - 1)
@@ -229,10 +228,16 @@ def read_input(case, settings, args):
                 scan = scan._replace(label_error=f"{case.label}: {error}")
     except PreprocessError as error:
         raise PreprocessError(f"{case.images[0]}: {error}") from error
-    channels = 1 if scan.image.ndim == 3 else len(scan.image)
-    if channels != args.n_channels:
-        raise VolumeError(f"{case.images[0]}: has {channels} channels, the network takes {args.n_channels}")
+    check_channels(case.images[0], 1 if scan.image.ndim == 3 else len(scan.image), args)
     return scan
+
+
+def check_channels(path, channels, args):
+    """VolumeError where the network does not take the `channels` of the file `path`, with --context of each slice."""
+    seen = channels * (2 * args.context + 1)
+    if seen != args.n_channels:
+        with_neighbours = f" ({seen} with --context {args.context})" if args.context else ""
+        raise VolumeError(f"{path}: has {channels} channels{with_neighbours}, the network takes {args.n_channels}")
 
 
 def read_prepared(volume, kind, values, args):

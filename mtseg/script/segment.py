@@ -23,6 +23,7 @@ from mtseg.script.build import MEMORY
 from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
 from mtseg.script.networks import network_class
+from mtseg.script.runlog import training_cost
 from mtseg.script.sources import plain_table
 from mtseg.script.windows import class_name, counted_classes, predict, side_by_side, through
 from mtseg.seeding import seed_iteration
@@ -35,7 +36,8 @@ POSTPROCESSING = {"largest_component": largest_component, "fill_holes": fill_hol
 class Trained(NamedTuple):
     """`nets`: networks in eval mode, on the device; `ready`, but with --case_statistics. `partners`: their teachers or
     students, for --uncertainty teacher. `checkpoints`: what the files of `nets` hold. `sha256`: of these files.
-    `parameters`: of all `nets` together. `settings`: what the weights of the first tell of it beside the flags."""
+    `parameters`: of all `nets` together. `settings`: what the weights of the first tell of it beside the flags.
+    `costs`: of each run what runlog.training_cost says; None each where weights lie in no run's folder."""
 
     nets: list
     partners: list
@@ -43,6 +45,7 @@ class Trained(NamedTuple):
     sha256: list
     parameters: int
     settings: dict
+    costs: list
 
 
 def load_network(args, path):
@@ -84,7 +87,10 @@ def load_networks(args, device):
                 raise FlagError(f"--case_statistics: {path} has no batch norm that keeps statistics; leave it out")
     else:
         nets, partners = ([ready(net, args) for net in group] for group in (nets, partners))
-    return Trained(nets, partners, checkpoints, [file_sha256(path) for path in args.model_path], parameters, told[0])
+    runs = {path.parent: config for path, config in zip(args.model_path, args.configs, strict=True)}
+    costs = [training_cost(run / "metrics.csv") if config else (None, None, None) for run, config in runs.items()]
+    sha256 = [file_sha256(path) for path in args.model_path]
+    return Trained(nets, partners, checkpoints, sha256, parameters, told[0], costs)
 
 
 def ready(net, args):
