@@ -59,14 +59,6 @@ def entropy(scores):
     return np.maximum(sum(entr(p.astype(np.float32)) for p in checked(scores)), 0)
 
 
-def class_entropy(scores):
-    """float32 (C, *spatial), a map a class: the predictive entropy times p_c, from 0 to ln C.
-
-    The maps sum to the entropy. From ClaSP PE (arXiv:2601.13677).
-    """
-    return entropy(scores) * np.asarray(scores, np.float32)
-
-
 def least_confidence(scores):
     """1 - max_c p_c, from 0 to 1 - 1 / C. Lewis and Gale, SIGIR 1994."""
     return np.maximum(1 - checked(scores).max(axis=0).astype(np.float32), 0)
@@ -141,21 +133,8 @@ def predicted_boundary(labels, widen=3):
     return binary_dilation(boundary, iterations=widen) if widen > 0 else boundary
 
 
-def region_values(values, where=None):
-    """The voxel scores `values` in the bool region `where`, 1-D; all of them where it is None or empty.
-
-    An image in which the network sees nothing thus has a number too, on the same scale.
-    """
-    return values.ravel() if where is None or not where.any() else values[where]
-
-
-def mean(values, where=None):
-    """The mean of voxel scores (*spatial) over a region, see `region_values`; by default over all voxels."""
-    return float(region_values(values, where).mean(dtype=float))
-
-
-def top_mean(values, share=0.05, where=None):
-    """The mean of the largest `share`, in (0, 1], of the voxel scores in a region, of one voxel at least.
+def top_mean(values, share=0.05):
+    """The mean of the largest `share`, in (0, 1], of the voxel scores (*spatial), of one voxel at least.
 
     UncertaintyError for another share.
     """
@@ -163,9 +142,8 @@ def top_mean(values, share=0.05, where=None):
         raise UncertaintyError(
             f"the share of voxels to average is above 0 and at most 1, not {share}; give 0.05 for 5 %"
         )
-    kept = region_values(values, where)
-    largest = max(int(share * kept.size + 1e-9), 1)
-    return float(np.partition(kept, kept.size - largest)[kept.size - largest :].mean(dtype=float))
+    largest = max(int(share * values.size + 1e-9), 1)
+    return float(np.partition(values.ravel(), values.size - largest)[values.size - largest :].mean(dtype=float))
 
 
 def corners_of(sides, size, stride):

@@ -32,13 +32,7 @@ from mtseg.script.run import script_main
 
 
 def train(args, run):
-    pairs, left = divmod(args.batch_size - args.labeled_bs, 2 * run.ranks.world_size)
-    sizes = f"--batch_size {args.batch_size} with --labeled_bs {args.labeled_bs}"
-    if pairs < 1 or left:
-        raise flags.FlagError(
-            f"{sizes}: each process mixes pairs of the unlabelled patches that are left; make them a "
-            f"multiple of {2 * run.ranks.world_size}"
-        )
+    flags.check_pairs(args, run.ranks.world_size)
     if not args.mix_alpha:
         raise flags.FlagError("--mix_alpha 0: nothing would be mixed; take a number above 0")
     # ------------------------------------------------------------------------------ data, student, teacher, optimizer
@@ -57,7 +51,7 @@ def train(args, run):
     with run.started(data, {"student": model, "teacher": ema_model}, updater):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             unlabeled = volume[labeled_bs:]
-            share = beta.sample((pairs,))
+            share = beta.sample((len(unlabeled) // 2,))
             with run.autocast:
                 outputs = student(torch.cat([volume[:labeled_bs], mixup(*unlabeled.chunk(2), share)]))
                 with torch.no_grad():

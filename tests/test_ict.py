@@ -51,7 +51,7 @@ def test_ict_computes_its_equations(data, tmp_path, batch_size, labeled_bs):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"labeled_bs": 3}, ["--batch_size 4", "--labeled_bs 3", "multiple of 2"]),
+        ({"labeled_bs": 3}, ["--batch_size 4", "--labeled_bs 3", "taken in pairs", "not 1"]),
         ({"labeled_bs": 4}, ["--batch_size 4", "--labeled_bs 4"]),
         ({"mix_alpha": 0}, ["--mix_alpha 0", "above 0"]),
     ],

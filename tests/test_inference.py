@@ -746,7 +746,7 @@ def test_the_folder_of_a_run_is_no_output_dir(data, tmp_path, capsys):
 
 
 def test_a_strangers_weights_are_tested_again_beside_their_results(data, tmp_path):
-    """Their folder, without a run's config.json, may hold a metrics.csv: our own of the first test, or another tool's."""
+    """Their folder is no run's, so a metrics.csv in it says nothing of their training: here it is the first test's."""
     (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
     theirs = tmp_path / "theirs"
     theirs.mkdir()

@@ -298,15 +298,6 @@ def test_a_method_that_depends_on_its_length_is_not_resumed_under_another(data, 
     assert "--max_iterations is 4 and was 2" in said
 
 
-def test_a_supervised_run_of_before_the_networks_had_names_is_resumed(copied):
-    data, out, folder = copied
-    state = torch.load(folder / "latest.pth", weights_only=True)
-    state["progress"]["best"] = state["progress"].pop("student")
-    torch.save(state, folder / "latest.pth")
-    train_sup.main([*words(data, out, max_iterations=5), "--resume"])
-    assert torch.load(folder / "latest.pth", weights_only=True)["progress"].keys() == {"student", "waited", "skipped"}
-
-
 def wrong_states(state):
     yield {**state, "iteration": "4"}
     yield {**state, "iteration": -1}

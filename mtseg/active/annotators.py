@@ -21,6 +21,7 @@ from mtseg.active.pictures import PLANE, colours, grey, heat, montage, slice_of
 from mtseg.checkpoint import file_sha256, write_whole
 from mtseg.classes import ClassError, ClassTable, to_index
 from mtseg.datasets import UNKNOWN
+from mtseg.images import ENDINGS as IMAGES
 from mtseg.images import ImageError, png_bytes, read_image, tiff_bytes
 from mtseg.images import read_mask as read_pixels
 from mtseg.layouts import stem
@@ -29,7 +30,6 @@ from mtseg.script.scans import image_file
 from mtseg.script.sources import words
 from mtseg.volumes import VolumeError, nifti_header, read_volume, volume_bytes
 
-IMAGES = (".png", ".tif", ".tiff")
 ENDINGS = (*IMAGES, ".nii.gz", ".nii", ".nrrd")
 LEAVE_OUT = "leave out"
 KIND = {None: ".png", 0: ".tif", 2: ".nii.gz"}

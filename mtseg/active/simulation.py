@@ -52,7 +52,7 @@ def simulate_chain(args, words, oracle, strategy, seed):
                 regions = regions_asked([folder])
                 end_round(folder, oracle.answers(regions), oracle.cases.background)
             dice = train(args, words, folder, seed)
-            write_whole(record, json.dumps(measured(folder, strategy, seed, number, dice)).encode())
+            write_whole(record, json.dumps(measured(folder, seed, number, dice)).encode())
         run = folder if number or strategy == START else chain.with_name(START) / folder.name
         weights = methods.trained_weights(run / "run", args.weights)
         yield flags.read_config(record) | {"strategy": strategy}
@@ -109,7 +109,7 @@ def test(args, run, log, weights="student"):
     return float(np.mean([*read_result(result).values("dice").values()]))
 
 
-def measured(folder, strategy, seed, number, dice):
+def measured(folder, seed, number, dice):
     """The record of a round: what is annotated, and the `dice` of the test cases."""
     counts = flags.read_config(folder / "taken.json")
     regions = len(regions_asked(other for other in rounds_of(folder.parent) if order(other) <= order(folder)))

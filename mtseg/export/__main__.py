@@ -13,7 +13,6 @@ What is not in such a file: training mode, and with it dropout and deep supervis
 normalisation, which stay the caller's (mtseg/sliding_window.py and the data's preparation).
 """
 
-import argparse
 import io
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from mtseg.script.inference_flags import INFERENCE_SETTINGS, add_settings, take_
 from mtseg.script.scans import listed_cases
 from mtseg.script.segment import load_network
 from mtseg.script.sources import Source
-from mtseg.script.windows import predict, score_cases
+from mtseg.script.windows import score_cases, side_by_side
 
 TOLERANCE = 1e-4
 
@@ -99,16 +98,13 @@ def export(args):
 
 def quantize_and_measure(content, cases, args):
     """The quantized file as bytes, after a table of what it costs on `cases` was printed."""
-    recorder, source = convert.Recorder(args.num_classes), Source(args.root_path)
+    windows, source = [], Source(args.root_path)
     if args.quantize == "static":
         calibration = source.dataset(args, training_cases(source.root, num=args.num_calibration), labelnum=0)
-        side_by_side = argparse.Namespace(
-            **{**vars(args), "stride_xy": max(args.patch_size), "stride_z": max(args.patch_size)}
-        )
         for case in calibration.image_list:
-            predict(recorder, calibration.read(case)["image"], source.axis, side_by_side)
-        print(f"calibrated on {len(recorder.windows)} windows of {', '.join(calibration.image_list)}")
-    smaller = convert.quantize(content, args.quantize, recorder.windows)
+            windows.extend(side_by_side(calibration.read(case)["image"], source.axis, args)[:, None].numpy())
+        print(f"calibrated on {len(windows)} windows of {', '.join(calibration.image_list)}")
+    smaller = convert.quantize(content, args.quantize, windows)
 
     print(f"{'':10}{'MB':>8}{'ms a window':>14}{'Dice %':>10}   on {', '.join(cases.image_list)}")
     means = []

@@ -11,7 +11,7 @@ import inspect
 import io
 import logging
 import tempfile
-import time
+import timeit
 import warnings
 from pathlib import Path
 
@@ -145,29 +145,11 @@ def quantize(content, how, windows=()):
         return target.read_bytes()
 
 
-class Recorder(nn.Module):
-    """A network that only keeps what it is shown: `windows`, float32 arrays (1, channels, *sides)."""
-
-    def __init__(self, num_classes):
-        super().__init__()
-        self.num_classes = num_classes
-        self.windows = []
-
-    def forward(self, x):
-        self.windows.extend(x[:, None].numpy())
-        return torch.zeros(len(x), self.num_classes, *x.shape[2:])
-
-
-def seconds_a_window(net, n_channels, patch_size, repeats=5):
-    """The median time of `net` for one window, after one that is not counted."""
+def seconds_a_window(net, n_channels, patch_size):
+    """The median time of `net` for one window in five runs, after one that is not counted."""
     x = torch.zeros(1, n_channels, *patch_size)
-    times = []
     with torch.no_grad():
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            net(x)
-            times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+        return float(np.median(timeit.repeat(lambda: net(x), number=1, repeat=6)[1:]))
 
 
 def extra(name):

@@ -168,7 +168,7 @@ def group_results(results):
         how = [result.network, result.selection, result.unit, result.protocol]
         how += [result.case_names() if result.fold is None else result.folds]
         how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
-        how.append(draw_of(result))
+        how.append(result.config.get("labeled_draw") or 0)
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, {}).setdefault(frozen(began), [])
         twin = next((other for other in members if _same_weights(result, other)), None)
@@ -190,7 +190,8 @@ def group_results(results):
         one = members[0]
         alike = ("method", "weights", "dataset", "labelnum", "unit", "protocol", "selection")
         shared = {name: getattr(one, name) for name in alike}
-        rows.append(Row(results=members, test_cases=len(one.case_names()), draw=draw_of(one), **shared))
+        draw = one.config.get("labeled_draw") or 0
+        rows.append(Row(results=members, test_cases=len(one.case_names()), draw=draw, **shared))
     rows.sort(key=lambda r: (r.dataset, r.labelnum is None, r.labelnum, r.draw, r.method != "supervised", r.name))
     for row in (row for row in rows if row.draw):
         row.method += f" (labeled_draw {row.draw})"
@@ -207,12 +208,6 @@ def group_results(results):
             for other, words in zip(same, tell_apart([r.results[0].config for r in same], tests), strict=True):
                 other.method += words
     return rows, notes
-
-
-def draw_of(result):
-    """The --labeled_draw of a run; 0 where there was no such flag yet."""
-    draw = result.config.get("labeled_draw")
-    return draw if isinstance(draw, int) else 0
 
 
 def _of_one_descent(group):

@@ -306,13 +306,13 @@ def check_two_streams(args, n_cases, n_unlabeled):
 
 
 def check_pairs(args, world_size, views_together=False):
-    """FlagError where the unlabelled patches of a process are no pairs, in which one gets a box of the other; with
+    """FlagError where the unlabelled patches of a process, which are mixed in pairs, are an odd number; with
     `views_together`, also where --accumulation_steps would divide its labelled patches or its pairs unequally."""
     sizes = f"--batch_size {args.batch_size} with --labeled_bs {args.labeled_bs}"
     labeled, unlabeled = args.labeled_bs // world_size, (args.batch_size - args.labeled_bs) // world_size
     if unlabeled % 2:
         raise FlagError(
-            f"{sizes}: one unlabelled patch gets a box of another, so there must be an even number of them, not "
+            f"{sizes}: unlabelled patches are taken in pairs, so there must be an even number of them, not "
             f"{unlabeled}{' in each process' if world_size > 1 else ''}; change --batch_size"
         )
     if views_together and (labeled % args.accumulation_steps or unlabeled // 2 % args.accumulation_steps):

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from mtseg.allocator import keep_freed_memory
 from mtseg.checkpoint import LARGEST_WEIGHT, load_checkpoint
+from mtseg.classes import ClassTable
 from mtseg.collate import collate
 from mtseg.distributed import Silent, joined_ranks
 from mtseg.finetuning import unfreeze
@@ -39,7 +40,7 @@ from mtseg.script.monitor import Monitor, check_extras
 from mtseg.script.runlog import RunLog, StopSignals, leave_signals_to_main, until_stopped
 from mtseg.script.snapshot import case_picture
 from mtseg.script.state import RunState
-from mtseg.script.windows import class_name, colors_of, counted_classes, label_and_prediction, score_cases
+from mtseg.script.windows import class_name, counted_classes, label_and_prediction, score_cases
 from mtseg.seeding import seed_iteration, set_deterministic
 
 PREFIXES = {"student": "", "teacher": "ema_"}  # of the files with a network's weights; any other: its name
@@ -386,7 +387,8 @@ class Run:
         """Have the monitor show the validation cases of the best and of the worst Dice, where it shows pictures."""
         if not self.ranks.is_main or not (self.args.tensorboard or self.args.wandb):
             return
-        pictures, colors = {}, colors_of(self.args.classes)
+        pictures, classes = {}, self.args.classes
+        colors = ClassTable.from_dict(classes).palette() if classes else None
         for word, place in {"best": dices.argmax(), "worst": dices.argmin()}.items():
             case = self.data.val.image_list[place]
             sample = self.data.val.read(case)

@@ -38,8 +38,6 @@ class RunState:
         `progress`: what a run of this kind begins with, {name: number}. Raises CheckpointError where a part does not
         fit.
         """
-        if "best" in state["progress"] and "student" in progress:  # as supervised runs called it once
-            state["progress"]["student"] = state["progress"].pop("best")
         name = "progress"
         try:
             if state["progress"].keys() != progress.keys() or not same_kind(state["progress"], progress):

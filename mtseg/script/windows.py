@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from mtseg.averaging import label_map
-from mtseg.classes import ClassTable
 from mtseg.datasets import DataError, slice_of
 from mtseg.sliding_window import test_single_case
 from mtseg.transforms import resize_nearest
@@ -91,11 +90,6 @@ def counted_classes(args):
 def class_name(classes, number):
     """The name of a class in `classes`, args.classes, or its number where the data set names none."""
     return classes["classes"][number]["name"] if classes else number
-
-
-def colors_of(classes):
-    """uint8 (256, 3), the colour of each class number in `classes`, args.classes; None where that is None."""
-    return ClassTable.from_dict(classes).palette() if classes else None
 
 
 def score_cases(net, samples, score, axis, args):

@@ -61,7 +61,7 @@ def winograd_convolutions(net):
     for layer in layers:
         layer._conv_forward = _conv_forward  # no method: a copy has it too, and computes with its own weight
     for layer in net.modules():
-        if _is_pointwise(layer):
+        if _is_plain(layer, 1):
             layer._conv_forward = _pointwise
     for parameter in net.parameters():
         parameter.data = parameter.data.to(memory_format=LAYOUTS.get(parameter.dim(), torch.preserve_format))
@@ -77,7 +77,7 @@ def left_to_pytorch(net):
     """{name: reason} of the convolutions of `net` that `winograd_convolutions` leaves as they are."""
     reasons = {}
     for name, layer in net.named_modules():
-        if not isinstance(layer, nn.modules.conv._ConvNd) or _suits(layer) or _is_pointwise(layer):
+        if not isinstance(layer, nn.modules.conv._ConvNd) or _suits(layer) or _is_plain(layer, 1):
             continue
         if layer.transposed or not _is_plain(layer, 3):
             kind = "transposed, " if layer.transposed else ""
@@ -98,10 +98,6 @@ def _is_plain(layer, side):
 
 def _suits(layer):
     return _is_plain(layer, 3) and layer.in_channels % 16 == layer.out_channels % 16 == 0
-
-
-def _is_pointwise(layer):
-    return _is_plain(layer, 1)
 
 
 def _conv_forward(x, weight, bias):
