@@ -59,7 +59,7 @@ def halve_all(root, out):
     with new_folder(out) as folder:
         for path in files:
             write_case(folder, path.parent.name, *halved(path))
-        for path in (*root.glob("*.list"), *root.glob("splits*.json")):
+        for path in (*root.glob("*.list"), *root.glob("splits*.json"), *root.glob("classes.json")):
             shutil.copy(path, folder)
     return len(files)
 

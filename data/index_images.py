@@ -34,8 +34,10 @@ from mtseg.layouts import BESIDE, find_cases, masks_without_image
 from mtseg.script.flags import Parser, one_sentence
 from mtseg.script.sources import read_label, stacked_size, table_of
 from mtseg.splits import (
+    EACH,
     add_split_flags,
     cases_of_patients,
+    check_split,
     describe,
     known_patients,
     missing_classes,
@@ -141,7 +143,7 @@ def groups_of(samples, datasets, pattern, needed):
         names = {s.id: s.id.removeprefix(f"{dataset}__") for s in samples if s.dataset == dataset}
         named, used = known_patients(datasets[dataset].root, names.values(), pattern, needed)
         groups |= {id: name_of(named[name], dataset, len(datasets) > 1) for id, name in names.items()}
-        patterns.append(used)
+        patterns.append(used or EACH)
     for sample in samples:
         group, joined = groups[sample.id], groups[first.setdefault(sample.sha256, sample.id)]
         if group != joined:
@@ -194,6 +196,8 @@ def index_images(args, asked):
         **{**asked, "patient_id": pattern},
     )
     split["patient_id"] = pattern
+    if args.patient_id:  # of which lists that were there may know nothing
+        check_split(split, groups)
     index = Index(args.out, datasets, samples)
     for note in notes_on(samples, tables, snapped, split, classes_of):
         print(f"note: {note}")

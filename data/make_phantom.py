@@ -26,7 +26,8 @@ def main(argv=None):
     with one_sentence():
         if args.out.exists() and not (args.out / "train.list").is_file():
             raise PhantomError(f"{args.out}: exists and is no such data set; name another folder")
-        print(make_phantom(args.out, args.train, args.test, args.seed, args.dims))
+        there = ": was there already, and is left as it is" if args.out.exists() else ""
+        print(f"{make_phantom(args.out, args.train, args.test, args.seed, args.dims)}{there}")
 
 
 if __name__ == "__main__":

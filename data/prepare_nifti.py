@@ -114,7 +114,8 @@ def prepare_all(args, folder):
     write_split(folder, split, asked)
     if args.plan:
         plans.write_plan(folder / "plan.json", made)
-        print(plans.description(made))
+        if "why" in made:  # nnU-Net's plans do not say
+            print(plans.description(made))
     return split, settings
 
 
@@ -173,6 +174,9 @@ def parse_flags(argv):
     args.test = None if args.plan and "test" not in given else args.test
     if args.plan and (decided := given.keys() & {"spacing", "crop", "normalization", "window", "like"}):
         parser.error(f"--plan decides --{min(decided)}; leave that out")
+    by_like = {"spacing", "crop", "normalization", "window", "orientation", "ignore"}
+    if args.like and (decided := given.keys() & by_like):
+        parser.error(f"--like decides --{min(decided)}; leave that out")
     if args.plan is not True and (unused := given.keys() & plans.FLAGS):
         parser.error(f"--{min(unused)} is about the plan to be made; add --plan, without a file")
     if (args.normalization == "ct") != (args.window is not None) and not args.like:

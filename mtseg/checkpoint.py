@@ -122,7 +122,10 @@ def find_state_dict(checkpoint):
     tensors = [value for value in checkpoint.values() if isinstance(value, torch.Tensor)]
     if len(tensors) < len(checkpoint) or any(t.is_meta or t.layout != torch.strided for t in tensors):
         return None
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", str(name)): tensor for name, tensor in checkpoint.items()}
+    checkpoint = {str(name): tensor for name, tensor in checkpoint.items()}
+    while prefix := next((p for p in ("module.", "_orig_mod.") if all(n.startswith(p) for n in checkpoint)), None):
+        checkpoint = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.items()}
+    return checkpoint
 
 
 def weights_for(net, checkpoint, path):

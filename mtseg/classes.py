@@ -205,9 +205,16 @@ def to_index(mask, table, snap=False):
     colors = {number: color for number, color in enumerate(table.colors) if color is not None}
     greys = {color[0]: number for number, color in colors.items() if len(set(color)) == 1}
     if not (mask.ndim > 2 and mask.shape[-1] == 3 and mask.dtype == np.uint8):
+        if mask.dtype == bool and {*greys} == {0, 255} and greys[255] != values.get(max(table.values)):
+            raise ClassError("is black and white, by value and by colour of different classes; save it as RGB")
         mask = _whole_numbers(mask, table)
         found = _found(mask)
-        return _look_up(mask, greys if found <= greys.keys() and not found <= values.keys() else values, table, snap)
+        of_values, of_greys = found <= values.keys(), found <= greys.keys()
+        if of_values and of_greys and [values[code] for code in found] != [greys[code] for code in found]:
+            if len(found) == 1:  # of a tile within one class nothing tells which is meant
+                remedy = "save it as RGB, or leave the colors out of classes.json"
+                raise ClassError(f"holds {min(found)} alone, by value and by colour of different classes; {remedy}")
+        return _look_up(mask, greys if of_greys and not of_values else values, table, snap)
     red, green, blue = (mask[..., part] for part in range(3))
     grey = _found(red) if (red == green).all() and (red == blue).all() else set()
     if grey <= values.keys() and not grey <= greys.keys():
@@ -217,6 +224,15 @@ def to_index(mask, table, snap=False):
     packed = red + np.left_shift(green, 8, dtype=np.uint32) + np.left_shift(blue, 16, dtype=np.uint32)
     numbers = {r + (g << 8) + (b << 16): number for number, (r, g, b) in colors.items()}
     return _look_up(packed, numbers, table, snap, colors=True)
+
+
+def check_shown(values, shown, table):
+    """ClassError where a palette shows the `values` (N,) in the colours `shown` (N, 3) of other classes of `table`: a
+    program has numbered the colours anew."""
+    values, shown = values.tolist(), [*map(tuple, shown.tolist())]
+    if {*values} <= {*table.values} and {*shown} <= {*table.colors}:
+        if shown != [table.colors[table.values.index(value)] for value in values]:
+            raise ClassError("its values and the colours it shows are of different classes; save it as RGB")
 
 
 def _found(mask):

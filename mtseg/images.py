@@ -57,6 +57,12 @@ def read_mask(path):
     return array[..., 0] if channels == 1 else array
 
 
+def palette_of(path):
+    """The colours (N, 3) in which the file shows the values of its pixels, None where it has no palette; ImageError."""
+    palette = _read(path, header_only=True)[1]
+    return None if palette is None else palette[:, :3]
+
+
 def image_size(path):
     """The shape of what `read_image` gives, without unpacking pixels; ImageError."""
     return _read(path, header_only=True)[0]

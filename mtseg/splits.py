@@ -58,13 +58,13 @@ def recognise_patients(cases):
 
 def patients_of(cases, pattern=None, needed=True):
     """({case: patient}, pattern): by `pattern`, else by that of `recognise_patients`. Where the names do not tell it,
-    SplitError, or with `needed` False every case is a patient."""
+    SplitError, or with `needed` False every case is a patient, and the pattern None."""
     pattern = pattern or recognise_patients(cases)
     if pattern is None and needed:
         one, other = next(members[:2] for members in _series(cases).values() if len(members) > 1)
         how = f"--patient_id '{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
         raise SplitError(f"the names do not tell whether {one} and {other} are of one patient; say it by {how}")
-    return {case: patient_of(case, pattern or EACH) for case in cases}, pattern or EACH
+    return {case: patient_of(case, pattern or EACH) for case in cases}, pattern
 
 
 def known_patients(root, cases, pattern=None, needed=False):
@@ -86,7 +86,8 @@ def _record(root):
     path = Path(root) / "splits.json"
     try:
         record = json.loads(path.read_text("utf-8")) if path.exists() else {}
-        cases_of = record.get("patients", {})
+        said = record.get("patient_id", "") is not None
+        cases_of = record.get("patients", {}) if said else {}
         return {**record, "patients": {case: patient for patient, cases in cases_of.items() for case in cases}}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         says = "does not say which cases are of which patient"

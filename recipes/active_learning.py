@@ -115,6 +115,10 @@ def take(args):
     cases, selection = Cases(loop["root_path"]), rounds.asked_in(folder)
     if rounds.is_taken(folder):
         raise rounds.RoundError(f"{folder}: its masks are taken already; go on with `train`, or `next`")
+    later = [path for path in rounds.rounds_of(folder.parent) if rounds.order(path) > rounds.order(folder)]
+    if later := [path.name for path in later if rounds.is_taken(path)]:  # which hold its labels as they were
+        remedy = "remove taken.json there too, and take it anew afterwards"
+        raise rounds.RoundError(f"{folder}: {later[0]} went on from its labels; {remedy}")
     table, labels, changed, snapped = tasks.table_of(cases, loop), [], {}, 0
     check_folder(folder, selection["cases"])
     for record in selection["cases"]:

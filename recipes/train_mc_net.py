@@ -13,6 +13,8 @@ The second sum runs over labelled and unlabelled patches. As in the authors' cod
 the papers speak of pseudo-labels, which have none: --detach_targets. The result is the encoder with its first decoder.
 """
 
+import argparse
+
 from mtseg.script import flags
 
 PARSER = flags.training_parser(__doc__, model="MCNet", unlabeled=True)
@@ -21,7 +23,8 @@ flag("--decoders", type=int, choices=(2, 3), default=3, help="decoders: 3 as in 
 flag("--consistency", type=flags.rate, default=1.0, help="weight of the mutual consistency after its ramp")
 flag("--consistency_rampup", type=flags.rate, default=40.0, help="length of the ramp, in blocks of 150 iterations")
 flag("--temperature", type=flags.positive_fraction, default=0.1, help="T of the sharpening; 1 leaves p as it is")
-rare("--detach_targets", action="store_true", help="no gradient through the sharpened outputs")
+switch = argparse.BooleanOptionalAction
+rare("--detach_targets", action=switch, default=False, help="no gradient through the sharpened outputs")
 PARSER.set_defaults(max_iterations=15000, lr_schedule="constant", loss="linear_dice:0.5")
 flags.answer_help(PARSER, __name__)
 

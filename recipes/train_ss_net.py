@@ -10,6 +10,8 @@ L_class = 1/C sum_c mean_ij a_i b_j (1 - cos(g_i, m_j)): g are features of class
 labelled voxels classified rightly, a and b attention. The paper takes m of the best, the code the lowest scores.
 """
 
+import argparse
+
 from mtseg.script import flags
 
 PARSER = flags.training_parser(__doc__, model="SSNet", unlabeled=True)
@@ -20,7 +22,8 @@ flag("--consistency_rampup", type=flags.rate, default=40.0, help="length of the 
 flag("--epsilon", type=flags.rate, default=10.0, help="length of the adversarial noise of a patch (2-D code: 6)")
 flag("--prototype_weight", type=flags.rate, default=0.1, help="weight of the class separation within both")
 rare("--prototypes", type=flags.positive, default=32, help="prototypes of a class, chosen anew in each iteration")
-flag("--best_prototypes", action="store_true", help="those of the highest scores, as in the paper")
+best = "those of the highest scores, as in the paper"
+flag("--best_prototypes", action=argparse.BooleanOptionalAction, default=False, help=best)
 rare(
     "--prototype_voxels",
     type=flags.positive,

@@ -151,6 +151,9 @@ def test_rounds_by_hand(tmp_path, capsys):
         ["round_02", "clasp_pe", "3"],
     ]
     assert f"{7 * 144:,}" in " ".join(rows)
+    (first / "taken.json").rename(first / "away.json")
+    assert "round_02 went on from its labels" in refused(capsys, out, "take", first)
+    (first / "away.json").rename(first / "taken.json")
     assert listing(root) == untouched
     # The same again, in other folders, gives the same bits.
     again = tmp_path / "again"

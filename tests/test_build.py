@@ -65,6 +65,16 @@ def test_test_cases_of_an_unlabeled_root_are_said(data, tmp_path):
     assert config(folder)["unlabeled_cases"] == ["case_6", "case_7"]
 
 
+def test_an_unlabeled_root_within_the_data_set_is_not_taken_for_its_cases(data, tmp_path, capsys):
+    """LASeg's --root_path may be the folder of the cases, whose lists lie above; another folder there is none."""
+    image = np.zeros((20, 18, 16), np.float32)
+    write_case(data / "extra", "more_0", image, None)
+    (data / "extra/data/more_0").rename(data / "extra/more_0")
+    (data / "extra/data").rmdir()
+    said = refused(capsys, train_mean_teacher, data, tmp_path / "runs", "--unlabeled_root", data / "extra")
+    assert f"--unlabeled_root {data / 'extra'}" in said and "unlabeled.list" in said
+
+
 def test_validation_cases_among_the_unlabelled_are_refused(data, tmp_path, capsys):
     (data / "unlabeled.list").write_text("case_4\ncase_5\n")
     (data / "val.list").write_text("case_5\n")

@@ -171,3 +171,12 @@ def test_files_are_written_whole_and_hashed(tmp_path):
     (tmp_path / "b").write_text("a file")
     with pytest.raises(CheckpointError, match="could not be saved"):
         write_whole(tmp_path / "b" / "a.json", b"abc")
+
+
+def test_a_networks_own_part_called_module_keeps_its_name(tmp_path):
+    """What DataParallel puts before names stands before all of them."""
+    net = torch.nn.Module()
+    net.module, net.head = torch.nn.Linear(2, 3), torch.nn.Linear(3, 1)
+    assert find_state_dict(net.state_dict()).keys() == net.state_dict().keys()
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in net.state_dict().items()}
+    assert find_state_dict(wrapped).keys() == net.state_dict().keys()

@@ -349,6 +349,19 @@ def test_colours_that_a_program_narrowed_to_grey():
         to_index(np.array([[0, 254]], dtype=np.uint8), this)
 
 
+def test_one_class_alone_whose_value_is_the_grey_of_another_is_told_by_nothing():
+    """Of a tile of one class in 8 bits nobody knows whether its 0 is the first class, or black; of 1 bit neither."""
+    swapped = table({"classes": [{"name": "a", "color": [255] * 3}, {"name": "b", "color": [0] * 3}]})
+    assert to_index(np.uint8([[0, 255]]), swapped)[0].tolist() == [[1, 0]]
+    for mask in (np.zeros((2, 2), np.uint8), np.array([[False, True]])):
+        with pytest.raises(ClassError, match=r"by value and by colour of different classes; save it as RGB"):
+            to_index(mask, swapped)
+    assert to_index(np.zeros((2, 2, 3), np.uint8), swapped)[0].tolist() == [[1, 1]] * 2
+    alike = table({"classes": [{"name": "a", "color": [0] * 3}, {"name": "b", "color": [255] * 3}]})
+    assert to_index(np.zeros((2, 2), np.uint8), alike)[0].tolist() == [[0, 0]] * 2
+    assert to_index(np.array([[False, True]]), alike)[0].tolist() == [[0, 1]]
+
+
 def test_masks_without_pixels():
     for shape in (0, 5), (0, 5, 3):
         assert to_index(np.zeros(shape, np.uint8), table(STEEL))[0].shape == (0, 5)

@@ -381,6 +381,15 @@ def test_predictions_of_scans_without_labels_are_drawn(two_classes, tmp_path, ca
     assert "case_0 has no label" in capsys.readouterr().err
 
 
+def test_predictions_of_a_list_are_drawn_where_its_record_lies_beside_them(two_classes, tmp_path):
+    """inference.py --continue keeps a record of a list, too; its cases are those of --save_result."""
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/cases.jsonl").write_text(json.dumps({"settings": {"input": "/data/test.list"}}) + "\n")
+    write_predictions(tmp_path / "results/predictions", [0, 1, 2])
+    picked, count = figures.best_median_worst(tmp_path / "results/predictions")
+    assert count == 3 and len(picked) == 3
+
+
 def test_scans_of_two_sizes_are_not_compared_as_one_case(tmp_path, two_classes, capsys):
     """Two data sets without labels may call their cases alike; slices of one need not exist in the other."""
     nibabel = pytest.importorskip("nibabel", reason="scans are NIfTI files")

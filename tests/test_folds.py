@@ -2,12 +2,14 @@
 
 import itertools
 import json
+import shutil
 
 import h5py
 import numpy as np
 import pytest
 from conftest import TINY, make_data
 from make_splits import main as make_splits
+from prepare_nifti import main as prepare_nifti
 from test_report import write_run
 
 import inference
@@ -125,6 +127,23 @@ def test_lists_that_share_a_patient_have_no_folds(data, capsys):
     assert "splits.json: does not say" in refused(capsys, make_splits, data, "--folds", 5)
 
 
+def test_a_split_that_nobody_asked_for_says_nothing_of_patients(tmp_path, capsys):
+    """Whether Sick_1 and Sick_2 are one patient, nobody has said: the folds must not go by what was never decided."""
+    nibabel = pytest.importorskip("nibabel")
+    for name in ("Healthy_1", "Healthy_2", "Sick_1", "Sick_2"):
+        image = np.random.default_rng(len(name)).standard_normal((10, 9, 8)).astype(np.float32)
+        for part, array in (("imagesTr", image), ("labelsTr", (image > 1).astype(np.uint8))):
+            (tmp_path / "scans" / part).mkdir(parents=True, exist_ok=True)
+            ending = "_0000.nii.gz" if part == "imagesTr" else ".nii.gz"
+            nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), tmp_path / "scans" / part / f"{name}{ending}")
+    prepare_nifti([str(tmp_path / "scans"), str(tmp_path / "out")])
+    capsys.readouterr()
+    assert "the names do not tell" in refused(capsys, make_splits, tmp_path / "out", "--folds", 2)
+    make_splits([str(tmp_path / "out"), "--folds", "2", "--patient_id", "(.+)_"])
+    for fold in json.loads((tmp_path / "out/splits_final.json").read_text()):
+        assert len({name[:3] for name in fold["val"]}) == 1
+
+
 def flags(data, out, fold, labelnum=3, **more):
     given = {**TINY, "root_path": data, "output_dir": out, "labelnum": labelnum, "max_iterations": 1, "fold": fold}
     return [word for name, value in (given | more).items() for word in (f"--{name}", *str(value).split())]
@@ -158,6 +177,11 @@ def test_five_folds_end_in_one_row(data, tmp_path, capsys):
         result = inference.main(["--model_path", str(folder / "iter_1.pth")])
         assert [row["case"] for row in result["cases"]] == folds[fold]["val"] and not result["trained_on"]
         assert result["selection"] == "last iteration" and (folder / "iter_1_fold/metrics.json").is_file()
+    # Wherever the data lies by now: what tells the fold is that its cases are in the list there.
+    shutil.copytree(data, tmp_path / "moved")
+    moved = inference.main(["--model_path", str(folder / "iter_1.pth"), "--root_path", str(tmp_path / "moved")])
+    assert [row["case"] for row in moved["cases"]] == folds[4]["val"] and moved["fold"] == 4
+    result = inference.main(["--model_path", str(folder / "iter_1.pth")])
     dices = []
     for fold in range(5):
         path = tmp_path / f"model/LA_vnet_3_labeled/supervised_fold_{fold}/iter_1_fold/metrics.json"

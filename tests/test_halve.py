@@ -23,7 +23,9 @@ def test_a_data_set_is_halved_whole(tmp_path, capsys):
     with h5py.File(root / "data/case_0/mri_norm2.h5", "a") as file:
         file.attrs["spacing"] = [1.0, 1.0, 2.0]
     (root / "splits.json").write_text('{"patients": {"a": ["case_0", "case_1"]}}')
+    (root / "classes.json").write_text('{"classes": [{"name": "a"}, {"name": "b"}], "background": null}')
     main([str(root), str(tmp_path / "half")])
+    assert (tmp_path / "half/classes.json").read_text() == (root / "classes.json").read_text()
     assert (tmp_path / "half/splits.json").read_text() == (root / "splits.json").read_text()
     sample, whole = LAHeart(tmp_path / "half")[0], LAHeart(root)[0]
     assert sample["image"].shape == (2, 12, 10, 7)

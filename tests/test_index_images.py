@@ -272,6 +272,15 @@ def test_the_sets_own_lists_are_joined(tmp_path, capsys):
     assert line == f"error: {roots[1]}: has no train.list as the others; ask for a split of all, as --test 4"
 
 
+def test_lists_that_part_a_group_are_refused(tmp_path, capsys):
+    root = make_set(tmp_path / "em", ["em10", "em11", "em20", "em21"])
+    (root / "train.list").write_text("em10\nem20\n")
+    (root / "test.list").write_text("em11\nem21\n")
+    (line,) = stopped(capsys, root, "--out", tmp_path / "a/index.json", "--group", "^(em.)")
+    assert "patient em1 is on two sides" in line and not (tmp_path / "a").exists()
+    run(root, "--out", tmp_path / "b/index.json")
+
+
 def test_a_file_a_channel(tmp_path, capsys):
     for name, size in (("a_0000", 8), ("a_0001", 8), ("b_0000", 8), ("b_0001", 9)):
         image = np.random.default_rng(size).integers(0, 256, (size, 8), np.uint8)

@@ -388,6 +388,20 @@ def test_a_killed_job_goes_on_and_only_as_it_was(tmp_path, monkeypatch, capsys):
     assert len(calls) == 3
 
 
+def test_what_is_to_be_saved_is_saved_of_cases_that_were_done_before(data, tmp_path, capsys):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    saved = ["--continue", "--save_result", tmp_path / "saved"]
+    inference.main(words("--model_path", weights, "--continue"))
+    said = refused(capsys, "--model_path", weights, *saved)
+    assert "was begun with other settings (save_result" in said and not (tmp_path / "saved").exists()
+    inference.main(words("--model_path", weights, *saved, output_dir=tmp_path / "out"))
+    first, second = sorted((tmp_path / "saved").iterdir())
+    before = first.stat().st_mtime_ns
+    second.unlink()
+    inference.main(words("--model_path", weights, *saved, output_dir=tmp_path / "out"))
+    assert second.is_file() and first.stat().st_mtime_ns == before
+
+
 def test_a_folder_of_the_same_name_does_not_pass_for_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(windows, "test_single_case", seen)
     for site in ("A", "B"):
@@ -687,6 +701,13 @@ def test_several_model_paths_may_be_given_by_several_flags(data, tmp_path):
     both = inference.main(words("--model_path", *weights, output_dir=tmp_path / "both"))
     each = inference.main([*words("--model_path", weights[0]), *words("--model_path", weights[1])])
     assert each["checkpoint_sha256"] == both["checkpoint_sha256"] and each["cases"] == both["cases"]
+
+
+def test_ensembles_do_not_replace_each_other(data, tmp_path, capsys):
+    a, b, c = make_run(tmp_path / "run", seeds=(0, 1, 2), num_classes=2, root_path=str(data))
+    inference.main(words("--model_path", a, b))
+    assert "holds the results of other weights" in refused(capsys, "--model_path", a, c)
+    inference.main(words("--model_path", a, b))
 
 
 @pytest.mark.parametrize(

@@ -361,6 +361,9 @@ def test_a_unet_has_as_many_levels_as_strides_and_its_weights_tell_them():
     net = UNet(1, 3, 4, "batchnorm", strides=thin, kernel_sizes=[(3, 3, 1), 3, 3], deep_supervision=True, residual=True)
     told = {"strides": thin, "kernel_sizes": [(3, 3, 1), (3, 3, 3), (3, 3, 3)]}
     assert UNet.settings_of(net.state_dict()) == told | {"deep_supervision": True, "residual": True}
+    # Where no level has more channels than the first, no block of the encoder but that has a shortcut with weights.
+    flat = UNet(1, 2, 4, "batchnorm", max_filters=4, residual=True)
+    assert UNet.settings_of(flat.state_dict()) == {"residual": True, "max_filters": 4}
     outputs = net(torch.zeros(1, 1, 12, 8, 5))
     assert [tuple(level.shape) for level in outputs] == [(1, 3, 12, 8, 5), (1, 3, 6, 4, 5)]
     target = torch.randint(3, (1, 12, 8, 5))

@@ -88,6 +88,8 @@ def test_what_is_there_is_left_alone(phantom, tmp_path, capsys):
     before = (phantom / "train.list").stat().st_mtime_ns
     make_phantom(phantom)
     assert (phantom / "train.list").stat().st_mtime_ns == before
+    main([str(phantom), "--seed", "5"])
+    assert capsys.readouterr().out.strip().endswith("was there already, and is left as it is")
     (tmp_path / "mine").mkdir()
     with pytest.raises(SystemExit) as stopped:
         main([str(tmp_path / "mine")])

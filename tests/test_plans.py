@@ -159,6 +159,9 @@ def test_scans_are_prepared_by_their_plan(tmp_path, capsys):
     # A plan that is there gives the same, and statistics of the hidden labels are not looked at.
     prepare_nifti([str(root), str(tmp_path / "again"), "--plan", str(out / "plan.json"), "--test", "1"])
     assert json.loads((tmp_path / "again/preprocessing.json").read_text()) == settings
+    (tmp_path / "nnUNetPlans.json").write_text(json.dumps(to_nnunet(made)))
+    prepare_nifti([str(root), str(tmp_path / "theirs"), "--plan", str(tmp_path / "nnUNetPlans.json"), "--test", "1"])
+    assert json.loads((tmp_path / "theirs/preprocessing.json").read_text())["spacing"] == made["spacing"]
     few = prepare_nifti([str(root), str(tmp_path / "few"), "--plan", *TINY, "--labelnum", "2"])
     made = json.loads((tmp_path / "few/plan.json").read_text())
     values = organ(root, [int(case[-1]) for case in few["train"][:2]])
@@ -233,6 +236,15 @@ def test_the_command_line_wins_then_config_then_the_plan(tmp_path, data):
     assert trained(train_mean_teacher, data, tmp_path / "again", "--config", record)["strides"] == made["strides"]
 
 
+def test_the_network_of_a_plan_decides_on_dropout_as_that_of_a_flag(tmp_path, data):
+    """A U-Net drops only where that is asked for: docs/images.md says what dropout costs it."""
+    for network, drops in (("unet", False), ("vnet", True)):
+        make_plan([str(data), *TINY, "--network", network])
+        for name, more in (("alone", []), ("said", ["--network", network])):
+            got = trained(train_sup, data, tmp_path / network / name, "--plan", data / "plan.json", *more)
+            assert (got["network"], got["has_dropout"]) == (network, drops)
+
+
 def test_a_batch_holds_no_more_labelled_cases_than_there_are(tmp_path, data):
     made = make_plan([str(data), *TINY, "--batch_cap", "9", "--max_patch", "16"])
     assert made["batch_size"] > 9
@@ -262,6 +274,20 @@ def test_images_and_slices_are_trained_by_their_plans(tmp_path):
         made = make_plan([str(root), "--memory_gb", "0.1", "--n_filters", "2", *more])
         got = trained(train_sup, root, tmp_path / root.name, "--plan", root / "plan.json")
         assert got["dims"] == 2 and got["patch_size"] == made["patch_size"] and got["strides"] == made["strides"]
+
+
+def test_flat_files_of_volumes_are_no_stacks(tmp_path):
+    """<root>/data/<case>.h5 is how ACDC's stacks lie, and BraTS's volumes: the first side tells them apart."""
+    for name, shape, first in (("volumes", (22, 24, 28), None), ("stacks", (6, 24, 28), True)):
+        root = tmp_path / name
+        (root / "data").mkdir(parents=True)
+        for number in range(6):
+            with h5py.File(root / f"data/case_{number}.h5", "w") as file:
+                file["image"] = np.random.default_rng(number).standard_normal(shape).astype(np.float32)
+                file["label"] = ball(shape, [side / 2 for side in shape], 2).astype(np.uint8)
+        (root / "train.list").write_text("".join(f"case_{number}\n" for number in range(6)))
+        made = make_plan([str(root), *TINY, "--dims", "3"])
+        assert made.get("slices_first") is first and ("--slices_first" in made["why"].get("files", "")) == bool(first)
 
 
 def test_stacks_are_trained_as_volumes_with_the_slices_last(tmp_path):

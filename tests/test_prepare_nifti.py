@@ -112,6 +112,14 @@ def test_labelled_test_images_are_the_test_cases(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_scans_that_nobody_labelled_yet_are_prepared(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"scans/s{number}.nii.gz", scan(number)[0])
+    main(words(tmp_path / "scans", tmp_path / "out"))
+    settings = json.loads((tmp_path / "out/preprocessing.json").read_text())
+    assert settings["labels"] == [0, 1] and len((tmp_path / "out/unlabeled.list").read_text().split()) == 3
+
+
 def test_labels_beside_the_images_of_an_nnunet_folder_are_taken(tmp_path):
     source = make_decathlon(tmp_path / "Task02", train=3, test=0)
     for path in (source / "labelsTr").iterdir():
@@ -272,6 +280,8 @@ def test_mistakes_leave_nothing_behind(tmp_path, capsys, mistake, said):
         ({"window": "40 400"}, "--window"),
         ({"normalization": "ct", "window": "40 0"}, "--window"),
         ({"test": -1}, "--test"),
+        ({"like": "preprocessing.json", "spacing": "1 1 1"}, "--like decides --spacing"),
+        ({"like": "preprocessing.json", "ignore": 1}, "--like decides --ignore"),
     ],
 )
 def test_flags_that_make_no_sense(tmp_path, capsys, flags, said):

@@ -227,6 +227,27 @@ def test_a_folder_without_lists_is_learned_from_but_for_its_test_cases(either, t
     assert f"{either}: all its cases are in test.list" in line
 
 
+def test_nnunets_test_images_are_not_learned_from(tmp_path):
+    images, nnunet = make_images(tmp_path / "images"), tmp_path / "Dataset007_Steel"
+    for number, path in enumerate(sorted((images / "images").glob("*.png"))):
+        place = nnunet / ("imagesTr" if number < 6 else "imagesTs")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / f"{path.stem}_0000.png")
+    (nnunet / ".DS_Store").write_text("")
+    folder = pretrain(nnunet, tmp_path / "runs", dims=2)
+    assert config(folder)["train_cases"] == [f"image_{number}" for number in range(6)]
+
+
+def test_a_training_list_that_is_all_held_out_ends_in_a_sentence(data, tmp_path, capsys):
+    other = make_data(tmp_path / "other")
+    for path in (other / "data").iterdir():
+        path.rename(path.with_name(f"other_{path.name}"))
+    (other / "train.list").unlink(), (other / "test.list").unlink()
+    more = {"unlabeled_root": other, "val_list": data / "train.list"}
+    line = refused(capsys, tmp_path / "o", pretrain, data, tmp_path / "o", **more)
+    assert "keeps all its cases out" in line
+
+
 def test_a_folds_test_cases_are_kept_out_with_or_without_labels(data, tmp_path):
     cases = (data / "train.list").read_text().split()
     (data / "splits_final.json").write_text(json.dumps([{"train": cases[2:], "val": cases[:2]}]))

@@ -23,7 +23,7 @@ from mtseg.distributed import Ranks
 from mtseg.networks.vnet import VNet
 from mtseg.optim import Updater
 from mtseg.samplers import IterationSampler, ShuffledBatchSampler, TwoStreamBatchSampler
-from mtseg.script import methods
+from mtseg.script import flags, methods
 from mtseg.script import run as run_module
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import Compose, RandomCrop, RandomRotFlip, ToTensor
@@ -437,6 +437,38 @@ def test_a_file_of_settings_made_for_another_script_is_taken(data, tmp_path, cap
     assert json.loads((again / "config.json").read_text())["rotflip"] == "all"
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "this script has no use for them" in line)
     assert "consistency_type" in line and "strong_noise" in line and "rotflip" not in line
+
+
+@pytest.mark.parametrize("model", SCRIPTS)
+def test_a_runs_own_settings_are_taken_by_its_script(data, tmp_path, model):
+    parser, given = SCRIPTS[model].PARSER, {**TINY, **TINY_OF.get(model, {}), "root_path": data, "labelnum": 3}
+    words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
+    args = vars(flags.parse(parser, [*words, *(["--batch_size", "4"] if model in SEMI_SUPERVISED else [])]))
+    settings = {name: value for name, value in args.items() if name not in ("table", "config")}
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"torch": "2.13"}, default=str))
+    again = vars(flags.parse(parser, ["--config", str(tmp_path / "config.json")]))
+    assert {name: again[name] for name in args if name != "config"} == {n: v for n, v in args.items() if n != "config"}
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "said"),
+    [
+        ("supervised", {"ignore_index": -100}, "--ignore_index -100: labels are numbers from 0 to 255"),
+        ("MT", {"ignore_index": 300}, "--ignore_index 300: labels are numbers from 0 to 255"),
+        ("MT", {"batch_size": 4, "accumulation_steps": 4}, "1 patches at a time: one voxel is left at the bottom"),
+        (
+            "BCP",
+            {"consistency_warmup": 0, "pretrained": "a.pth", "from_scratch": True},
+            "--consistency_warmup 0: the teacher would know nothing",
+        ),
+    ],
+)
+def test_what_would_fail_or_teach_nothing_later_is_refused_at_once(data, tmp_path, capsys, model, changes, said):
+    switches = [f"--{name}" for name, value in changes.items() if value is True]
+    changes = {name: value for name, value in changes.items() if value is not True}
+    with pytest.raises(SystemExit) as stopped:
+        run(model, data, tmp_path / "runs", *switches, **changes)
+    assert stopped.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_test_only_tests_the_newest_weights(data, tmp_path, capfd):

@@ -316,6 +316,12 @@ def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):
     }
 
 
+def test_runs_on_other_voxels_of_the_same_names_are_no_seeds_of_one_row(tmp_path):
+    for seed, checksum in ((1, 11), (2, 11), (3, 12)):
+        write_run(tmp_path, seed=seed, dice=[0.5, 0.25], config={"data_crc32": checksum})
+    assert [[result.seed for result in row.results] for row in report.report([tmp_path])[1]] == [[1, 2], [3]]
+
+
 def test_runs_whose_pretrainings_differ_in_their_seeds_are_seeds_of_one_row(tmp_path):
     """By what the runs record of them; without that, of other settings and of a seed that is there twice they are not.
     What --from_scratch leaves out makes no row either."""

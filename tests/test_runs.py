@@ -132,6 +132,40 @@ def test_a_run_that_is_cut_off_before_its_first_row_keeps_those_of_before(finish
     assert [row["lr"] for row in table] == [*(row["lr"] for row in csv.DictReader(before.splitlines())), "", ""]
 
 
+def test_a_run_that_is_killed_between_its_first_validation_and_its_first_state_is_started_again(finished, tmp_path):
+    data, _ = finished
+    (data / "val.list").write_text("case_5\n")
+    more = {"val_list": data / "val.list", "val_freq": 2}
+    whole = train_sup.main(words(data, tmp_path / "whole", **more))
+    cut = tmp_path / "cut" / whole.relative_to(tmp_path / "whole")
+    cut.mkdir(parents=True)
+    for name in ("config.json", "metrics.csv", "supervised_best_model.pth"):
+        shutil.copy(whole / name, cut / name)
+    train_sup.main([*words(data, tmp_path / "cut", **more), "--resume"])
+    a, b = (torch.load(place / "iter_4.pth", weights_only=True) for place in (whole, cut))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_was_validated_is_written_down_whenever_rows_are(finished, tmp_path):
+    data, _ = finished
+    (data / "val.list").write_text("case_5\n")
+    folder = train_sup.main(words(data, tmp_path, val_list=data / "val.list", val_freq=2, log_freq=3, max_iterations=5))
+    rows = [*read_metrics(folder / "metrics.csv")]
+    assert [row["iteration"] for row in rows] == ["2", "3", "4", "5"]
+    assert [bool(row["val_dice"]) for row in rows] == [True, False, True, True]
+
+
+def test_a_teacher_that_began_with_weights_does_not_go_on_as_one_without(finished, tmp_path, capsys):
+    data, folder = finished
+    more = {"teacher_checkpoint": folder / "iter_4.pth"}
+    train_mean_teacher.main(words(data, tmp_path / "a", max_iterations=2, **more))
+    said = sentence(capsys, train_mean_teacher.main, [*words(data, tmp_path / "a"), "--resume"])
+    assert "the run began with --teacher_checkpoint" in said
+    train_mean_teacher.main(words(data, tmp_path / "b", max_iterations=2))
+    said = sentence(capsys, train_mean_teacher.main, [*words(data, tmp_path / "b", **more), "--resume"])
+    assert "the run began without --teacher_checkpoint" in said
+
+
 @pytest.mark.parametrize("left", ["latest.pth", "iter_4.pth", "metrics.csv"])
 def test_a_start_replaces_no_run_whose_config_json_is_missing(copied, capsys, left):
     data, out, folder = copied

@@ -44,10 +44,7 @@ def images(tmp_path):
 
 def run(model, data, out, *more, **changes):
     """Train for a few iterations; returns the run's folder."""
-    given = {**TINY_2D, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 4}
-    given |= TINY_OF.get(model, {}) | changes
-    words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
-    return SCRIPTS[model].main([*words, *more])
+    return SCRIPTS[model].main([*words_of(data, out, model, **changes), *more])
 
 
 def infer(folder, *more, name="iter_4.pth"):
@@ -80,11 +77,14 @@ def said(capsys, main, words):
     return line
 
 
-def refused(capsys, model, data, out, **changes):
+def words_of(data, out, model="supervised", **changes):
     given = {**TINY_2D, "root_path": data, "output_dir": out, "labelnum": 3, "max_iterations": 4}
     given |= TINY_OF.get(model, {}) | changes
-    words = [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
-    line = said(capsys, SCRIPTS[model].main, words)
+    return [word for name, value in given.items() for word in (f"--{name}", *str(value).split())]
+
+
+def refused(capsys, model, data, out, **changes):
+    line = said(capsys, SCRIPTS[model].main, words_of(data, out, model, **changes))
     assert not (out / "model").exists()
     return line
 
@@ -553,6 +553,80 @@ def test_near_values_are_snapped_where_that_is_asked_for(images, tmp_path):
 def test_flags_that_do_not_fit_images(images, tmp_path, capsys, changes, words):
     line = refused(capsys, "MT", images, tmp_path / "out", **changes)
     assert all(word in line for word in words), line
+
+
+def test_pixels_that_nobody_labelled_need_no_classes_json(images, tmp_path, capsys):
+    """255 in masks of class numbers is --ignore_index 255, not to be snapped to a class; another needs a table."""
+    (images / "classes.json").unlink()
+    for path in (images / "masks").glob("*.png"):
+        mask = np.searchsorted([0, 10, 200], np.array(Image.open(path))).astype(np.uint8)
+        mask[:5] = 255
+        Image.fromarray(mask).save(path)
+    assert "value 255" in said(capsys, SCRIPTS["supervised"].main, words_of(images, tmp_path / "a", num_classes=3))
+    folder = run("supervised", images, tmp_path / "b", "--ignore_index", "255", "--snap", num_classes=3)
+    assert "got the nearest class" not in (folder / "log.txt").read_text()
+    for row in infer(folder)["cases"]:
+        assert row["tp"] + row["fp"] + row["fn"] + row["tn"] == (26 - 5) * 23
+    line = said(capsys, SCRIPTS["supervised"].main, words_of(images, tmp_path / "c", num_classes=3, ignore_index=200))
+    assert "--ignore_index 200 of masks without a classes.json" in line
+
+
+def test_classes_that_do_not_follow_the_numbers_in_hdf5_files_are_refused(tmp_path, capsys):
+    data = make_stacks(tmp_path / "stacks")
+    names = [{"name": "grain", "value": 2}, {"name": "pore", "value": 1}, {"name": "matrix", "value": 0}]
+    for table in ({"classes": names}, {"classes": names[::-1], "background": 2}, {**PHASES, "ignore": 7}):
+        (data / "classes.json").write_text(json.dumps(table))
+        assert "class numbers" in said(capsys, SCRIPTS["supervised"].main, words_of(data, tmp_path / "out"))
+    (data / "classes.json").write_text(json.dumps({"classes": names[::-1]}))
+    assert [row["class"] for row in infer(run("supervised", data, tmp_path / "out"))["cases"][:2]] == ["pore", "grain"]
+
+
+def test_a_mask_whose_palette_shows_other_classes_than_its_values_is_refused(images, tmp_path, capsys):
+    """Programs that save three colours with a palette number them anew; the numbers may be classes', but others."""
+    colors = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    table = {"classes": [{"name": name, "color": color} for name, color in zip("abc", colors, strict=True)]}
+    (images / "classes.json").write_text(json.dumps(table))
+    masks = {path: np.searchsorted([0, 10, 200], np.array(Image.open(path))) for path in (images / "masks").glob("*")}
+
+    def save(order):
+        for path, mask in masks.items():
+            picture = Image.fromarray(np.argsort(order)[mask].astype(np.uint8), "P")
+            picture.putpalette(np.uint8(colors)[order].tobytes())
+            picture.save(path)
+
+    save([0, 1, 2])
+    plain = run("supervised", images, tmp_path / "plain")
+    save([2, 0, 1])
+    line = said(capsys, SCRIPTS["supervised"].main, words_of(images, tmp_path / "anew"))
+    assert "its values and the colours it shows are of different classes; save it as RGB" in line
+    for path, mask in masks.items():
+        Image.fromarray(np.uint8(colors)[mask]).save(path)
+    assert same(weights(run("supervised", images, tmp_path / "rgb")), weights(plain))
+
+
+def test_the_intensity_is_recorded_and_nothing_goes_on_under_another(images, tmp_path, capsys):
+    folder = run("supervised", images, tmp_path / "runs")
+    assert "intensity" not in infer(folder, "--continue")["protocol"]  # zscore is what images have
+    words = ["--model_path", folder / "iter_4.pth", "--continue", "--intensity", "none"]
+    assert "was begun with other settings" in said(capsys, inference.main, words)
+    assert infer(folder, "--intensity", "none")["protocol"]["intensity"] == "none"
+
+
+def test_colours_of_stacks_are_refused_before_the_first_case(tmp_path, capsys):
+    tifffile = pytest.importorskip("tifffile")
+    hdf5, tiff = make_stacks(tmp_path / "hdf5"), tmp_path / "tiff"
+    for name in ("images", "masks"):
+        (tiff / name).mkdir(parents=True)
+    for path in (hdf5 / "data").glob("*.h5"):
+        with h5py.File(path) as file:
+            tifffile.imwrite(tiff / f"images/{path.stem}.tif", file["image"][:], photometric="minisblack")
+            mask = np.uint8([0, 10, 200])[file["label"][:]]
+            tifffile.imwrite(tiff / f"masks/{path.stem}.tif", mask, photometric="minisblack")
+    for name in ("train.list", "test.list", "classes.json"):
+        shutil.copy(hdf5 / name, tiff / name)
+    folder = run("supervised", tiff, tmp_path / "runs", max_iterations=1)
+    line = said(capsys, inference.main, ["--model_path", folder / "iter_1.pth", "--save_colors"])
+    assert "--save_colors is for images" in line
 
 
 def test_a_patch_larger_than_every_image_is_padded_and_said(images, tmp_path):

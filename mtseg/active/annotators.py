@@ -19,7 +19,7 @@ import numpy as np
 
 from mtseg.active.pictures import PLANE, colours, grey, heat, montage, slice_of
 from mtseg.checkpoint import file_sha256, write_whole
-from mtseg.classes import ClassError, ClassTable, to_index
+from mtseg.classes import ClassError, ClassTable, check_shown, to_index
 from mtseg.datasets import UNKNOWN
 from mtseg.images import ENDINGS as IMAGES
 from mtseg.images import ImageError, png_bytes, read_image, tiff_bytes
@@ -278,7 +278,7 @@ def read_labels(path, record, boxes, table, snap=False):
             raise AnnotationError(f"{path}: is {words(mask.shape)}, its image {words(shape)}; save a mask as large")
         mask = mask[inside][None]
         if colors is not None:
-            mask = by_palette(path, mask, colors[inside][None], more)
+            mask = by_palette(mask, colors[inside][None], more)
         if mask.dtype == bool and len(table.names) == 2:  # which to_index would not know, with one class more
             mask = np.where(mask, max(table.values), min(table.values))
         found, snapped = to_index(mask, more, snap)
@@ -321,16 +321,13 @@ def on_grid(path, record):
     return array
 
 
-def by_palette(path, values, colors, table):
+def by_palette(values, colors, table):
     """`values` (1, N), or the `colors` (1, N, 3) in which a palette shows them where not all values are a class's.
 
-    AnnotationError where both are classes', but not the same ones: a program has numbered the colours anew.
+    ClassError where both are classes', but not the same ones: a program has numbered the colours anew.
     """
     used, first = np.unique(values, return_index=True)
     if not set(used.tolist()) <= set(table.values):
         return colors
-    shown = list(map(tuple, colors[0, first].tolist()))
-    means = [table.colors[table.values.index(value)] for value in used.tolist()]
-    if shown != means and set(shown) <= set(table.colors):
-        raise AnnotationError(f"{path}: its values and the colours it shows are of different classes; save it as RGB")
+    check_shown(used, colors[0, first], table)
     return values

@@ -96,14 +96,25 @@ def case_readers(folder):
     if folder.is_file():
         raise FigureError(f"{folder}: is a file; give its folder, {folder.parent}, and --case {stem(folder) or 'NAME'}")
     results = folder.parent if folder.name == "predictions" else folder
-    if (results / "cases.jsonl").is_file():
+    if _of_scans(results):
         readers = readers_of_scans(results)
     else:
         readers = {path.stem: partial(read_case, path) for path in sorted(folder.glob("*.h5"))}
     if not readers:
-        remedy = f"write them with inference.py --save_result {folder}, or by --input"
+        remedy = f"write them with inference.py --save_result {folder} (as HDF5, the default), or by --input"
         raise FigureError(f"{folder}: holds no predictions; {remedy}")
     return readers
+
+
+def _of_scans(results):
+    """Whether the record in `results` is one of `inference.py --input`: that of --continue may be of a list."""
+    try:
+        with open(results / "cases.jsonl", encoding="utf-8") as file:
+            return not json.loads(file.readline())["settings"]["input"].endswith(".list")
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return True  # is reported when it is read
 
 
 def readers_of_scans(results):
@@ -116,7 +127,8 @@ def readers_of_scans(results):
         result = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
         how = {"num_classes": result["network"]["num_classes"], "classes": result.get("classes")}
         how |= {"ignore_index": result["protocol"].get("ignore_index"), "unit": record["unit"]}
-        table = ClassTable.from_dict(how["classes"]) if how["classes"] else plain_table(how["num_classes"])
+        classes, counted = how["classes"], (how["num_classes"], how["ignore_index"])
+        table = ClassTable.from_dict(classes) if classes else plain_table(*counted)
         values, ignore = preprocessing.get("labels", list(range(how["num_classes"]))), preprocessing.get("ignore")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise FigureError(f"{path}: not a whole record of inference.py --input ({error}); segment again") from error

@@ -206,7 +206,7 @@ class UNet(Decoder):
     def settings_of(state):
         """What the weights in the state_dict `state` tell beside the defaults: residual, deep_supervision, dims,
         strides (of the transposed convolutions of 'deconv' alone), kernel_sizes, max_filters."""
-        weights = {"residual": "encoder.1.shortcut.weight", "deep_supervision": "out_conv.1.weight"}
+        weights = {"residual": "decoder.0.shortcut.weight", "deep_supervision": "out_conv.1.weight"}
         settings = {setting: True for setting, weight in weights.items() if weight in state}
         shapes = shapes_of(state, "encoder.{}.conv1.weight")
         strides, kernels = ([s[2:] for s in group] for group in (shapes_of(state, "up.{}.weight"), shapes))

@@ -59,6 +59,8 @@ def check_flags(args, given=()):
     for name in ("class_weights", "deep_supervision_weights"):
         if getattr(args, name) is not None and not any(getattr(args, name)):
             raise FlagError(f"--{name}: all weights are 0, so nothing would be learned; give one above 0")
+    if args.ignore_index is not None and not 0 <= args.ignore_index <= 255:
+        raise FlagError(f"--ignore_index {args.ignore_index}: labels are numbers from 0 to 255; take one, often 255")
     if (
         args.ignore_index is not None
         and (args.background is None or args.ignore_index > 0)
@@ -85,7 +87,7 @@ def check_flags(args, given=()):
 def check_annotations(args, given):
     """FlagError where a flag says again, or otherwise, what the labels of --annotations say."""
     for name in ("labelnum", "labeled_draw", "unlabeled_root"):
-        if name in given:
+        if name in given or (name == "unlabeled_root" and getattr(args, name, None)):
             raise FlagError(f"--{name} with --annotations, which says which cases have labels: leave one out")
     if args.labelnum == 0:
         raise FlagError("--annotations in pretraining, which looks at no label: leave it out")

@@ -108,7 +108,8 @@ def read_data(args, run):
     labeled_bs = args.labeled_bs if unlabeled else 0 if images_alone else args.batch_size
     unlabeled_bs = args.batch_size - labeled_bs
     run.ranks.check_shares(args.labelnum or args.batch_size, labeled_bs, unlabeled_bs)
-    flags.check_normalization(args, (unlabeled_bs or labeled_bs) // run.ranks.world_size)
+    together = min(unlabeled_bs or labeled_bs, args.batch_size // args.accumulation_steps)
+    flags.check_normalization(args, max(together // run.ranks.world_size, 1))
 
     names = cases["train_cases"]
     first = source.annotated(args, names) if args.annotations else source.dataset(args, names, args.labelnum)
@@ -211,14 +212,15 @@ def choose_cases(args, source, unlabeled):
         fold, cases["folds"] = folds[args.fold], len(folds)
         cases["fold_cases"], out = fold["val"], {*listed}.difference(fold["train"])
     if args.labelnum == 0 and args.unlabeled_root is None and not (root / "train.list").exists():  # all that is there
-        kept_out, flat = {*val, *test_cases(root)}, [path.name.removesuffix(".h5") for path in root.glob("data/*")]
-        there = [*source.files] if source.files else sorted({*flat} - {"slices"})
+        kept_out, paths = {*val, *source.tested}, [p for p in root.glob("data/*") if p.suffix == ".h5" or p.is_dir()]
+        flat = {path.name.removesuffix(".h5") for path in paths if not path.name.startswith(".")}
+        there = [*source.files] if source.files else sorted(flat - {"slices"})
         found = [case for case in there if case not in kept_out]
         if there and not found:
             raise DataError(
                 f"{root}: all its cases are in test.list or --val_list, none is left to learn from; add some"
             )
-        found, notes = unlabeled_cases(root, (), val, test_cases(root), found)
+        found, notes = unlabeled_cases(root, (), val, source.tested, found)
         flags.check_cases(args, len(found[: args.max_samples]))
         return cases | {"train_cases": found[: args.max_samples]}, None, notes
     if args.annotations:
@@ -232,6 +234,11 @@ def choose_cases(args, source, unlabeled):
     listed = (root / "unlabeled.list").exists() or (root / "unlabeled").is_dir()
     if args.unlabeled_root is not None or listed:
         other = source if args.unlabeled_root is None else Source(args.unlabeled_root)
+        if other is not source and not listed and other.root.resolve() == root.resolve():
+            raise flags.FlagError(
+                f"--unlabeled_root {args.unlabeled_root}: lies in the data set {root} and passes for its folder of "
+                f"cases; move it elsewhere, or name its cases in {root / 'unlabeled.list'}"
+            )
         known = [*train, *(case for case in rest if case not in train)]
         found, notes = unlabeled_cases(other.root, known, val, test_cases(root), other.without_lists())
         more = [*rest, *found]
@@ -241,6 +248,8 @@ def choose_cases(args, source, unlabeled):
         more = [case for case in more if patients[case] not in held]
     if args.labelnum:
         flags.check_two_streams(args, len(train), len(more))
+    elif not train:
+        raise DataError(f"{root / 'train.list'}: --val_list or the fold keeps all its cases out; leave some in")
     else:
         flags.check_cases(args, len(train) + len(more))
     return cases | {"train_cases": train, "unlabeled_cases": more}, other, notes

@@ -309,11 +309,11 @@ def parse(parser, argv):
     if images and "patch_size" in settings:
         settings["patch_size"] = settings["patch_size"][:2]  # of slices of Phantom
     settings = (IMAGE_SETTINGS if images else {}) | data | settings
+    settings |= planned
     kind = chosen.get("network") or settings.get("network") or parser.get_default("network")
     settings["has_dropout"] = kind != "unet"  # it loses classes by it; vnet loses Dice, but drops in all of its papers
     kind = kind.rpartition(":")[2].lower()
-    settings["exp"] = kind if kind.isidentifier() else "own"  # of another, what is wrong is said later
-    settings |= planned
+    settings.setdefault("exp", kind if kind.isidentifier() else "own")  # of another, what is wrong is said later
     known = {action.dest for action in parser._actions}
     chosen = {name: value for name, value in {**settings, **config}.items() if name in known}
     args = parser.parse_args(argv, argparse.Namespace(**chosen))

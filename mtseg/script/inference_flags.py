@@ -122,7 +122,8 @@ def parse_inference(parser, argv):
         args.dataset_name = flags.folder_name(given)  # the run's is that of other data
     if args.split is None:
         first, *others = (config.get("fold_cases") for config in args.configs)
-        own = first and not elsewhere and not args.input and all(other == first for other in others)
+        moved = elsewhere and not {*(first or ())} <= {*listed_for_training(given)}
+        own = first and not moved and not args.input and all(other == first for other in others)
         args.split = "fold" if own else "test"
     if args.input is None and (args.labels or args.preprocessing):
         raise FlagError("--labels and --preprocessing are about scans: name them by --input")
@@ -136,6 +137,14 @@ def parse_inference(parser, argv):
     if args.uncertainty == "ensemble" and len(args.model_path) < 2:
         raise FlagError("--uncertainty ensemble with one --model_path: give several checkpoints, or use mc_dropout")
     return args
+
+
+def listed_for_training(root_path):
+    """The cases of train.list in `root_path`; none where there is no such list."""
+    from mtseg.datasets import find_root, read_list  # not above: PyTorch, and --help is answered before
+
+    path = find_root(root_path) / "train.list"
+    return read_list(path) if path.is_file() else []
 
 
 def check_alike(args):

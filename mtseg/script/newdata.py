@@ -63,6 +63,7 @@ def told_by(source, cases, channels, ignore=None):
             if not np.isfinite(held).all() or (held != np.rint(held)).any():
                 raise PreprocessError(f"{label}: is no label, its voxels are not whole numbers; replace it")
             values |= {int(value) for value in held}
+        values |= {1} if values <= {0, ignore} else set()  # of scans that nobody labelled yet: some class there will be
     told = told and [str(name) for name in told]
     ignored = {} if ignore is None else {"ignore": ignore}
     return {**ignored, "labels": sorted(values - set(ignored.values())), "channels": channels}, told

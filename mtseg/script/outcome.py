@@ -13,7 +13,7 @@ from mtseg.averaging import rank_correlation
 from mtseg.checkpoint import write_whole
 from mtseg.layouts import stem
 from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
-from mtseg.script.config import LEARNED
+from mtseg.script.config import LEARNED, read_config
 from mtseg.script.flags import FlagError
 from mtseg.script.inference_flags import listed_in
 from mtseg.script.runfolder import RESULT_FOLDERS, holds_run, selection_of
@@ -36,6 +36,9 @@ def output_folder(args, sources):
     first, *others = args.model_path
     name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
+    there = read_config(folder / "metrics.json").get("checkpoint") if others and not args.output_dir else None
+    if there not in (None, [*map(str, args.model_path)]):
+        raise FlagError(f"{folder}: holds the results of other weights, {', '.join(there)}; name another --output_dir")
     if holds_run(folder):
         raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
     read = {path.resolve().parent for files in sources.values() for path in files}
@@ -57,7 +60,7 @@ def protocol_of(args):
     if args.dims == 2:
         protocol |= {name: getattr(args, name) for name in ("resize", "context") if getattr(args, name)}
         del protocol["stride_z"]
-    if args.dims == 3 and args.intensity != "none":
+    if args.intensity != ("none" if args.dims == 3 else "zscore"):
         protocol["intensity"] = args.intensity
     if args.weighting != "uniform":
         protocol["weighting"] = args.weighting
@@ -111,7 +114,7 @@ def result_of(args, trained, cases, entries):
     if args.split == "fold" and args.num is None:  # of the whole fold: the report pools it with the others
         result |= {name: args.configs[0].get(name) for name in ("fold", "folds")}
     if args.input:
-        result |= {"input": str(args.input), "preprocessing": cases.settings}
+        result |= {"input": str(args.input.resolve()), "preprocessing": cases.settings}
         result |= {"segmented": len(entries), "failures": cases.failures}
     if args.uncertainty:
         unsure, dices = (case_means(rows, metric) for metric in ("uncertainty", "dice"))

@@ -21,7 +21,7 @@ from mtseg.preprocess import IGNORED, canonical_axes, check_settings, orient
 from mtseg.script.checks import NOT_IN_PRETRAINING, FlagError, divisors
 from mtseg.script.config import read_config, value_of
 from mtseg.script.newdata import told_by
-from mtseg.script.sources import Source
+from mtseg.script.sources import Source, shown_axis
 from mtseg.script.values import checked, positive
 from mtseg.volumes import VolumeError, read_channels, read_on_grid, read_volume
 
@@ -124,10 +124,10 @@ def plan_of_prepared(args, source):
     shapes = [dataset.shapes[case][-2:] if source.files else dataset.shapes[case] for case in names]
     dims, median = args.dims or min(source.dims, len(shapes[0])), np.median(shapes, axis=0)
     # Volumes (W, H, D) lie in the same files as stacks (S, H, W), which have few slices.
-    first = len(median) == 3 and source.axis == 0 and (dims == 2 or median[0] < median[1:].min())
+    first = len(median) == 3 and source.axis == 0 and (dims == 2 or shown_axis(0, median) == 0)
     widths, num_classes = [], len(source.table.names) if source.table else 2
     for case in names if source.files is None else ():
-        width = read_volume(dataset.path(case), header_only=True).spacing
+        width = read_volume(dataset.path(case), header_only=True).spacing if len(median) == 3 else None
         widths += [] if width is None else [slices_last(width, first)]
         if source.table is None:
             label = dataset.read(case)["label"]
@@ -141,7 +141,9 @@ def plan_of_prepared(args, source):
     found = {"shapes": [slices_last(shape, first) for shape in shapes], "spacings": [spacing.tolist()] * len(shapes)}
     made = make_plan(args, {**found, "channels": dataset.n_channels, "kept": 1.0, "intensities": []}, dims, num_classes)
     made["made_from"]["axes"] = axes_of(source, first)
-    made |= {"slices_first": True} if first and dims == 3 else {}
+    if first and dims == 3:
+        made |= {"slices_first": True}
+        made["why"]["files"] = f"stacks (S, H, W), since the first side, {median[0]:g}, is short: --slices_first"
     preparation, split = (read_config(source.root / name) for name in ("preprocessing.json", "splits.json"))
     made |= {"intensity": "none" if preparation else "zscore"}
     made |= {"ignore_index": IGNORED} if source.ignores or preparation.get("ignore") is not None else {}
@@ -177,15 +179,13 @@ def training_names(source):
     if (root / "train.list").is_file():
         more = read_list(root / "unlabeled.list") if (root / "unlabeled.list").is_file() else []
         return list(dict.fromkeys([*training_cases(root), *more]))
-    tested = set(read_list(root / "test.list")) if (root / "test.list").is_file() else set()
     if source.files:
-        tested |= {case.name for case in find_cases(root)[0] if case.part == "Ts"}
-        return sorted(source.files.keys() - tested)
+        return sorted(source.files.keys() - source.tested)
     paths = sorted([*root.glob("data/*/mri_norm2.h5"), *root.glob("data/*.h5")])
     names = [path.parent.name if path.name == "mri_norm2.h5" else path.stem for path in paths]
     if not names:
         raise LayoutError(f"{root}: holds no cases; give a folder with data/, images/ or scans")
-    return [name for name in names if name not in tested]
+    return [name for name in names if name not in source.tested]
 
 
 def description(made):

@@ -39,6 +39,7 @@ from mtseg.script.clock import StepClock
 from mtseg.script.monitor import Monitor, check_extras
 from mtseg.script.runlog import RunLog, StopSignals, leave_signals_to_main, until_stopped
 from mtseg.script.snapshot import case_picture
+from mtseg.script.sources import shown_axis
 from mtseg.script.state import RunState
 from mtseg.script.windows import class_name, counted_classes, label_and_prediction, score_cases
 from mtseg.seeding import seed_iteration, set_deterministic
@@ -348,7 +349,8 @@ class Run:
         if validate:
             row |= self._validate()
             self.last = self.last or self._patience_is_over()
-        if self.last or row["iteration"] % self.args.log_freq == 0:
+        measured = validate or row.get("held_out_loss", "") != ""  # is written down, whenever it was
+        if self.last or measured or row["iteration"] % self.args.log_freq == 0:
             row |= self.clock.row()
             self.log.row(row)
             self.monitor.row(row)
@@ -393,7 +395,8 @@ class Run:
             case = self.data.val.image_list[place]
             sample = self.data.val.read(case)
             label, prediction = label_and_prediction(net, sample, self.data.axis, self.args)
-            drawn = case_picture(sample["image"], label, prediction, colors, self.data.axis, self.args.background)
+            axis = shown_axis(self.data.axis, label.shape)
+            drawn = case_picture(sample["image"], label, prediction, colors, axis, self.args.background)
             pictures[f"{word}: {case}, Dice {dices[place]:.4f}"] = drawn
         self.monitor.pictures(self.iteration, pictures)
 

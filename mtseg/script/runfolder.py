@@ -28,9 +28,10 @@ FREE_SETTINGS = {
 }
 BEGINNINGS = ("pretrained", "teacher_checkpoint")  # the files of weights that a run begins with
 # Runs that differ in these alone are of one method. What else may differ when a run goes on, makes another one of it.
-ALIKE = {"seed", *VERSIONS, *FREE_SETTINGS} - {"max_iterations", "patience", "teacher_checkpoint_for", *BEGINNINGS}
+MADE_ANOTHER = {"max_iterations", "patience", "teacher_checkpoint_for", "data_crc32", *BEGINNINGS}
+ALIKE = {"seed", *VERSIONS, *FREE_SETTINGS} - MADE_ANOTHER
 # What the folds of one cross-validation differ in.
-OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases"}
+OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases", "data_crc32"}
 # With these schedules the length of a run decides every learning rate, or the validations do.
 LENGTH_SCHEDULES = ("poly", "cosine", "warmup", "sawtooth")
 PLATEAU_SETTINGS = {"val_freq", "stride_xy", "stride_z"}
@@ -73,7 +74,8 @@ def checkpoint_to_resume(folder, resume, overwrite):
     """
     latest, lies_there = folder / "latest.pth", holds_run(folder) or (folder / "metrics.csv").exists()
     if resume == "latest":
-        if not latest.exists() and list(folder.glob("*.pth")):
+        # The best weights alone are of a run that was killed between its first validation and its first state.
+        if not latest.exists() and list(folder.glob("*iter_*.pth")):
             raise RunError(f"{folder}: has weights but no latest.pth to go on from; start anew with --overwrite")
         return latest if latest.exists() else None
     if resume is not None:
@@ -244,6 +246,9 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     if start and not config.get("from_scratch") and (began or not before.get("pretrained")) and Path(start).is_file():
         if file_sha256(start) not in [one.get("sha256") for one in began or []]:
             raise RunError(f"{path}: the run did not begin with {start}; leave it out, give its file, or start anew")
+    taught, given = (bool(settings.get("teacher_checkpoint")) for settings in (before, config))
+    if taught != given:  # from it the teacher's averages count
+        raise RunError(f"{path}: the run began with{'' if taught else 'out'} --teacher_checkpoint; resume it so")
     prepared = before.pop("preprocessing", None), config.get("preprocessing")
     if None not in prepared and prepared[0] != prepared[1]:
         raise RunError(f"{path}: the data has been prepared in another way since; restore preprocessing.json and data/")

@@ -81,7 +81,7 @@ def listed_scans(args):
     if args.dims == 3 and source.dims == 2:
         raise FlagError(f"the network is one of volumes, the cases in {root} are images; name other data")
     check_classes(args, source)
-    if args.save_colors and source.dims == 3:
+    if args.save_colors and any(len(shape) == 3 for shape in dataset.shapes.values()):
         raise FlagError("--save_colors is for images: of stacks and volumes there is no one colour picture")
     for case in dataset.image_list:
         dataset.read(case)  # a broken file is better found now than after an hour of segmenting
@@ -152,7 +152,8 @@ def input_images(args, cases, broken):
 
 def read_input_image(case, args):
     """The Scan of an image of --input."""
-    image, table = read_channels_of(case.images, args.intensity), args.table or plain_table(args.num_classes)
+    image = read_channels_of(case.images, args.intensity)
+    table = args.table or plain_table(args.num_classes, args.ignore_index)
     check_channels(case.images[0], len(image), args)
     if args.save_colors and image.ndim == 4:
         raise VolumeError(f"{case.images[0]}: a stack, which has no one colour picture; leave out --save_colors")
@@ -308,22 +309,25 @@ def choose_unit(args, paths):
 
 def save_case(folder, case, format, volumes, measured, table=None):
     """Write the arrays in `volumes` to `folder`: as <case>.h5, as <case>_<name>.nii.gz with voxels of 1 mm, or, label
-    and prediction of an image, as <case>_<name>.png with the values and the palette of `table`.
+    and prediction of an image, as <case>_<name>.png with the values and the palette of `table`. Returns the files.
 
     `measured`: how the case was measured, for JSON; an HDF5 file holds it as the attribute 'case'. A NIfTI image of
     several channels has them on its last axis.
     """
+    contents = {}
     if format == "hdf5":
-        write_whole(folder / f"{case}.h5", hdf5_bytes(volumes, {"case": json.dumps(measured)}))
-        return
-    if format == "png":
+        contents[f"{case}.h5"] = hdf5_bytes(volumes, {"case": json.dumps(measured)})
+    elif format == "png":
         for name in ("label", "prediction"):
             kind, content = image_file(volumes[name], table)
-            write_whole(folder / f"{case}_{name}{kind}", content)
-        return
-    for name, volume in volumes.items():
-        volume = np.moveaxis(volume, 0, -1) if volume.ndim == 4 else volume
-        write_whole(folder / f"{case}_{name}.nii.gz", volume_bytes(volume, ".nii.gz", nifti_header(np.eye(4))))
+            contents[f"{case}_{name}{kind}"] = content
+    else:
+        for name, volume in volumes.items():
+            volume = np.moveaxis(volume, 0, -1) if volume.ndim == 4 else volume
+            contents[f"{case}_{name}.nii.gz"] = volume_bytes(volume, ".nii.gz", nifti_header(np.eye(4)))
+    for name, content in contents.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in contents]
 
 
 def image_file(index, table):

@@ -24,7 +24,7 @@ from mtseg.script.endings import out_of_memory
 from mtseg.script.flags import FlagError, check_network_fits, network_settings
 from mtseg.script.networks import network_class
 from mtseg.script.runlog import training_cost
-from mtseg.script.sources import plain_table
+from mtseg.script.sources import plain_table, shown_axis
 from mtseg.script.windows import class_name, counted_classes, predict, side_by_side, through
 from mtseg.seeding import seed_iteration
 from mtseg.sliding_window import NotFiniteScoresError, optimize_for_inference
@@ -176,7 +176,7 @@ def infer_case(name, scan, trained, unit, output_dir, args):
         entry["files"].append(path)
 
     prediction = clean(averaging.label_map(restore_scores(scores, scan.grid)), args)
-    table = args.table or plain_table(args.num_classes)
+    table = args.table or plain_table(args.num_classes, args.ignore_index)
     if args.input and scan.kind in IMAGES:
         write(f"predictions/{name}{scan.kind}", scans.image_file(prediction, table)[1])
     elif args.input:
@@ -185,9 +185,10 @@ def infer_case(name, scan, trained, unit, output_dir, args):
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
         measured = {"num_classes": args.num_classes, "ignore_index": args.ignore_index, "classes": args.classes}
-        measured |= {"unit": unit, "axis": scan.axis}
+        measured |= {"unit": unit, "axis": shown_axis(scan.axis, prediction.shape)}
         measured["spacing"] = None if scan.spacing is None else [float(side) for side in scan.spacing]
-        scans.save_case(args.save_result, name, args.save_format, volumes, measured, table)
+        saved = scans.save_case(args.save_result, name, args.save_format, volumes, measured, table)
+        entry["files"] += [str(path.resolve()) for path in saved]
     if args.save_colors:
         colors = png_bytes(table.palette()[prediction])
         if args.save_result:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from mtseg.classes import ClassError, ClassTable, read_classes, to_index
+from mtseg.classes import ClassError, ClassTable, check_shown, read_classes, to_index
 from mtseg.datasets import (
     UNKNOWN,
     CaseDataset,
@@ -23,7 +23,7 @@ from mtseg.datasets import (
     training_cases,
 )
 from mtseg.image_index import read_index
-from mtseg.images import ENDINGS, image_size, read_image, read_mask
+from mtseg.images import ENDINGS, image_size, palette_of, read_image, read_mask
 from mtseg.layouts import find_cases
 from mtseg.phantom import PHASES, make_phantom
 from mtseg.preprocess import normalization, normalize
@@ -51,11 +51,13 @@ class Source:
     `files`: {case: Files} of images, None for HDF5 files.
     `dims`: the axes of its cases, 2 or 3. `axis`: along which of a case's three axes its slices follow each other.
     `several`: whether its images are from several sets. `ignores`: whether some masks have a value to be ignored.
+    `tested`: the cases of test.list, and the images of nnU-Net's imagesTs.
     """
 
     def __init__(self, root_path):
         self.root = root = find_root(root_path)
         self.root_path, self.files, self.dims, self.axis, self.several = root_path, None, 3, 0, False
+        self.tested = {*test_cases(root)}
         named = Path(root_path).suffix == ".json"
         index = Path(root_path) if named else root / "index.json"
         if named or index.is_file():
@@ -68,13 +70,14 @@ class Source:
                 for s in index.samples
             }
         else:
-            self.tables = {None: table_of(root)}
-            self.ignores = self.table is not None and self.table.ignore is not None
+            table = table_of(root)
+            self.tables, self.ignores = {None: table}, table is not None and table.ignore is not None
             flat = not (root / "data").is_dir() and any(path.suffix.lower() in ENDINGS for path in root.glob("*"))
             if flat or any((root / name).is_dir() for name in LAYOUTS):
                 cases, _ = find_cases(root)
                 if all(case.images[0].suffix.lower() in ENDINGS for case in cases):
-                    self.files = {c.name: Files(c.images, c.label, None, self.table) for c in cases}
+                    self.files = {c.name: Files(c.images, c.label, None, table) for c in cases}
+                    self.tested |= {c.name for c in cases if c.part == "Ts"}
         if self.files is not None or root == flags.HOME / "data/Electrode":
             self.dims = 2
         elif any(root.glob("data/*/mri_norm2.h5")):
@@ -82,8 +85,16 @@ class Source:
 
     @functools.cached_property
     def table(self):
-        """The classes.ClassTable of all its sets, None where it has none; DataError where they have other classes."""
-        return one_table(self.root_path, self.tables)
+        """The classes.ClassTable of all its sets, None where it has none; DataError where they have other classes, or
+        name other numbers than those in HDF5 files."""
+        table = one_table(self.root_path, self.tables)
+        odd = table and ([*table.values] != sorted(table.values) or table.ignore not in (None, UNKNOWN))
+        if odd and self.files is None:
+            raise DataError(
+                f"{self.root}: the labels in HDF5 files are class numbers, so classes.json lists the background first, "
+                f"the values rise, and what is to be ignored is {UNKNOWN}: write it so"
+            )
+        return table
 
     def dataset(self, args, cases, labelnum=None, transform=None):
         """The `cases` as a CaseDataset, of which the first `labelnum` (default: all) must have labels."""
@@ -105,7 +116,7 @@ class Source:
         without a mask that are not in test.list; less those `out`."""
         if self.files is None or (self.root / "train.list").is_file():
             return training_cases(self.root, out, num)
-        out = {*out, *test_cases(self.root)}
+        out = {*out, *self.tested}
         return [case for case in self.without_lists() if case not in out][:num]
 
     def without_lists(self):
@@ -119,6 +130,12 @@ class Source:
     def set_of(self, case):
         """The name of the set that the case is from, None where there are not several or the case is not among them."""
         return self.files[case].set if self.several and case in self.files else None
+
+
+def shown_axis(axis, shape):
+    """The axis across whose slices a case of `shape` is shown: the `axis` of its Source, but the last of a volume that
+    lies in the files as stacks do: its first side is not much shorter than the others."""
+    return 2 if len(shape) == 3 and 2 * shape[0] >= min(shape[1:]) else axis
 
 
 def data_root(root_path):
@@ -141,10 +158,11 @@ def table_of(root):
     return None
 
 
-def plain_table(num_classes):
-    """The ClassTable of masks that hold class numbers, the background's 0: that of a data set without classes.json."""
-    numbers = tuple(range(num_classes))
-    return ClassTable(tuple(map(str, numbers)), numbers, (None,) * num_classes, background=0)
+def plain_table(num_classes, ignore_index=None):
+    """The ClassTable of masks that hold class numbers, the background's 0: that of a data set without classes.json.
+    With the `ignore_index` 255 they may hold that, too."""
+    numbers, ignore = tuple(range(num_classes)), UNKNOWN if ignore_index == UNKNOWN else None
+    return ClassTable(tuple(map(str, numbers)), numbers, (None,) * num_classes, background=0, ignore=ignore)
 
 
 def one_table(path, tables):
@@ -188,7 +206,13 @@ class ImageCases(CaseDataset):
 
     def __init__(self, source, args, cases, labelnum=None, transform=None):
         self.source, self.intensity, self.snap = source, args.intensity, args.snap
-        self.num_classes, self.snapped, self.unlabeled = args.num_classes, {}, labelnum == 0
+        self.counted, self.snapped, self.unlabeled = (args.num_classes, args.ignore_index), {}, labelnum == 0
+        foreign = args.ignore_index not in (None, UNKNOWN, *range(args.num_classes or 0))
+        if foreign and not any(source.tables.values()):
+            raise flags.FlagError(
+                f"--ignore_index {args.ignore_index} of masks without a classes.json: write one with "
+                f'"ignore": {args.ignore_index}, or mark these pixels by {UNKNOWN}'
+            )
         missing = [case for case in cases if case not in source.files]
         if missing:
             raise DataError(f"{source.root}: has no image of {some(missing)}, which a list names; add it, or its index")
@@ -215,7 +239,7 @@ class ImageCases(CaseDataset):
         shape, image = image.shape[1:], image[0] if len(image) == 1 else image
         if files.mask is None or self.unlabeled:
             return {"image": image, "label": np.full(shape, UNKNOWN, np.uint8)}
-        table, snap = files.table or plain_table(self.num_classes), self.snap or files.snap
+        table, snap = files.table or plain_table(*self.counted), self.snap or files.snap
         label, self.snapped[case] = read_label(files.mask, shape, table, snap)
         return {"image": image, "label": label}
 
@@ -303,6 +327,9 @@ def read_label(path, shape, table, snap=False):
     if size != tuple(shape) or mask.ndim > len(shape) + 1:
         raise DataError(f"{path}: is {words(size)}, its image {words(shape)}; cut them alike")
     try:
+        if mask.ndim == len(shape) and (palette := palette_of(path)) is not None:
+            used = np.unique(mask).astype(int)
+            check_shown(used, palette[used], table)
         return to_index(mask, table, snap)
     except ClassError as error:
         raise DataError(f"{path}: {error}") from error

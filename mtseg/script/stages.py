@@ -202,7 +202,8 @@ def check_data(args, test):
     if hasattr(args, "pretext"):
         flags.check_pretext(args)
     network_class(args.network)  # a file of one's own may not be there
-    flags.check_normalization(args, args.batch_size - getattr(args, "labeled_bs", 0))
+    together = args.batch_size // args.accumulation_steps
+    flags.check_normalization(args, min(args.batch_size - getattr(args, "labeled_bs", 0), together))
     source = Source(args.root_path)
     if not source.root.is_dir():
         return
