@@ -53,7 +53,7 @@ def infer(args):
         written = ("uncertainty", "mc_samples", "save_probabilities", "tolerance", "save_colors", "measure_largest")
         asked |= {flag: vars(args)[flag] for flag in (*written, "snap")}
         asked |= {name: vars(args)[name] and str(vars(args)[name].resolve()) for name in ("labels", "save_result")}
-        asked["save_format"] = args.save_format
+        asked["save_format"] = args.save_result and args.save_format
         log = CaseLog(folder / "cases.jsonl", asked, go_on=args.go_on, owner="input")
         for case, entry in log.done.items():
             if case in cases.readers and entry.get("source") == scans.state_of(cases.files[case]):

@@ -210,10 +210,10 @@ def to_index(mask, table, snap=False):
         mask = _whole_numbers(mask, table)
         found = _found(mask)
         of_values, of_greys = found <= values.keys(), found <= greys.keys()
-        if of_values and of_greys and [values[code] for code in found] != [greys[code] for code in found]:
-            if len(found) == 1:  # of a tile within one class nothing tells which is meant
-                remedy = "save it as RGB, or leave the colors out of classes.json"
-                raise ClassError(f"holds {min(found)} alone, by value and by colour of different classes; {remedy}")
+        alone = min(found) if len(found) == 1 and of_values and of_greys else None
+        if alone is not None and values[alone] != greys[alone]:  # of a tile within one class nothing tells which it is
+            remedy = "save it as RGB, or leave the colors out of classes.json"
+            raise ClassError(f"holds {alone} alone, by value and by colour of different classes; {remedy}")
         return _look_up(mask, greys if of_greys and not of_values else values, table, snap)
     red, green, blue = (mask[..., part] for part in range(3))
     grey = _found(red) if (red == green).all() and (red == blue).all() else set()

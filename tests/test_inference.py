@@ -393,7 +393,7 @@ def test_what_is_to_be_saved_is_saved_of_cases_that_were_done_before(data, tmp_p
     saved = ["--continue", "--save_result", tmp_path / "saved"]
     inference.main(words("--model_path", weights, "--continue"))
     said = refused(capsys, "--model_path", weights, *saved)
-    assert "was begun with other settings (save_result" in said and not (tmp_path / "saved").exists()
+    assert "was begun with other settings (save_" in said and not (tmp_path / "saved").exists()
     inference.main(words("--model_path", weights, *saved, output_dir=tmp_path / "out"))
     first, second = sorted((tmp_path / "saved").iterdir())
     before = first.stat().st_mtime_ns

@@ -14,7 +14,7 @@ from mtseg.script import fast, flags
 from mtseg.script.inference_flags import inference_parser, parse_inference
 from mtseg.script.runfolder import choose_device
 from mtseg.script.segment import load_networks
-from mtseg.script.sources import Source, data_root, shown_axis
+from mtseg.script.sources import Source, data_root
 from mtseg.script.windows import predict, through
 from mtseg.seeding import seed_iteration
 from mtseg.transforms import pad_to, resize_nearest
@@ -41,8 +41,6 @@ class Cases:
         how = {"num_classes": None, "ignore_index": None, "intensity": known["intensity"], "snap": False}
         self.dataset = self.source.dataset(argparse.Namespace(**how, labelnum=0), self.names, labelnum=0)
         self.sides = [self.dataset.shapes[name] for name in self.names]
-        if self.source.files is None and self.sides:
-            self.axis = shown_axis(self.axis, min(self.sides))
         if len({*map(len, self.sides)}) != 1:
             raise QueryError(
                 f"{root_path}: holds {'no cases' * (not self.sides) or 'images and stacks'}; give one kind"

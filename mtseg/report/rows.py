@@ -163,7 +163,7 @@ def group_results(results):
     compared = {m: settings_to_compare([r.config for r in results if r.method == m]) - {"exp"} for m in methods}
     for result in results:
         names = compared[result.method] - (set() if result.fold is None else OF_FOLD)
-        names = names - {"data_crc32"} if result.config.get("annotations") else names  # which each seed has its own of
+        names = names - {"data_crc32"} if result.config.get("annotations") else names  # each seed has its own
         settings = {name: value for name, value in result.config.items() if name in names}
         began = {name: settings.pop(name, None) for name in BEGINNINGS}
         how = [result.network, result.selection, result.unit, result.protocol]

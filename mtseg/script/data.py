@@ -108,6 +108,7 @@ def read_data(args, run):
     labeled_bs = args.labeled_bs if unlabeled else 0 if images_alone else args.batch_size
     unlabeled_bs = args.batch_size - labeled_bs
     run.ranks.check_shares(args.labelnum or args.batch_size, labeled_bs, unlabeled_bs)
+    # What batch norm takes together: at least the smaller stream, or a part of --accumulation_steps.
     together = min(unlabeled_bs or labeled_bs, args.batch_size // args.accumulation_steps)
     flags.check_normalization(args, max(together // run.ranks.world_size, 1))
 

@@ -6,6 +6,7 @@
 import json
 import math
 import tempfile
+from pathlib import Path
 
 import torch
 
@@ -37,8 +38,8 @@ def output_folder(args, sources):
     name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
     there = read_config(folder / "metrics.json").get("checkpoint") if others and not args.output_dir else None
-    if there not in (None, [*map(str, args.model_path)]):
-        raise FlagError(f"{folder}: holds the results of other weights, {', '.join(there)}; name another --output_dir")
+    if isinstance(there, list) and {Path(file).resolve() for file in there} != {p.resolve() for p in args.model_path}:
+        raise FlagError(f"{folder}: holds the results of other weights, of so many and called so; give --output_dir")
     if holds_run(folder):
         raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
     read = {path.resolve().parent for files in sources.values() for path in files}

@@ -133,8 +133,8 @@ class Source:
 
 
 def shown_axis(axis, shape):
-    """The axis across whose slices a case of `shape` is shown: the `axis` of its Source, but the last of a volume that
-    lies in the files as stacks do: its first side is not much shorter than the others."""
+    """The axis across whose slices a volume of `shape` is shown: the `axis` of its Source, or the last where it lies in
+    a file as stacks (S, H, W) do, and its first side is not much shorter than the others."""
     return 2 if len(shape) == 3 and 2 * shape[0] >= min(shape[1:]) else axis
 
 
