@@ -49,18 +49,17 @@ def read_mask(path):
     Of a palette the indices, also of transparent colours. Raises ImageError as `read_image`, and for other numbers of
     channels and colours of 16 bits.
     """
-    _, _, array = _read(path)
+    return read_mask_and_palette(path)[0]
+
+
+def read_mask_and_palette(path):
+    """(what `read_mask` gives, the colours (N, 3) in which the file shows its values, None without a palette)."""
+    _, palette, array = _read(path)
     channels = array.shape[-1]
     if channels != 1 and (channels != 3 or array.dtype != np.uint8):
         raise ImageError(f"{path}: has {channels} channels of {array.dtype}; save one, or 8-bit colours (RGB)")
     array = array[0] if len(array) == 1 else array
-    return array[..., 0] if channels == 1 else array
-
-
-def palette_of(path):
-    """The colours (N, 3) in which the file shows the values of its pixels, None where it has no palette; ImageError."""
-    palette = _read(path, header_only=True)[1]
-    return None if palette is None else palette[:, :3]
+    return array[..., 0] if channels == 1 else array, None if palette is None else palette[:, :3]
 
 
 def image_size(path):

@@ -354,10 +354,9 @@ def test_volumes_are_trained_on_slice_by_slice(tmp_path):
     assert {row["class"] for row in infer(folder)["cases"]} == {1}
 
 
-def test_a_tiff_of_several_pages_is_a_stack(tmp_path):
-    """The same slices in HDF5 and as the pages of TIFF files: the same training, and predictions in pages."""
+def in_pages(hdf5, tiff):
+    """The stacks of make_stacks, normalised in their files, and as the pages of TIFF files in the folder `tiff`."""
     tifffile = pytest.importorskip("tifffile")
-    hdf5, tiff = make_stacks(tmp_path / "hdf5"), tmp_path / "tiff"
     for name in ("images", "masks"):
         (tiff / name).mkdir(parents=True)
     for path in sorted(hdf5.glob("data/*.h5")):
@@ -369,11 +368,18 @@ def test_a_tiff_of_several_pages_is_a_stack(tmp_path):
             tifffile.imwrite(tiff / f"{name}/{path.stem}.tif", pages, photometric="minisblack")
     for name in ("train.list", "test.list", "classes.json"):
         shutil.copy(hdf5 / name, tiff / name)
+    return tiff
+
+
+def test_a_tiff_of_several_pages_is_a_stack(tmp_path):
+    """The same slices in HDF5 and as the pages of TIFF files: the same training, and predictions in pages."""
+    hdf5 = make_stacks(tmp_path / "hdf5")
+    tiff = in_pages(hdf5, tmp_path / "tiff")
     a, b = (run("MT", root, tmp_path / f"{root.name}_runs", context=1, dataset_name="A") for root in (hdf5, tiff))
     for name, value in weights(a).items():
         torch.testing.assert_close(value, weights(b)[name], rtol=1e-3, atol=1e-4)
     infer(b, "--input", tiff / "images", "--labels", tiff / "masks", "--output_dir", tmp_path / "out")
-    pages = tifffile.imread(tmp_path / "out/predictions/patient006_frame01.tif")
+    pages = pytest.importorskip("tifffile").imread(tmp_path / "out/predictions/patient006_frame01.tif")
     assert pages.shape == (3, 22, 25) and set(np.unique(pages)) <= {0, 10, 200}
 
 
@@ -613,17 +619,7 @@ def test_the_intensity_is_recorded_and_nothing_goes_on_under_another(images, tmp
 
 
 def test_colours_of_stacks_are_refused_before_the_first_case(tmp_path, capsys):
-    tifffile = pytest.importorskip("tifffile")
-    hdf5, tiff = make_stacks(tmp_path / "hdf5"), tmp_path / "tiff"
-    for name in ("images", "masks"):
-        (tiff / name).mkdir(parents=True)
-    for path in (hdf5 / "data").glob("*.h5"):
-        with h5py.File(path) as file:
-            tifffile.imwrite(tiff / f"images/{path.stem}.tif", file["image"][:], photometric="minisblack")
-            mask = np.uint8([0, 10, 200])[file["label"][:]]
-            tifffile.imwrite(tiff / f"masks/{path.stem}.tif", mask, photometric="minisblack")
-    for name in ("train.list", "test.list", "classes.json"):
-        shutil.copy(hdf5 / name, tiff / name)
+    tiff = in_pages(make_stacks(tmp_path / "hdf5"), tmp_path / "tiff")
     folder = run("supervised", tiff, tmp_path / "runs", max_iterations=1)
     line = said(capsys, inference.main, ["--model_path", folder / "iter_1.pth", "--save_colors"])
     assert "--save_colors is for images" in line

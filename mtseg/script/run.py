@@ -395,7 +395,7 @@ class Run:
             case = self.data.val.image_list[place]
             sample = self.data.val.read(case)
             label, prediction = label_and_prediction(net, sample, self.data.axis, self.args)
-            axis = self.data.axis if self.args.dims == 2 else shown_axis(self.data.axis, label.shape)
+            axis = shown_axis(self.data.axis, label.shape, self.args.dims)
             drawn = case_picture(sample["image"], label, prediction, colors, axis, self.args.background)
             pictures[f"{word}: {case}, Dice {dices[place]:.4f}"] = drawn
         self.monitor.pictures(self.iteration, pictures)

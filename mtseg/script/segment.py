@@ -185,7 +185,7 @@ def infer_case(name, scan, trained, unit, output_dir, args):
     if args.save_result:
         volumes = {"image": scan.image, "label": scan.label, "prediction": prediction}
         measured = {"num_classes": args.num_classes, "ignore_index": args.ignore_index, "classes": args.classes}
-        measured |= {"unit": unit, "axis": scan.axis if args.dims == 2 else shown_axis(scan.axis, prediction.shape)}
+        measured |= {"unit": unit, "axis": shown_axis(scan.axis, prediction.shape, args.dims)}
         measured["spacing"] = None if scan.spacing is None else [float(side) for side in scan.spacing]
         saved = scans.save_case(args.save_result, name, args.save_format, volumes, measured, table)
         entry["files"] += [str(path.resolve()) for path in saved]

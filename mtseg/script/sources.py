@@ -23,7 +23,7 @@ from mtseg.datasets import (
     training_cases,
 )
 from mtseg.image_index import read_index
-from mtseg.images import ENDINGS, image_size, palette_of, read_image, read_mask
+from mtseg.images import ENDINGS, image_size, read_image, read_mask_and_palette
 from mtseg.layouts import find_cases
 from mtseg.phantom import PHASES, make_phantom
 from mtseg.preprocess import normalization, normalize
@@ -132,10 +132,11 @@ class Source:
         return self.files[case].set if self.several and case in self.files else None
 
 
-def shown_axis(axis, shape):
-    """The axis across whose slices a volume of `shape` is shown: the `axis` of its Source, or the last where it lies in
-    a file as stacks (S, H, W) do, and its first side is not much shorter than the others."""
-    return 2 if len(shape) == 3 and 2 * shape[0] >= min(shape[1:]) else axis
+def shown_axis(axis, shape, dims=3):
+    """The axis across whose slices a case of `shape` is shown: the `axis` of its Source, or, for a network of `dims` 3,
+    the last where a volume lies in a file as stacks (S, H, W) do: its first side is not much shorter than the others.
+    """
+    return 2 if dims == 3 and len(shape) == 3 and 2 * shape[0] >= min(shape[1:]) else axis
 
 
 def data_root(root_path):
@@ -322,12 +323,12 @@ def stacked_size(paths):
 
 def read_label(path, shape, table, snap=False):
     """(uint8 class numbers of a mask, how many pixels were snapped); DataError where it is not of this `shape`."""
-    mask = read_mask(path)
+    mask, palette = read_mask_and_palette(path)
     size = mask.shape[: len(shape)]
     if size != tuple(shape) or mask.ndim > len(shape) + 1:
         raise DataError(f"{path}: is {words(size)}, its image {words(shape)}; cut them alike")
     try:
-        if mask.ndim == len(shape) and (palette := palette_of(path)) is not None:
+        if palette is not None:
             used = np.unique(mask).astype(int)
             check_shown(used, palette[used], table)
         return to_index(mask, table, snap)
