@@ -11,7 +11,7 @@ import torch
 def mixup(a, b, weight):
     """weight a + (1 - weight) b, in the shape of `a` and `b`, (N, ...).
 
-    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018 (arXiv:1710.09412), equation 1. `weight`, 0 to
+    Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018 (arXiv:1710.09412), section 1. `weight`, 0 to
     1, is a number or a tensor of N of them, one a sample.
     """
     if isinstance(weight, torch.Tensor) and weight.dim():

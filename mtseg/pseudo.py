@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 
-def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=None, ignore_index=255):
+def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=None, ignore_index=255, seen=None):
     """The most probable class of each voxel where the teacher is sure of it, `ignore_index` elsewhere.
 
     A voxel is used if its largest softmax probability is at least `threshold` (0 to 1; FixMatch, Sohn et al., NeurIPS
@@ -23,7 +23,8 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
 
     `foreground` (MIN, MAX), shares from 0 to 1: a volume (a patch, where the teacher sees patches) is left out as a
     whole unless MIN <= share <= MAX, where the share is that of its voxels, sure or not, whose most probable class is
-    not 0. Voxels with NaN among their logits are not used. Raises ValueError for limits outside these ranges, fewer
+    not 0. `seen`: bool (N, *spatial), the voxels that mean something; the others are not used and not counted. Voxels
+    with NaN among their logits are not used. Raises ValueError for limits outside these ranges, fewer
     than two classes, and an `ignore_index` that is a class.
     """
     num_classes = teacher_logits.shape[1]
@@ -46,9 +47,12 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
     if max_entropy is not None:
         used &= torch.special.entr(probabilities).sum(dim=1) / math.log(num_classes) <= max_entropy
     if foreground is not None:
-        share = (labels != 0).flatten(1).float().mean(dim=1)
+        counted = torch.ones_like(used) if seen is None else seen
+        share = ((labels != 0) & counted).flatten(1).sum(dim=1) / counted.flatten(1).sum(dim=1)
         accepted = (share >= foreground[0]) & (share <= foreground[1])
         used &= accepted.view(-1, *[1] * (labels.dim() - 1))
+    if seen is not None:
+        used &= seen
     return labels.masked_fill(~used, ignore_index)
 
 

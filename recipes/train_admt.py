@@ -4,8 +4,9 @@
     python inference.py --model_path model/LA_vnet_16_labeled/ADMT/iter_15000.pth
 
 Zhao et al., "Alternate Diverse Teaching for Semi-supervised Medical Image Segmentation", ECCV 2024 (arXiv:2311.17325).
-The teachers take turns of random length; in the first one's the student sees an intensity view, in the second one's
-patches with a box of another. With the teachers' probabilities p1, p2 and their entropies H1, H2 in bits,
+The teachers take turns of random length; in the first one's the student sees an intensity view (as in the code with
+noise of volumes and blur of images), in the second one's patches with a box of another. With the teachers'
+probabilities p1, p2 and their entropies H1, H2 in bits,
     q = v p1 + (1 - v) p2,  v = exp(-H1) / (exp(-H1) + exp(-H2)),  y = argmax q where max q >= t,  L = L_s + w CE(p, y);
 but where the teachers differ and the student is surer of another class, y is that. As in the code, and not the paper,
 such conflicts weigh no more than other voxels.
@@ -40,6 +41,8 @@ from mtseg.ramps import consistency_weight, sigmoid_rampup
 from mtseg.script import build
 from mtseg.script.run import script_main
 
+OWN = {2: {"blur": 2.0, "shares": (0.8, 0.2, 0.0)}, 3: {"noise": 1.0}}  # of intensity_view, by dimensions
+
 
 def turns(longest, iterations, seed):
     """Whose turn it is in each iteration, 0 or 1, for 1 to `longest` iterations at a time; by the seed alone."""
@@ -66,7 +69,7 @@ def train(args, run):
     with run.started(data, {"student": model, "teacher": ema_models[0], "teacher_two": ema_models[1]}, updater):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             weak, active = volume[labeled_bs:], turn[iteration - 1]
-            strong = weak if active else intensity_view(weak, brightness=0.5, contrast=0.5, noise=1.0)
+            strong = weak if active else intensity_view(weak, brightness=0.5, contrast=0.5, **OWN[args.dims])
             box = centred_boxes(len(weak), weak.shape[2:], run.device) & (active == 1)
             strong = torch.where(box, strong.roll(1, 0), strong)
             for number, ema_model in enumerate(ema_models):

@@ -59,7 +59,7 @@ def train(args, run):
         raise flags.FlagError("--labelnum 1: labelled cases are pasted into one another; give at least 2")
     if not (args.consistency_warmup or (args.pretrained and not args.from_scratch)):
         raise flags.FlagError("--consistency_warmup 0: the teacher would know nothing; raise it, or give --pretrained")
-    flags.check_normalization(args, labeled // halves)  # of the labels-only phase
+    flags.check_normalization(args, max(labeled // halves // args.accumulation_steps, 1))  # of the labels-only phase
     # ------------------------------------------------------------------------------ data, student, teacher, optimizer
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)

@@ -35,6 +35,8 @@ def train(args, run):
     flags.check_pairs(args, run.ranks.world_size)
     if not args.mix_alpha:
         raise flags.FlagError("--mix_alpha 0: nothing would be mixed; take a number above 0")
+    seen = (args.batch_size + args.labeled_bs) // 2 // args.accumulation_steps // run.ranks.world_size
+    flags.check_normalization(args, max(seen, 1))  # of the labelled patches and the mixtures
     # ------------------------------------------------------------------------------ data, student, teacher, optimizer
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)

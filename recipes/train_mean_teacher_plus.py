@@ -61,7 +61,7 @@ def train(args, run):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             labeled, unlabeled = volume[:labeled_bs], volume[labeled_bs:]
             noise = torch.clamp(torch.randn_like(unlabeled) * 0.1, -0.2, 0.2)
-            mixed, pasted = unlabeled, None
+            mixed, pasted, inside = unlabeled, None, run.inside[labeled_bs:] if args.ignore_padding else None
             if args.paste:
                 box = inner_box(unlabeled.shape[2:], args.mask_ratio, run.device).expand(
                     len(unlabeled), 1, *[-1] * args.dims
@@ -80,19 +80,20 @@ def train(args, run):
             )
             if args.targets == "hard":
                 target = clean(target.max(1).indices)  # max, since argmax takes 15 times as long on a CPU
+                target = target.masked_fill(~inside[:, 0], data.unknown) if args.ignore_padding else target
                 target = torch.where(pasted[:, 0], glued, target) if args.paste else target
                 levels = run.joint([level[labeled_bs:] for level in outputs])
                 consistency_dist, _ = mixed_supervised(levels, run.joint(target))
             else:
-                seen = torch.ones_like(target[:, :1], dtype=torch.bool)
+                seen = inside if args.ignore_padding else torch.ones_like(target[:, :1], dtype=torch.bool)
                 if args.paste:  # what is pasted may have no label
                     classes = torch.arange(args.num_classes, device=run.device).view(-1, *[1] * args.dims)
                     known = glued.unsqueeze(1) == classes
                     target = torch.where(pasted, known.to(target), target)
-                    seen = ~pasted | known.any(1, keepdim=True)
+                    seen = torch.where(pasted, known.any(1, keepdim=True), seen)
                 output, target, seen = run.joint(outputs[0][labeled_bs:]), run.joint(target), run.joint(seen)
                 errors = F.mse_loss(output.float().softmax(1), target, reduction="none")
-                consistency_dist = masked_mean(errors, seen) if args.paste else errors.mean()
+                consistency_dist = masked_mean(errors, seen) if args.paste or args.ignore_padding else errors.mean()
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = supervised_loss + weight * consistency_dist
 

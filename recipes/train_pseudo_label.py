@@ -66,7 +66,7 @@ def train(args, run):
             labeled_outputs = run.joint([level[:labeled_bs] for level in outputs])
             supervised_loss, parts = supervised(labeled_outputs, run.joint(label[:labeled_bs]))
             target, seen = run.joint(view.align(target))
-            known = pseudo_labels(target, *limits).masked_fill(~seen[:, 0], unknown)
+            known = pseudo_labels(target, *limits, seen[:, 0])
             pseudo_loss, _ = pseudo_supervised(run.joint([level[labeled_bs:] for level in outputs]), known)
             weight, phase = consistency_weight(iteration, args.consistency, *ramp)
             loss = supervised_loss + weight * pseudo_loss

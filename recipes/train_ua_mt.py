@@ -4,7 +4,7 @@
     python inference.py --model_path model/LA_vnet_16_labeled/UAMT/iter_6000.pth
 
 Yu et al., "Uncertainty-aware Self-ensembling Model for Semi-supervised 3D Left Atrium Segmentation", MICCAI 2019
-(arXiv:1907.07034), equations 2 to 4. It differs from train_mean_teacher.py in the mask alone. The uncertainty of a
+(arXiv:1907.07034), equations 2 and 3. It differs from train_mean_teacher.py in the mask alone. The uncertainty of a
 voxel is the entropy u = -sum_c m_c log m_c of the mean m of the teacher's probabilities over the passes. Voxels with
 u < H are compared; H rises from 3/4 of the largest entropy, log C, to all of it, along a sigmoid over all iterations.
 """

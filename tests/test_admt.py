@@ -67,6 +67,21 @@ def test_admt_computes_its_equations(data, tmp_path):
         close(weights(folder, f"{prefix}_iter_{ITERATIONS}.pth"), teacher.state_dict())
 
 
+def test_the_view_of_an_image_is_blurred_as_in_the_authors_code_and_has_no_noise(data, tmp_path, monkeypatch):
+    seen, script = [], SCRIPTS["ADMT"]
+    monkeypatch.setattr(
+        script, "intensity_view", lambda x, **words: seen.append((x, words)) or intensity_view(x, **words)
+    )
+    settings = {"dims": 2, "network": "unet", "patch_size": "16 16", "labelnum": 2, "longest_turn": 1}
+    run("ADMT", data, tmp_path, max_iterations=2, **settings)
+    ((images, words),) = seen  # in the other turn there is none
+    assert words == {"brightness": 0.5, "contrast": 0.5, "blur": 2.0, "shares": (0.8, 0.2, 0)}
+    for n in range(30):  # a blur and a jitter keep an image within its range, noise does not
+        torch.manual_seed(n)
+        view = intensity_view(images, **words)
+        assert images.min() - 1e-4 <= view.min() and view.max() <= images.max() + 1e-4
+
+
 def test_turns_are_drawn_from_the_seed_alone_and_go_on_in_a_longer_run():
     turns = SCRIPTS["ADMT"].turns
     turn = turns(19, 5000, seed=3)

@@ -97,6 +97,10 @@ def test_weights_of_the_authors_code_are_taken_by_name(data, tmp_path):
         ({"consistency_warmup": 4}, ["--consistency_warmup 4", "--max_iterations 4"]),
         ({"consistency_warmup": 0}, ["--consistency_warmup 0", "--pretrained"]),
         ({"normalization": "batchnorm"}, ["--patch_size 16 16 16", "1 patches"]),
+        (  # of the four labelled patches two mixtures are made, and each passes by itself
+            {"normalization": "batchnorm", "labeled_bs": 4, "batch_size": 8, "accumulation_steps": 2},
+            ["--patch_size 16 16 16", "1 patches"],
+        ),
     ],
 )
 def test_wrong_flags_end_in_a_sentence(data, tmp_path, capsys, changes, words):

@@ -54,6 +54,10 @@ def test_ict_computes_its_equations(data, tmp_path, batch_size, labeled_bs):
         ({"labeled_bs": 3}, ["--batch_size 4", "--labeled_bs 3", "taken in pairs", "not 1"]),
         ({"labeled_bs": 4}, ["--batch_size 4", "--labeled_bs 4"]),
         ({"mix_alpha": 0}, ["--mix_alpha 0", "above 0"]),
+        (  # six patches in four parts: two of them pass by themselves
+            {"normalization": "batchnorm", "labeled_bs": 4, "batch_size": 8, "accumulation_steps": 4},
+            ["--patch_size 16 16 16", "1 patches"],
+        ),
     ],
 )
 def test_wrong_flags_end_in_a_sentence(data, tmp_path, capsys, changes, words):

@@ -15,8 +15,10 @@ from mtseg.seeding import seed_iteration
 CONSISTENCY, ITERATIONS = 50.0, 4
 
 
-def test_with_nothing_of_it_it_is_mean_teacher_to_the_bit(data, tmp_path):
-    one, other = (run(model, data, tmp_path, consistency=CONSISTENCY) for model in ("MT", "MTplus"))
+@pytest.mark.parametrize("words", [(), ("--ignore_padding",)], ids=" ".join)
+def test_with_nothing_of_it_it_is_mean_teacher_to_the_bit(data, tmp_path, words):
+    settings = {"consistency": CONSISTENCY, "patch_size": "32 32 16" if words else "16 16 16"}
+    one, other = (run(model, data, tmp_path, *words, **settings) for model in ("MT", "MTplus"))
     for name in ("iter_4.pth", "ema_iter_4.pth"):
         assert same(weights(one, name), weights(other, name))
 

@@ -39,6 +39,18 @@ def test_volumes_outside_the_foreground_limits_are_left_out_whole():
     assert (labels[1, 1:] == 0).all()
 
 
+def test_voxels_that_mean_nothing_are_neither_used_nor_counted_as_foreground():
+    argmax = torch.zeros(1, 10, 10, dtype=torch.long)
+    argmax[0, 5:] = 1
+    seen = torch.zeros(1, 10, 10, dtype=torch.bool)
+    seen[0, :6] = True  # of these a sixth is foreground, of all a half
+    logits = 20 * F.one_hot(argmax, 3).movedim(-1, 1).float()
+    assert (pseudo_labels(logits, foreground=(0.1, 0.2)) == 255).all()
+    labels = pseudo_labels(logits, foreground=(0.1, 0.2), seen=seen)
+    assert torch.equal(labels, argmax.masked_fill(~seen, 255))
+    assert (pseudo_labels(logits, foreground=(0.0, 1.0), seen=seen & False) == 255).all()
+
+
 def test_half_precision_and_logits_that_are_no_numbers():
     logits = LOGITS.bfloat16()
     for threshold in np.linspace(0.5, 0.8, 31):

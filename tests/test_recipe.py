@@ -62,6 +62,14 @@ def column(folder, name):
         return [float(row[name]) if row[name] else None for row in csv.DictReader(file)]
 
 
+def test_the_built_in_data_bring_no_ramp_to_a_method_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags, "HOME", tmp_path)
+    make_data(tmp_path / "data/Phantom")
+    models = {"MT": 2, "URPC": 2, "UniMatch": 0, "CrossMatch": 0}
+    words = ["--dataset_name", "Phantom"]
+    assert models == {model: flags.parse(SCRIPTS[model].PARSER, words).consistency_rampup for model in models}
+
+
 # --------------------------------------------------------------------------------------- the papers' recipe, by hand
 
 

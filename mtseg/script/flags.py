@@ -126,7 +126,9 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--rotflip", choices=("mirror", "all", "flips", "ssl4mis", "none"), default="mirror", help=ROTFLIP)
     share = "share of the patches that are drawn around a voxel of a foreground class, every class as often"
     rare("--foreground_patches", type=fraction, default=0, help=share)
-    padding = "what pads a case to the patch counts in no supervised loss, nor in the others of MT, UAMT, CPS and PL"
+    padding = (
+        "what pads a case to the patch counts in no supervised loss, nor in the others of MT, MTplus, UAMT, CPS and PL"
+    )
     rare("--ignore_padding", action=switch, default=False, help=padding)
     sets = "of several data sets in one index: 0 draws from them by their sizes, 1 from all alike, or between"
     rare("--set_balance", type=fraction, default=0, help=sets)
@@ -293,6 +295,8 @@ def parse(parser, argv):
             raise FlagError(f"--dims 3 with --dataset_name {name}, whose cases are images: take --dims 2")
     if parser.get_default("optimizer") != "sgd":
         settings.pop("base_lr", None)  # the built-in data's is a rate of sgd
+    if not parser.get_default("consistency_rampup"):
+        settings.pop("consistency_rampup", None)  # a method that has no ramp has none there
     if (parser.get_default("consistency_warmup") or 0) >= settings.get("max_iterations", math.inf):
         settings["consistency_warmup"] = settings["max_iterations"] // 3
     root = chosen.get("root_path") or settings["root_path"]
