@@ -35,12 +35,15 @@ def train(tree, script, data, out, *words):
 
 def differences(a, b):
     """The names of the weights in the iter_20.pth of the folders `a` and `b`, student and teacher, that differ."""
+    files, others = ({path.name for path in folder.glob("*iter_20.pth")} for folder in (a, b))
+    if not files or files != others:
+        raise SystemExit(f"of iteration 20 there are {sorted(files)} and {sorted(others)}: nothing to compare")
     names = []
-    for path in sorted(a.glob("*iter_20.pth")):
-        first, second = (torch.load(folder / path.name, weights_only=True) for folder in (a, b))
+    for file in sorted(files):
+        first, second = (torch.load(folder / file, weights_only=True) for folder in (a, b))
         keys = first.keys() | second.keys()
         same = {key for key in first.keys() & second.keys() if torch.equal(first[key], second[key])}
-        names += [f"{path.name}: {key}" for key in sorted(keys - same)]
+        names += [f"{file}: {key}" for key in sorted(keys - same)]
     return names
 
 

@@ -12,7 +12,7 @@ at once. Exit code 0: all is done; 3: --minutes are over and there is more to do
 
 A grid is a JSON file of these flags; what the command line says goes before it. --data and --methods are {name: words}
 there, and NAME=WORDS on the command line. The words of a data set are its folder and flags; those of a method are its
-script, where that is not its name, and flags; {seed} and {data} in them stand for those of the run. The
+script, where that is not its name, and flags; {seed} and {data} in a method's stand for those of the run. The
 method '*', the default, is every training script that has no name of its own. Flags for all runs come first, then those
 of the data, then those of the method; the last one counts.
 
@@ -211,6 +211,8 @@ def parse(argv):
 def main(argv=None):
     with one_sentence(BenchmarkError):
         args, grid = parse(argv)
+        if 0 < 60 * args.minutes <= processes.TO_STOP:
+            raise BenchmarkError(f"--minutes {args.minutes:g}: half a minute is kept for stopping a run; take more")
         deadline = time.monotonic() + 60 * args.minutes
         jobs = jobs_of(args, grid)
         if args.published:  # a mistake there is better found before the work than after it

@@ -110,5 +110,6 @@ def take_norms(net, fresh):
                 layer.weight *= factor
                 if layer.bias is not None:
                     layer.bias *= factor
-                norm.running_mean *= factor
-                norm.running_var *= factor**2
+                if norm.running_var is not None:
+                    norm.running_mean *= factor
+                    norm.running_var *= factor**2

@@ -323,6 +323,7 @@ def all_metrics(result, reference, voxelspacing=None, tolerance=1.0, ignored=Non
     """
     result, reference = counted = _masks(result, reference)
     if ignored is not None:
+        ignored = np.asarray(ignored, dtype=bool)
         counted = result[~ignored], reference[~ignored]
         result, reference = result & ~ignored, reference & ~ignored
     forth, back = _both_ways(result, reference, voxelspacing, connectivity=1)

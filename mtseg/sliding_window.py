@@ -162,7 +162,8 @@ def optimize_for_inference(net):
         for first, second in names:
             layer, norm = getattr(block, first), getattr(block, second)
             foldable = type(layer) in convolutions and not (layer.transposed and layer.groups > 1)
-            if foldable and isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)) and not norm.training:
+            fixed = isinstance(norm, (nn.BatchNorm2d, nn.BatchNorm3d)) and norm.running_var is not None
+            if foldable and fixed and not norm.training:
                 setattr(block, first, fuse_conv_bn_eval(layer, norm, transpose=layer.transposed))
                 setattr(block, second, nn.Identity())
     if all(parameter.device.type == "cpu" for parameter in net.parameters()):

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import family  # noqa: E402
 import measure  # noqa: E402
 import run  # noqa: E402
+import same_bits  # noqa: E402
 import table  # noqa: E402
 import tables  # noqa: E402
 from rows import steps, windows  # noqa: E402
@@ -153,6 +154,20 @@ def test_differences_are_those_that_are_not_allowed():
     assert sentence == "losses differ by 0.1 where 0.001 is allowed"
 
 
+def test_the_same_bits_are_those_of_files_that_are_there(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for folder in (a, b):
+        folder.mkdir()
+    with pytest.raises(SystemExit, match="nothing to compare"):
+        same_bits.differences(a, b)
+    for folder, more in ((a, 0), (b, 1)):
+        torch.save({"w": torch.ones(3), "v": torch.ones(2) + more}, folder / "iter_20.pth")
+    assert same_bits.differences(a, a) == [] and same_bits.differences(a, b) == ["iter_20.pth: v"]
+    torch.save({"w": torch.ones(3)}, b / "ema_iter_20.pth")
+    with pytest.raises(SystemExit, match="ema_iter_20"):
+        same_bits.differences(a, b)
+
+
 def test_a_row_has_the_name_of_its_script_unless_it_is_given_another():
     rows = table.chosen(["CPS --loss=ce:1", "b=CPS --loss=ce:1", "MT", "x/mine.py"], {"MT": "train_mean_teacher"})
     assert rows == {
@@ -173,6 +188,8 @@ def test_the_table_goes_on_until_it_is_full(data, tmp_path, capsys):
     words = ["--data", str(data / "data"), "--out", str(tmp_path / "out"), "--methods", "train_sup", "CPS"]
     words += ["--labels", "3", "--seeds", "1337"]
     assert table.main([*words, "--minutes", "0", "--flags", *FLAGS]) == table.MORE_TO_DO
+    with pytest.raises(SystemExit):  # a loop in a shell would never end
+        table.main([*words, "--minutes", "0.5", "--flags", *FLAGS])
     assert "2 of 2 runs are left" in capsys.readouterr().out
     assert not list(tmp_path.glob("out/**/*.pth"))
     assert table.main([*words, "--flags", *FLAGS]) == 0

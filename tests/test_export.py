@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_data
+from torch import nn
 
 from mtseg.export import convert as export
 from mtseg.export.__main__ import main
 from mtseg.images import png_bytes
 from mtseg.networks.unet import NORMALIZATIONS, UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
+from mtseg.script.networks import NETWORKS
 
 pytest.importorskip("onnx", reason="ONNX needs onnx")
 onnxruntime = pytest.importorskip("onnxruntime", reason="ONNX needs ONNX Runtime")
@@ -55,6 +57,44 @@ def test_torchscript_and_torch_export(cls, dims):
         with torch.no_grad():
             torch.testing.assert_close(script(x), net(x), atol=1e-5, rtol=0)
             torch.testing.assert_close(program(x), net(x), atol=1e-5, rtol=0)
+
+
+def test_an_encoder_of_images_is_exported_with_its_decoder():
+    net = trained(NETWORKS["resnet18_unet"], dims=2)
+    session = onnxruntime.InferenceSession(export.to_onnx(net, 1), providers=["CPUExecutionProvider"])
+    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
+    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
+    for shape in [(1, 1, 64, 96), (2, 1, 128, 64)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = net(x)
+            np.testing.assert_allclose(session.run(["logits"], {"image": x.numpy()})[0], expected, atol=1e-4)
+            torch.testing.assert_close(script(x), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
+
+
+def test_a_network_whose_sides_are_written_into_the_file_is_refused(tmp_path, capsys):
+    code = """
+import torch
+from torch import nn
+
+
+class Baked(nn.Module):
+    def __init__(self, n_channels, n_classes, dims):
+        super().__init__()
+        self.out_conv = nn.Conv3d(n_channels, n_classes, 1)
+
+    def forward(self, x):
+        return self.out_conv(x) + torch.zeros([int(side) for side in x.shape[2:]])
+"""
+    (tmp_path / "own.py").write_text(code)
+    torch.save(nn.ModuleDict({"out_conv": nn.Conv3d(1, 2, 1)}).state_dict(), tmp_path / "iter_1.pth")
+    words = ["--model_path", tmp_path / "iter_1.pth", "--network", f"{tmp_path / 'own.py'}:Baked"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*map(str, [*words, "--torchscript", tmp_path / "net.ts"])])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and "does not run on other sides" in error
+    assert not (tmp_path / "net.ts").exists()
 
 
 @pytest.mark.parametrize("cls", [VNet, UNet])

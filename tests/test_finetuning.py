@@ -228,3 +228,12 @@ def test_weights_before_batch_norm_get_new_norms_and_compute_the_same(name):
     assert changed == sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in net.modules())
     head = net.head + ("0.weight" if name == "unet" else "weight")
     assert torch.equal(net.state_dict()[head], alone[head])
+
+
+def test_a_batch_norm_that_keeps_no_statistics_is_no_obstacle():
+    torch.manual_seed(0)
+    net, fresh = (nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2, track_running_stats=False)) for _ in range(2))
+    with torch.no_grad():
+        net[0].weight *= 7
+        take_norms(net, fresh)
+    torch.testing.assert_close(net[0].weight.norm(), fresh[0].weight.norm())

@@ -270,3 +270,16 @@ def test_settings_make_another_row_and_the_same_case_twice_is_refused(tmp_path, 
     assert [row.name for row in rows] == ["supervised (5 folds) (base_lr 0.1)", "supervised (5 folds) (base_lr 0.2)"]
     write_results(tmp_path / "c", (0, 1), 3, val={1: ["case_0", "case_2"]})
     assert "folds 0 and 1 both test case case_0" in refused(capsys, show, tmp_path / "c")
+
+
+def test_the_page_shows_curves_and_settings_of_every_fold(tmp_path, monkeypatch):
+    page = pytest.importorskip("mtseg.html_report.__main__", reason="needs Matplotlib")
+    write_results(tmp_path, range(5))
+    for run in tmp_path.glob("fold*/seed1/model/*/supervised"):
+        (run / "metrics.csv").write_text("iteration,loss\n1,0.5\n2,0.4\n")
+    drawn, read = [], page.read_runs
+    monkeypatch.setattr(page, "read_runs", lambda runs: drawn.extend(runs) or read(runs))
+    page.main([str(tmp_path), "--out", str(tmp_path / "page.html")])
+    assert sorted(str(run.relative_to(tmp_path))[:5] for run in drawn) == [f"fold{fold}" for fold in range(5)]
+    text = (tmp_path / "page.html").read_text()
+    assert all(f"seed 1, fold {fold}" in text and f"t{fold}" in text for fold in range(5))

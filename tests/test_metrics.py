@@ -159,6 +159,7 @@ def test_ignored_voxels_count_nowhere():
     for name in "dice jaccard precision recall specificity accuracy f1 volume_similarity tp fp fn tn".split():
         assert found[name] == rest[name]
     assert sum(found[name] for name in ("tp", "fp", "fn", "tn")) == (~ignored).sum()
+    assert metrics.all_metrics(a, b, ignored=ignored.astype(np.uint8)) == found
     assert found["hd95"] == pytest.approx(binary.hd95(a & ~ignored, b & ~ignored))
     assert metrics.all_metrics(a, b, ignored=np.zeros_like(a)) == metrics.all_metrics(a, b)
     with pytest.raises(ValueError, match="nothing to measure"):

@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import re
 import shutil
 import statistics
@@ -156,6 +157,7 @@ def test_iterations_that_were_looked_at_give_the_inflation_and_a_mark(tmp_path):
         write_run(tmp_path, seed=seed, dice=early, weights="iter_2", selection="iteration 2 of 6")
         write_run(tmp_path, seed=seed, dice=middle, weights="latest", selection="iteration 4 of 6")
         write_run(tmp_path, seed=seed, dice=end)
+    write_run(tmp_path, seed=3, dice=[0.5, 0.5])  # of whose earlier iterations nobody knows
     write_run(tmp_path, "supervised", seed=1, dice=[0.5, 0.6])
     write_run(tmp_path, "supervised", seed=1, dice=[0.5, 0.6], weights="latest")
     table, (supervised, row) = report.report([tmp_path])
@@ -369,6 +371,69 @@ def test_a_recipe_in_a_file_is_named_by_it_and_what_old_runs_do_not_record_is_no
     write_run(tmp_path / "b", seed=2, dice=[0.7, 0.8], config={"consistency": 2.0, "progress": 0})
     rows = records(report.report([tmp_path])[0])
     assert {method: row["seeds"] for (method, _), row in rows.items()} == {"MT": "1", "MT (config mine.json)": "1 2"}
+
+
+def test_an_old_run_hides_no_setting_in_which_others_differ(tmp_path):
+    write_run(tmp_path, seed=1, dice=[0.5, 0.6], config={"noise": 0.0})
+    write_run(tmp_path, seed=2, dice=[0.5, 0.7], config={"noise": 0.1})
+    write_run(tmp_path, seed=3, dice=[0.5, 0.8], config={"progress": 0})
+    assert [len(row.results) for row in report.report([tmp_path])[1]] == [1, 1, 1]
+    assert len({row.name for row in report.report([tmp_path])[1]}) == 3
+
+
+def test_what_has_no_seed_is_no_seed(tmp_path):
+    """Weights of strangers, and ensembles, of the students and of the teachers of the same runs."""
+    for name, dice in (("one", 0.9), ("two", 0.5)):
+        folder = tmp_path / name / "model" / "LA_vnet_8_labeled" / "UAMT"
+        write_run(tmp_path / name, "UAMT", 1, dice=[dice, dice])
+        shutil.move(tmp_path / name / "seed1" / "model", tmp_path / name / "model")
+        (folder / "config.json").unlink()
+        (folder / "iter_6_test").rename(folder.parent / "iter_6_test")
+    _, rows = report.report([tmp_path])
+    assert [len(row.results) for row in rows] == [1, 1] and len({row.name for row in rows}) == 2
+    assert all("tested in" in row.name for row in rows)
+
+    files = {"students": "iter_6", "teachers": "ema_iter_6"}
+    for name, weights in files.items():
+        write_run(tmp_path / "runs", seed=1, dice=[0.6, 0.7])
+        paths = [f"{tmp_path}/runs/seed{seed}/model/LA_vnet_8_labeled/MT/{weights}.pth" for seed in (1, 2)]
+        both = {"checkpoint": paths, "checkpoint_sha256": [name, f"{name}2"], "seed": [1, 2]}
+        write_run(tmp_path / name, dice=[0.6, 0.8])
+        run = tmp_path / name / "seed1337/model/LA_vnet_8_labeled/MT"
+        result = json.loads((run / "iter_6_test/metrics.json").read_text())
+        (run / "iter_6_test/metrics.json").write_text(json.dumps(result | both | {"method": "MT", "labelnum": 8}))
+        (run / "config.json").unlink()
+    _, rows = report.report([tmp_path / name for name in files])
+    assert sorted(row.weights for row in rows) == ["ensemble of 2", "ensemble of 2, teacher"]
+
+
+def test_a_metric_that_a_file_does_not_hold_is_not_called_undefined(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path, seed=seed, dice=[0.5, 0.6])
+    file = next(tmp_path.glob("seed1/model/*/MT/iter_6_test/metrics.json"))
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps(result | {"cases": [row | {"nsd": 0.9} for row in result["cases"]]}))
+    table, _ = report.report([tmp_path], metrics=["dice", "nsd"])
+    assert "No test of MT, student, 8 labels: 1 of 2 results do not hold it; test them again (NSD %)." in table.notes
+    assert not any("not defined" in note for note in table.notes) and math.isnan(table.records[0]["nsd_mean"])
+
+
+def test_a_tolerance_in_mm_is_not_compared_with_one_in_voxels(tmp_path):
+    for method, unit in (("supervised", "voxel"), ("MT", "mm")):
+        write_run(tmp_path, method, 1, dice=[0.5 + n / 50 for n in range(8)], unit=unit, tolerance=1.0)
+        file = next(tmp_path.glob(f"seed1/model/*/{method}/iter_6_test/metrics.json"))
+        result = json.loads(file.read_text())
+        rows = [row | {"nsd": row["dice"] + 0.01 * n * (unit == "mm")} for n, row in enumerate(result["cases"])]
+        file.write_text(json.dumps(result | {"cases": rows}))
+    table, _ = report.report([tmp_path], "supervised", ["nsd"])
+    assert any("distances in mm and in voxel" in note for note in table.notes)
+
+
+def test_the_interval_of_many_cases_is_drawn_in_parts_as_at_once():
+    values = np.random.default_rng(1).uniform(size=3001)  # more than fit into one part
+    draws = np.random.default_rng(0).integers(3001, size=(10000, 3001))
+    expected = np.percentile(values[draws].mean(axis=1), [2.5, 97.5])
+    assert report.summary.bootstrap_interval(values) == tuple(expected)
 
 
 def test_a_result_without_its_runs_settings_pools_no_runs_that_differ(tmp_path):

@@ -189,6 +189,7 @@ def test_the_network_optimized_for_inference_computes_the_same_and_the_other_sta
             nn.Conv3d(1, 3, 1), nn.BatchNorm3d(3), nn.Conv3d(3, 3, 1, groups=3), nn.Conv3d(3, 2, 1, padding=1)
         ),
         nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4), nn.ConvTranspose3d(4, 4, 2, groups=2), nn.BatchNorm3d(4)),
+        nn.Sequential(nn.Conv3d(1, 4, 3), nn.BatchNorm3d(4, track_running_stats=False)),
     )
     with torch.no_grad():
         for module in (*folded, *others):

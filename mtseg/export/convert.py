@@ -165,6 +165,8 @@ def failing_as(what, remedy=""):
     """A context that makes any error an ExportError: what failed, why, and the remedy."""
     try:
         yield
+    except ExportError:
+        raise
     except Exception as error:  # those of the exporters have no type in common
         raise ExportError(f"{what} ({first_line(error)}){remedy}") from error
 

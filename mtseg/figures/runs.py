@@ -56,7 +56,7 @@ def read_runs(runs):
         alike = {}
         for number in members:
             of_fold = OF_FOLD if configs[number].get("fold") is not None else set()
-            settings = {setting: configs[number][setting] for setting in compared - of_fold}
+            settings = {setting: configs[number].get(setting) for setting in compared - of_fold}
             alike.setdefault(frozen(settings), []).append(number)
         words = tell_apart([configs[same[0]] for same in alike.values()]) if len(alike) > 1 else [""]
         names |= {number: name + w for w, same in zip(words, alike.values(), strict=True) for number in same}

@@ -43,7 +43,8 @@ def sections_of(args):
         sections["Cases"] = html_picture(render(boxes_of(measured)), caption)
     sections["Cases"] += f"<details><summary>Every case</summary>{case_table(measured, metrics, unit)}</details>"
 
-    runs = {result.run.resolve(): result.run for row in measured for result in row.results if result.run}
+    results = [(row, one) for row in measured for result in row.results for one in result.parts or [result]]
+    runs = {result.run.resolve(): result.run for _, result in results if result.run}
     logged = [run for run in runs.values() if (run / "metrics.csv").is_file()]
     if logged:
         sections["Training"] = html_picture(render(curves(read_runs(logged))), "What the runs logged in training.")
@@ -52,10 +53,10 @@ def sections_of(args):
         caption = f"{name}: the best, the median and the worst of {count} cases, each in its worst slice."
         sections[f"Gallery: {name}"] = html_picture(render(figure), caption)
     settings = {}
-    for row in measured:
-        for result in row.results:
-            seed = "" if result.seed is None else f", seed {result.seed}"
-            settings[f"{row.title}{row.mark}{seed}"] = result.config
+    for row, result in results:
+        seed = "" if result.seed is None else f", seed {result.seed}"
+        fold = "" if result.fold is None else f", fold {result.fold}"
+        settings[f"{row.title}{row.mark}{seed}{fold}"] = result.config
     return sections | {"Settings": html_settings(settings)}
 
 

@@ -87,7 +87,8 @@ class UNetDecoder(nn.Module):
         finest, decoded = features[0].shape[2:], []
         for level, (up, block, target) in enumerate(zip(self.up, self.blocks, self.targets, strict=True)):
             skip = [skips[-1 - level]] if level < len(skips) else []
-            size = skip[0].shape[2:] if skip else [round(side * self.finest / target) for side in finest]
+            over, by = (target / self.finest).as_integer_ratio()  # round() of a side could not be exported
+            size = skip[0].shape[2:] if skip else [side * by // over for side in finest]
             x = block(torch.cat([*skip, up(x, size)], dim=1))
             decoded.insert(0, x)
         if self.has_dropout and not turnoff_drop:

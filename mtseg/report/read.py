@@ -27,7 +27,7 @@ class Result:
     scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
-    `fold`, `folds`: which of how many folds was tested; of several together `fold` is a list.
+    `fold`, `folds`: which of how many folds was tested; of several together `fold` is a list, and `parts` are theirs.
     `images`: whether the cases are images, which have a pixel accuracy. `looks`: Results of earlier iterations of the
     run on the same cases, tested in the same way.
     """
@@ -57,6 +57,7 @@ class Result:
     trained_on: tuple = ()
     fold: int | list | None = None
     folds: int | None = None
+    parts: list = field(default_factory=list)
     images: bool = False
     looks: list = field(default_factory=list)
 
@@ -126,11 +127,12 @@ def read_result(path):
     network = settings(content.get("network"))
     method = " and ".join(map(plain, listed(known("method", network.get("network", "unknown"), also="model"))))
     # As run.PREFIXES has it: ema_iter_<N> is the teacher's, <name>_iter_<N> another network's.
-    named = re.fullmatch(rf"(?:(.+)_)?(?:iter_\d+|{re.escape(method)}_best_model)", first.stem)
-    weights = {"ema": "teacher"}.get(named[1], named[1]) if named else ""
+    named = [re.fullmatch(rf"(?:(.+)_)?(?:iter_\d+|{re.escape(method)}_best_model)", file.stem) for file in recorded]
+    named = {{"ema": "teacher"}.get(match[1], match[1]) if match else None for match in named}
+    weights = named.pop() if len(named) == 1 else None
     weights = plain(weights or ("student" if "ema_decay" in config else ""))
     if len(recorded) > 1:
-        weights = f"ensemble of {len(recorded)}"
+        weights = f"ensemble of {len(recorded)}" + f", {weights}" * (weights not in ("", "student"))
     seed, labelnum, scans = known("seed"), known("labelnum"), content.get("input")
     protocol = settings(content.get("protocol"))
     protocol = DEFAULTS | protocol if protocol else {}

@@ -80,11 +80,12 @@ class Row:
         return None if any(entry is None for seed in parts for case in seed for entry in case) else np.array(parts)
 
     def inflation(self):
-        """(seeds,): the best mean Dice of all the iterations that were tested less that of the last; None where the
-        last alone was tested. It is what a checkpoint gains that is selected on the test cases."""
-        if not any(result.looks for result in self.results):
+        """(seeds,): the best mean Dice of all the iterations that were tested less that of the last, where a seed has
+        several; None where none has. It is what a checkpoint gains that is selected on the test cases."""
+        looked_at = [result for result in self.results if result.looks]
+        if not looked_at:
             return None
-        dices = [[np.nanmean([*r.values("dice").values()]) for r in (one, *one.looks)] for one in self.results]
+        dices = [[np.nanmean([*r.values("dice").values()]) for r in (one, *one.looks)] for one in looked_at]
         return np.array([max(seed) - seed[0] for seed in dices])
 
     def mean_of(self, attribute):
@@ -142,10 +143,12 @@ def frozen(value):
 def settings_to_compare(configs):
     """The names of the settings that runs of one method, with these `configs`, must share to stand in one row.
 
-    A setting that some run does not record, since its version had no such flag, is no difference. A config without any
-    setting (its file is gone) does not count.
+    A setting that some run does not record, since its version had no such flag, is no difference where all others have
+    it alike. A config without any setting (its file is gone) does not count.
     """
-    return set().union(*configs).intersection(*filter(None, configs)) - NOT_COMPARED
+    known = [config for config in configs if config]
+    values = {name: [frozen(c[name]) for c in known if name in c] for name in set().union(*known) - NOT_COMPARED}
+    return {name for name, found in values.items() if len(found) == len(known) or len(set(found)) > 1}
 
 
 def group_results(results):
@@ -170,6 +173,8 @@ def group_results(results):
         how += [result.case_names() if result.fold is None else result.folds]
         how += [sorted(map(str, result.classes())), result.input, result.preprocessing, bool(result.config)]
         how.append(result.config.get("labeled_draw") or 0)
+        if result.seed is None:  # of strangers' weights, and of ensembles: nothing says that they differ in seeds
+            how.append([*result.sha256] or str(result.path))
         key = (result.dataset, result.labelnum, result.method, result.weights, frozen(settings), frozen(how))
         members = groups.setdefault(key, {}).setdefault(frozen(began), [])
         twin = next((other for other in members if _same_weights(result, other)), None)
@@ -267,6 +272,7 @@ def _pooled(folds):
     return replace(
         folds[0],
         fold=[result.fold for result in folds],
+        parts=folds,
         cases=[row for result in folds for row in result.cases],
         sha256=sum((result.sha256 for result in folds), ()),
         replaced=next((result.replaced for result in folds if result.replaced), None),
@@ -309,6 +315,7 @@ def _how_tested(row):
     how = {**row.protocol, "selection": row.selection, "unit": row.unit, "cases": row.test_cases, **prepared}
     how |= {name: value for name, value in first.network.items() if name not in first.config}
     how |= {} if first.config else {"settings": "not recorded"}
+    how |= {"tested in": str(first.path.parent)} if first.seed is None else {}
     return how | {"tested on": "a list" if first.input is None else first.input}
 
 

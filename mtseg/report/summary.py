@@ -18,8 +18,9 @@ def bootstrap_interval(values, resamples=RESAMPLES, seed=0):
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return math.nan, math.nan
-    rng = np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    rng, at_once = np.random.default_rng(seed), max(10**7 // len(values), 1)  # which 80 MB hold
+    draws = (min(at_once, resamples - first) for first in range(0, resamples, at_once))
+    means = np.concatenate([values[rng.integers(len(values), size=(n, len(values)))].mean(axis=1) for n in draws])
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
 

@@ -75,14 +75,19 @@ def _describe(row, metric, label, baselines):
     if metric in METRICS and metric.endswith("_pooled"):
         parts = row.parts(metric.removesuffix("_pooled"), label)
         return entry if parts is None else entry | pooled_statistics(parts)
-    entry |= statistics(row.values(metric, label))
     baseline = baseline_of(row, baselines)
+    for one in (row, baseline) if baseline else (row,):
+        lacking = sum(all(metric not in case for case in result.cases) for result in one.results)
+        if lacking and metric in METRICS:
+            of_it = "" if one is row else f" of {one.title}"
+            return entry | {"why": f"{lacking} of {len(one.results)} results{of_it} do not hold it; test them again"}
+    entry |= statistics(row.values(metric, label))
     if not baselines or baseline is row:
         return entry
     if baseline is None:
         draw = f" of draw {row.draw}" if any(one.draw for one in (row, *baselines)) else ""
         return entry | {"why": f"no baseline with {row.labelnum} labels{draw}"}
-    if is_distance(metric) and baseline.unit != row.unit:
+    if (is_distance(metric) or metric == "nsd") and baseline.unit != row.unit:
         return entry | {"why": f"distances in {row.unit} and in {baseline.unit}"}
     test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label))
     return entry | test | {"why": why}
