@@ -41,7 +41,7 @@ from mtseg.ramps import consistency_weight, sigmoid_rampup
 from mtseg.script import build
 from mtseg.script.run import script_main
 
-OWN = {2: {"blur": 2.0, "shares": (0.8, 0.2, 0.0)}, 3: {"noise": 1.0}}  # of intensity_view, by dimensions
+VIEWS = {2: {"blur": 2.0, "shares": (0.8, 0.2, 0.0)}, 3: {"noise": 1.0}}  # of intensity_view, by dimensions
 
 
 def turns(longest, iterations, seed):
@@ -69,7 +69,7 @@ def train(args, run):
     with run.started(data, {"student": model, "teacher": ema_models[0], "teacher_two": ema_models[1]}, updater):
         for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
             weak, active = volume[labeled_bs:], turn[iteration - 1]
-            strong = weak if active else intensity_view(weak, brightness=0.5, contrast=0.5, **OWN[args.dims])
+            strong = weak if active else intensity_view(weak, brightness=0.5, contrast=0.5, **VIEWS[args.dims])
             box = centred_boxes(len(weak), weak.shape[2:], run.device) & (active == 1)
             strong = torch.where(box, strong.roll(1, 0), strong)
             for number, ema_model in enumerate(ema_models):

@@ -126,9 +126,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     rare("--rotflip", choices=("mirror", "all", "flips", "ssl4mis", "none"), default="mirror", help=ROTFLIP)
     share = "share of the patches that are drawn around a voxel of a foreground class, every class as often"
     rare("--foreground_patches", type=fraction, default=0, help=share)
-    padding = (
-        "what pads a case to the patch counts in no supervised loss, nor in the others of MT, MTplus, UAMT, CPS and PL"
-    )
+    padding = "what pads a case counts in no supervised loss, nor in the others of MT, MTplus, UAMT, CPS and PL"
     rare("--ignore_padding", action=switch, default=False, help=padding)
     sets = "of several data sets in one index: 0 draws from them by their sizes, 1 from all alike, or between"
     rare("--set_balance", type=fraction, default=0, help=sets)
