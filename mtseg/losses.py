@@ -24,8 +24,10 @@ def dice_loss(score, target):
 
     Milletari et al., "V-Net", 3DV 2016 (arXiv:1606.04797), section 3, smoothed: the squared denominator.
     `score` in [0, 1] (one class's probability) and `target` 0 or 1 (or bool) have the same shape, any; the sums run
-    over everything, the batch included, as in UA-MT.
+    over everything, the batch included, as in UA-MT. ValueError for other shapes, which would be spread over another.
     """
+    if score.shape != target.shape:
+        raise ValueError(f"the target is {tuple(target.shape)} and the score {tuple(score.shape)}: give them one shape")
     score = _widened(score)
     target = target.detach().to(score.dtype)
     intersection = (score * target).sum()
@@ -62,7 +64,11 @@ def tversky_loss(input_logits, target, alpha=0.3, beta=0.7, include_background=F
 
 
 def _mean_over_classes(loss, input_logits, target, include_background, ignore_index):
-    """The mean of loss(probability, is this class) over classes, with both 0 on ignored voxels."""
+    """The mean of loss(probability, is this class) over classes, with both 0 on ignored voxels. ValueError for a target
+    of another shape, such as (N, 1, *spatial)."""
+    if target.shape != input_logits.shape[:1] + input_logits.shape[2:]:
+        shapes = tuple(target.shape), tuple(input_logits.shape)
+        raise ValueError("the target is {} for logits of {}: give (N, *spatial)".format(*shapes))
     probabilities = F.softmax(_widened(input_logits), dim=1)
     if ignore_index is not None:
         ignored = target == ignore_index

@@ -64,6 +64,7 @@ def python(repository):
         ("updater.step(loss)", "loss.backward()", "nothing has been learned yet; call updater.step(loss)"),
         ("run.end_iteration(", "dict(", "iteration 1 has not ended; call run.end_iteration"),
         ("loss=loss, ", "", "run.end_iteration has no loss"),
+        ('{"student": model}', "{}", "run.started has no network"),
         ("entropy_loss=entropy", "entropy_loss=p", "entropy_loss has shape (2, 2, 16, 16, 16); give one number"),
     ],
 )

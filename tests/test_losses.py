@@ -76,6 +76,16 @@ def test_multiclass_dice_is_the_mean_over_classes():
     assert losses.dice_ce_loss(A, labels).item() == pytest.approx(half)
 
 
+@pytest.mark.parametrize("loss", [losses.multiclass_dice_loss, losses.linear_dice_loss, losses.tversky_loss])
+def test_labels_with_an_axis_for_channels_are_refused(loss):
+    """As MONAI gives them: spread over the batch they made losses below 0."""
+    logits, labels = torch.randn(3, 2, 4, 4), torch.ones(3, 1, 4, 4, dtype=torch.long)
+    with pytest.raises(ValueError, match="the target is"):
+        loss(logits, labels)
+    with pytest.raises(ValueError, match="one shape"):
+        losses.dice_loss(logits.softmax(1)[:, 1:], labels[:, 0] == 1)
+
+
 def test_different_shapes_are_refused():
     with pytest.raises(ValueError, match="against"):
         losses.softmax_mse_loss(A, B[:1])

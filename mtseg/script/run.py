@@ -147,6 +147,8 @@ class Run:
         that resuming needs, and is no result: further heads, a discriminator and its optimizer.
         """
         args, ranks = self.args, self.ranks
+        if not networks:
+            raise runfolder.RunError("run.started has no network: nothing would be saved; give {'student': model}")
         self.data, self.networks, self.updater = data, networks, updater
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
