@@ -30,6 +30,20 @@ def trained(cls=VNet, normalization="batchnorm", n_channels=1, n_classes=2, dims
     return net.eval()
 
 
+def runs_alike(net, shapes):
+    """In ONNX Runtime, TorchScript and torch.export `net` gives what it gives in PyTorch, on images of these shapes."""
+    session = onnxruntime.InferenceSession(export.to_onnx(net, 1), providers=["CPUExecutionProvider"])
+    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
+    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
+    for shape in shapes:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = net(x)
+            np.testing.assert_allclose(session.run(["logits"], {"image": x.numpy()})[0], expected, atol=1e-4)
+            torch.testing.assert_close(script(x), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
+
+
 ALL = [(cls, dims, norm) for cls in (VNet, UNet) for dims in (2, 3) for norm in NORMALIZATIONS]
 
 
@@ -60,17 +74,7 @@ def test_torchscript_and_torch_export(cls, dims):
 
 
 def test_an_encoder_of_images_is_exported_with_its_decoder():
-    net = trained(NETWORKS["resnet18_unet"], dims=2)
-    session = onnxruntime.InferenceSession(export.to_onnx(net, 1), providers=["CPUExecutionProvider"])
-    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
-    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
-    for shape in [(1, 1, 64, 96), (2, 1, 128, 64)]:
-        x = torch.randn(shape)
-        with torch.no_grad():
-            expected = net(x)
-            np.testing.assert_allclose(session.run(["logits"], {"image": x.numpy()})[0], expected, atol=1e-4)
-            torch.testing.assert_close(script(x), expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
+    runs_alike(trained(NETWORKS["resnet18_unet"], dims=2), [(1, 1, 64, 96), (2, 1, 128, 64)])
 
 
 def test_a_network_whose_sides_are_written_into_the_file_is_refused(tmp_path, capsys):
@@ -101,16 +105,7 @@ class Baked(nn.Module):
 def test_a_thin_network_is_exported_for_the_sides_that_its_strides_divide(cls):
     kernels = [(3, 3, 1), (3, 3, 3), (3, 3, 3), (1, 3, 3), (3, 3, 1)]
     net = cls(1, 3, 2, strides=[(2, 2, 1), 2, (2, 1, 1), 1], kernel_sizes=kernels, max_filters=8).eval()
-    session = onnxruntime.InferenceSession(export.to_onnx(net, 1), providers=["CPUExecutionProvider"])
-    script = torch.jit.load(io.BytesIO(export.to_torchscript(net, 1)))
-    program = torch.export.load(io.BytesIO(export.to_torch_export(net, 1))).module()
-    for shape in [(1, 1, 24, 16, 10), (3, 1, 16, 20, 6)]:
-        x = torch.randn(shape)
-        with torch.no_grad():
-            expected = net(x)
-            np.testing.assert_allclose(session.run(["logits"], {"image": x.numpy()})[0], expected, atol=1e-4)
-            torch.testing.assert_close(script(x), expected, atol=1e-5, rtol=0)
-            torch.testing.assert_close(program(x), expected, atol=1e-5, rtol=0)
+    runs_alike(net, [(1, 1, 24, 16, 10), (3, 1, 16, 20, 6)])
 
 
 def test_the_difference_that_decides_is_seen():
