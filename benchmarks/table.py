@@ -32,12 +32,13 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtseg.checkpoint import write_whole
-from mtseg.report import published_beside, read_published, read_result, report, to_markdown, to_text
+from mtseg.report import ReportError, published_beside, read_published, read_result, report, to_markdown, to_text
 from mtseg.script import processes
 from mtseg.script.flags import HOME, natural, one_sentence, positive, read_config
 from mtseg.script.methods import find_script, trained_weights, training_scripts
@@ -225,10 +226,17 @@ def main(argv=None):
                 raise
         results = [path for paths, _, _ in done for path in paths]
         left = [reason for _, reason, _ in done if reason]
+        problem = None
         if results:
-            table, _ = report(results, None if left else args.baseline, None, args.published, per_class=True)
+            every = partial(report, results, published=args.published, per_class=True)
+            try:
+                table, _ = every(baseline=None if left else args.baseline)
+            except ReportError as error:  # of a --baseline that names no row
+                (table, _), problem = every(), error
             print(to_text(table), end="")
             write_whole(args.out / "table.md", to_markdown(table).encode())
+        if problem:
+            raise problem
         if failed := [reason for _, reason, mistake in done if mistake]:
             raise BenchmarkError(failed[0] + (f"; {len(failed)} runs failed" if len(failed) > 1 else ""))
         if left:

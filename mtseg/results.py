@@ -79,6 +79,11 @@ def _is_empty(row):
     return any(math.isnan(_value(row, key)) for key in METRICS if is_distance(key) and key in row)
 
 
+def in_neither(row):
+    """Whether a row's class is neither in the label nor in the prediction: a Dice of 1, and no distance."""
+    return _is_empty(row) and _value(row, "dice") == 1
+
+
 def summarize(rows):
     """Per class: mean and standard deviation over cases of each metric, and over how many cases.
 
@@ -195,7 +200,9 @@ def table(rows, unit="voxel", pooled=False):
             if entry["empty"] and entry["class"] != "mean" and name is None:
                 where = f" of class {entry['class']}" if several else ""
                 masks = f"{entry['empty']} of {entry['cases']} cases have an empty mask{where}"
-                notes.append(f"{masks}: they count in Dice and the like, but have no distances")
+                neither = sum(in_neither(row) for row in rows if row["class"] == entry["class"])
+                full = f" ({neither} with 100 %, as label and prediction are empty)" if neither else ""
+                notes.append(f"{masks}: they count in Dice and the like{full}, but have no distances")
     if any(line[1] == "pooled" for line in lines):
         notes.append("mean (std): over the images, each counts alike; pooled: of the pixels of all images together")
     lines = [[*line[not sets : 2], *line[2 if several else 3 :]] for line in lines]

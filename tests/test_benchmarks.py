@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -376,6 +377,21 @@ def test_scripts_are_found_by_file_name_and_method(tmp_path, monkeypatch):
         assert methods.find_script(word) == recipe
     (tmp_path / "train_own.py").write_text("")
     assert methods.find_script("train_own.py") == tmp_path / "train_own.py"
+    scripts = [ROOT / "train_sup.py", shutil.copy(ROOT / "train_sup.py", tmp_path / "train_own.py")]
+    monkeypatch.setattr(methods, "training_scripts", lambda: scripts)
+    monkeypatch.setattr(methods.flags, "HOME", tmp_path.parents[-1])
+    with pytest.raises(methods.MethodError, match=r"supervised: is the method of .*train_sup.py and .*train_own.py;"):
+        methods.find_script("supervised")
+    assert methods.find_script("train_own") == tmp_path / "train_own.py"
+
+
+def test_the_table_stands_there_though_its_baseline_is_not(data, tmp_path, capsys):
+    words = ["--out", str(tmp_path), "--methods", "train_sup", "--labels", "3", "--seeds", "1", "--baseline", "MTT"]
+    with pytest.raises(SystemExit) as stopped:
+        table.main([*words, "--flags", "--root_path", str(data), *FLAGS])
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "--baseline 'MTT' names no row" in said.err and "mean ± SD" not in said.err
+    assert "mean ± SD over seeds" in said.out and "| supervised |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_training_that_outlasts_the_call_is_stopped_and_goes_on(data, tmp_path, monkeypatch):

@@ -57,6 +57,29 @@ def test_test_cases_among_the_unlabelled_are_said_and_count_as_trained_on(data, 
     assert "TRAINED ON" not in log
 
 
+def test_a_class_that_no_labelled_case_has_is_said(data, tmp_path):
+    said = "no labelled case has a voxel of class 2: look at --num_classes"
+    assert said not in train(train_mean_teacher, data, tmp_path / "two")[1]
+    assert said in train(train_mean_teacher, data, tmp_path / "three", "--num_classes", 3)[1]
+    with h5py.File(data / "data/case_2/mri_norm2.h5", "r+") as file:
+        file["label"][0, 0, 0] = 2
+    assert said not in train(train_mean_teacher, data, tmp_path / "labelled", "--num_classes", 3)[1]
+    assert said in train(train_mean_teacher, data, tmp_path / "less", "--num_classes", 3, labelnum=2)[1]
+
+
+def test_a_dataset_name_without_a_root_path_is_a_folder_in_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(flags, "HOME", tmp_path)
+    make_data(tmp_path / "data/LA")
+    make_data(tmp_path / "data/Liver")
+    for words, folder in (("--dataset_name Liver", "Liver"), ("", "LA"), ("--dataset_name Phantom", "Phantom")):
+        args = flags.parse(train_sup.PARSER, words.split())
+        assert (args.root_path, args.dataset_name) == (str(tmp_path / "data" / folder), folder)
+    with pytest.raises(flags.FlagError, match=r"phantom: there is no .*Electrode or LA or Liver or Phantom"):
+        flags.parse(train_sup.PARSER, ["--dataset_name", "phantom"])
+    args = flags.parse(train_sup.PARSER, ["--dataset_name", "mine", "--root_path", str(tmp_path / "data/LA")])
+    assert args.dataset_name == "mine"
+
+
 def test_test_cases_of_an_unlabeled_root_are_said(data, tmp_path):
     other = make_data(tmp_path / "other", train=8, test=1)
     (other / "train.list").write_text("case_6\ncase_7\n")

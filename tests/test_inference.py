@@ -710,6 +710,32 @@ def test_ensembles_do_not_replace_each_other(data, tmp_path, capsys):
     inference.main(words("--model_path", a, b))
 
 
+def test_a_result_of_more_cases_is_not_replaced_by_one_of_fewer(data, tmp_path, capsys):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    inference.main(words("--model_path", weights, num=1))
+    inference.main(words("--model_path", weights))
+    written = (tmp_path / "run/w0_test/metrics.json").read_bytes()
+    said = refused(capsys, "--model_path", weights, "--num", 1)
+    assert "holds results of 1 case (case_7) that are not tested now" in said
+    assert (tmp_path / "run/w0_test/metrics.json").read_bytes() == written
+    assert len(inference.main(words("--model_path", weights, num=1, output_dir=tmp_path / "one"))["cases"]) == 1
+
+
+def test_data_that_was_prepared_otherwise_is_said(data, tmp_path, capsys):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data), preprocessing=SETTINGS)
+    for normalization, said in (("zscore", ""), ("minmax", "normalization minmax; there normalization zscore")):
+        (data / "preprocessing.json").write_text(json.dumps({**SETTINGS, "normalization": normalization}))
+        inference.main(words("--model_path", weights, output_dir=tmp_path / "out"))
+        printed = capsys.readouterr().out
+        assert said in printed and ("was prepared otherwise" in printed) == bool(said)
+
+
+@pytest.mark.parametrize("ignored", [0, 1, 300])
+def test_what_is_ignored_is_no_class_that_is_tested(data, tmp_path, capsys, ignored):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    assert f"--ignore_index {ignored}" in refused(capsys, "--model_path", weights, "--ignore_index", ignored)
+
+
 @pytest.mark.parametrize(
     ("changes", "words_of_it"),
     [

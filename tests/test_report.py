@@ -307,6 +307,24 @@ def test_empty_masks_are_counted_and_left_out(tmp_path):
     assert "not defined for an empty mask, and left out: 1 of ASD" in report.to_text(table)
 
 
+def test_empty_labels_that_were_left_empty_are_said_to_count_in_full(tmp_path):
+    write_run(tmp_path, dice=[1.0, 0.5, 0.7, 0.7])
+    said = "MT, student, 8 labels: Dice is 100 where label and prediction are empty: in 25 %."
+    assert said not in report.report([tmp_path])[0].notes
+    path = next(tmp_path.rglob("metrics.json"))
+    result = json.loads(path.read_text())
+    result["cases"][0] |= {"hd95": None, "asd": None}
+    path.write_text(json.dumps(result))
+    assert said in report.report([tmp_path])[0].notes
+
+
+def test_a_row_of_several_versions_of_its_script_says_so(tmp_path):
+    for seed, code in ((1, "a"), (2, "b"), (3, "a")):
+        write_run(tmp_path, seed=seed, dice=[0.5], config={"code": {"script": code, "mtseg": "c"}})
+    (said,) = (note for note in report.report([tmp_path])[0].notes if "versions" in note)
+    assert said == "MT, student, 8 labels: its runs are of 2 versions of the script or of mtseg."
+
+
 def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):
     write_run(tmp_path, seed=1, dice=[0.5], config={"base_lr": 0.01, "python": "3.11"})
     write_run(tmp_path, seed=2, dice=[0.7], config={"base_lr": 0.01, "python": "3.12"})

@@ -64,6 +64,12 @@ def test_the_table_of_several_classes():
     assert lines[8:] == [line for line in lines if line.startswith("1 of 2 cases have an empty mask of class 2:")]
 
 
+def test_a_class_in_neither_label_nor_prediction_is_said_to_count_in_full():
+    rows = [{"case": case, "class": 1, "dice": dice, "hd95": math.nan} for case, dice in (("a", 1.0), ("b", 0.0))]
+    said = "2 of 2 cases have an empty mask: they count in Dice and the like (1 with 100 %, as label and prediction are"
+    assert table(rows).splitlines()[-1].startswith(said)
+
+
 CLASSES = ("matrix", "carbide", "1, <network>")
 
 

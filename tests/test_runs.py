@@ -4,6 +4,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -304,6 +305,38 @@ def test_a_run_is_not_resumed_under_a_flag_it_did_not_know(copied, capsys):
     assert (folder / "iter_5.pth").exists()
 
 
+def test_a_script_that_was_changed_since_is_said_at_a_resume(data, tmp_path):
+    script = tmp_path / "train_mine.py"
+    for change, iterations in (("", 2), ("", 3), ("# changed\n", 4)):
+        script.write_text((ROOT / "train_sup.py").read_text() + change)
+        main = run.script_main(train_sup.train, train_sup.PARSER, str(script))
+        folder = main([*words(data, tmp_path / "out", max_iterations=iterations), "--resume"])
+    assert log_of(folder).count("was changed since this run began") == 1
+    assert "the script was changed since this run began: its numbers may be those of neither" in log_of(folder)
+    code = json.loads((folder / "config.json").read_text())["code"]
+    assert code["script"] == hashlib.sha256(script.read_bytes()).hexdigest() and len(code["mtseg"]) == 64
+
+
+def test_weights_that_would_not_be_saved_are_refused(data, tmp_path, capsys):
+    """A head of one's own that the optimizer moves, of which run.started was not told."""
+
+    def train(args, run):
+        read = build.read_data(args, run)
+        net, head = build.make_network(args, run, read.n_channels), torch.nn.Conv3d(1, 1, 1)
+        updater = build.make_updater(args, run, [*net.parameters(), *head.parameters()])
+        with run.started(read, {"student": net}, updater, **({"head": head} if args.max_iterations == 1 else {})):
+            for _, volume, label in run.batches():
+                loss = torch.nn.functional.cross_entropy(net(head(volume)), label)
+                updater.step(loss)
+                run.end_iteration(loss=loss)
+
+    main = run.script_main(train, train_sup.PARSER, train_sup.__file__)
+    said = sentence(capsys, main, words(data, tmp_path))
+    assert "the optimizer moves weights of no network that is saved" in said and "head=head" in said
+    assert not list(tmp_path.rglob("config.json"))
+    assert "head" in torch.load(main(words(data, tmp_path, max_iterations=1)) / "latest.pth", weights_only=True)
+
+
 def test_a_run_on_data_that_was_prepared_anew_is_not_resumed(data, tmp_path, capsys):
     settings = {"spacing": [1.0, 1.0, 1.0]}
     (data / "preprocessing.json").write_text(json.dumps(settings))
@@ -543,6 +576,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(data, tmp_path, monkeypatc
         ("--val_freq 5", "--val_freq without --val_list changes nothing"),
         ("--patience 5", "--patience without --val_list changes nothing"),
         ("--ignore_index 1", "--ignore_index 1 is a foreground class"),
+        ("--ignore_index 0", "--ignore_index 0 with --num_classes 2: one class would be left"),
     ],
 )
 def test_flags_that_cannot_be_or_change_nothing_are_one_sentence(data, tmp_path, capsys, arguments, said):

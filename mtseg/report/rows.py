@@ -207,6 +207,9 @@ def group_results(results):
             missing = [f"fold {number}" for number in range(one.folds) if number not in one.fold]
             row.method += f" ({f'{len(one.fold)} of ' * bool(missing)}{one.folds} folds)"
             notes += [f"{row.title}: still to be tested: {', '.join(missing)}."] * bool(missing)
+        codes = {frozen(result.config["code"]) for result in row.results if "code" in result.config}
+        if len(codes) > 1:
+            notes.append(f"{row.title}: its runs are of {len(codes)} versions of the script or of mtseg.")
     for row in rows:
         same = [r for r in rows if (r.dataset, r.labelnum, r.name) == (row.dataset, row.labelnum, row.name)]
         if len(same) > 1:

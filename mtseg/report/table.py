@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from mtseg.report.compare import baseline_of, find_baseline, mark_rows
 from mtseg.report.read import ReportError, find_results
 from mtseg.report.rows import group_results, published_beside, read_published
 from mtseg.report.summary import RESAMPLES, holm, paired_test, pooled_statistics, statistics
-from mtseg.results import METRICS, POOLED, heading, is_distance, scale
+from mtseg.results import METRICS, POOLED, heading, in_neither, is_distance, scale
 
 DEFAULT_METRICS = ("dice", "jaccard", "hd95", "asd")
 OF_IMAGES = ("dice", "dice_pooled", "jaccard", "jaccard_pooled", "pixel_accuracy_pooled", "hd95")
@@ -153,6 +155,12 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
         )
     if several_classes and not per_class:
         explained.append("All metrics are means over the classes of a case.")
+    for row in measured:
+        cases = [case for result in row.results for case in result.cases]
+        of_class = [[in_neither(case) for case in cases if case["class"] == label] for label in row.classes()]
+        shares = zip(row.classes(), map(np.mean, of_class), strict=True)
+        if named := [f"{100 * share:.3g} %" + f" of class {c}" * several_classes for c, share in shares if share]:
+            undefined.append(f"{row.title}: Dice is 100 where label and prediction are empty: in {', '.join(named)}.")
     for why, which in untested.items():
         of_metrics = f" ({', '.join(which)})" if len(which) < len(metrics) else ""
         explained.append(f"No test of {why}{of_metrics}.")

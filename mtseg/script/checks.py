@@ -34,6 +34,7 @@ def check_flags(args, given=()):
         raise FlagError(f"--loss: {error}") from error
     check_used(args, given, terms)
     check_dims(args)
+    check_class_numbers(args)
     check_network(args)
     check_finetuning(args)
     if args.batch_size % args.accumulation_steps:
@@ -59,17 +60,6 @@ def check_flags(args, given=()):
     for name in ("class_weights", "deep_supervision_weights"):
         if getattr(args, name) is not None and not any(getattr(args, name)):
             raise FlagError(f"--{name}: all weights are 0, so nothing would be learned; give one above 0")
-    if args.ignore_index is not None and not 0 <= args.ignore_index <= 255:
-        raise FlagError(f"--ignore_index {args.ignore_index}: labels are numbers from 0 to 255; take one, often 255")
-    if (
-        args.ignore_index is not None
-        and (args.background is None or args.ignore_index > 0)
-        and (0 <= args.ignore_index < args.num_classes)
-    ):
-        raise FlagError(
-            f"--ignore_index {args.ignore_index} is a foreground class of --num_classes {args.num_classes}: it would "
-            f"never be learned; give the value of voxels that are not labelled, often 255"
-        )
     if args.ignore_index == 0 and hasattr(args, "labeled_bs"):
         raise FlagError(
             "--ignore_index 0: of unlabelled patches 0 would be background and no label at once; give voxels without a "
@@ -204,7 +194,7 @@ def check_network_fits(patch_size, divisors, takes_strides=False):
 
 
 def check_dims(args):
-    """FlagError where flags do not fit the number of dimensions, or the data's classes."""
+    """FlagError where flags do not fit the number of dimensions."""
     if len(args.patch_size) != args.dims:
         raise FlagError(
             f"--patch_size {' '.join(map(str, args.patch_size))} with --dims {args.dims}: give {args.dims} numbers of "
@@ -215,17 +205,31 @@ def check_dims(args):
             raise FlagError(f"--{name} with --dims 3: it is about the slices of stacks, which --dims 2 trains on")
     if args.dims == 2 and args.slices_first:
         raise FlagError("--slices_first with --dims 2: slices are found without it; it is about volumes")
+
+
+def check_class_numbers(args):
+    """FlagError where --ignore_index and --num_classes do not fit each other, or the data's classes."""
+    ignored, several = f"--ignore_index {args.ignore_index}", f"--num_classes {args.num_classes}"
+    if args.ignore_index is not None and not 0 <= args.ignore_index <= 255:
+        raise FlagError(f"{ignored}: labels are numbers from 0 to 255; take one, often 255")
+    if args.ignore_index in range(0 if args.background is None else 1, args.num_classes):
+        raise FlagError(
+            f"{ignored} is a foreground class of {several}: it would never be learned; give the value of voxels that "
+            f"are not labelled, often 255"
+        )
+    if args.ignore_index == 0 and args.num_classes == 2:
+        raise FlagError(
+            f"{ignored} with {several}: one class would be left, which nothing is told apart from, so that every Dice "
+            f"is 100; give the value of voxels that are not labelled, often 255"
+        )
     if args.classes and args.classes.get("ignore") is not None and args.ignore_index != 255:
         raise FlagError(
-            f"--ignore_index {args.ignore_index}, but classes.json names the value {args.classes['ignore']} that is to "
+            f"{ignored}, but classes.json names the value {args.classes['ignore']} that is to "
             f"be ignored, which becomes 255: leave the flag out"
         )
     names = [entry["name"] for entry in args.classes["classes"]] if args.classes else None
     if names and len(names) != args.num_classes:
-        raise FlagError(
-            f"--num_classes {args.num_classes}, but the data has {len(names)} classes ({', '.join(names)}): leave the "
-            f"flag out"
-        )
+        raise FlagError(f"{several}, but the data has {len(names)} classes ({', '.join(names)}): leave the flag out")
 
 
 def check_used(args, given, terms):

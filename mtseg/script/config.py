@@ -9,7 +9,7 @@ from mtseg.script.parser import given_flags
 
 # What a run adds to its flags in config.json.
 RECORDED = {"n_channels", "python", "torch", "device", "threads", "train_cases", "val_cases"}
-RECORDED |= {"tf32", "selection", "unlabeled_cases", "preprocessing", "ranks", "data_crc32", "instructions"}
+RECORDED |= {"tf32", "selection", "unlabeled_cases", "preprocessing", "ranks", "data_crc32", "instructions", "code"}
 RECORDED |= {"classes", "background", "folds", "fold_cases", "pretrained_from", "pretrained_cases"}
 LEARNED = ("train_cases", "unlabeled_cases", "pretrained_cases")  # the lists of cases that weights have seen
 FAST_DECIDES = ("channels_last", "winograd", "compile")  # with --fast, on each machine anew

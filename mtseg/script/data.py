@@ -29,7 +29,7 @@ from mtseg.script import flags
 from mtseg.script.plans import check_plan
 from mtseg.script.runfolder import how_selected
 from mtseg.script.sources import Source, annotated_cases, data_root, read_annotation
-from mtseg.script.windows import counted_classes
+from mtseg.script.windows import class_name, counted_classes
 from mtseg.splits import known_patients, read_folds
 from mtseg.transforms import (
     Compose,
@@ -123,7 +123,7 @@ def read_data(args, run):
     labeled = range(
         sum(train.case_of(index) in labeled_cases for index in range(len(train)))
     )  # a stack has one a slice
-    notes += odd
+    notes += odd + classes_in_none(args, first, names[: args.labelnum])
     if cases.get("unlabeled_cases"):
         other, odd = training_set(args, more, more.dataset(args, cases["unlabeled_cases"], labelnum=0))
         train, notes = JoinedCases([train, other]), notes + odd
@@ -187,6 +187,21 @@ def enough(indices, wanted):
 def checksum_of(case):
     """The CRC-32 of a case's voxels: by it a resumed run notices other data under the same names."""
     return zlib.crc32(case["label"].tobytes(), zlib.crc32(case["image"].tobytes()))
+
+
+def classes_in_none(args, dataset, cases):
+    """A list with a sentence on the classes that no label of the `cases` of `dataset` has, or empty."""
+    missing = set(counted_classes(args)) if cases else set()
+    for case in cases:
+        if not missing:
+            return []
+        label = dataset.read(case)["label"]
+        missing = {number for number in missing if not (label == number).any()}
+    if not missing:
+        return []
+    named = ", ".join(str(class_name(args.classes, number)) for number in sorted(missing))
+    what = f"class {named}" if len(missing) == 1 else f"the classes {named}"
+    return [f"no labelled case has a voxel of {what}: look at --num_classes, or label cases that have"]
 
 
 def unknown_label(args):

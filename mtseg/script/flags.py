@@ -111,7 +111,7 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     flag, rare = parser.group("data")
     where = "folder with train.list, test.list, and data/ or images/ (default: data/LA, or built-in data)"
     flag("--root_path", help=where)
-    name = "name of the data, for the run's folder (default: its folder's); Phantom and Electrode are built in"
+    name = "name of the data, for the run's folder (default: its folder's); without root_path: its folder in data/"
     rare("--dataset_name", help=name)
     flag("--dims", type=int, choices=(2, 3), default=3, help=DIMS)
     flag("--labelnum", type=positive, default=25, help="labelled cases: the first ones of train.list")
@@ -272,10 +272,11 @@ def parse(parser, argv):
     """The flags in `argv`, those of its --config that it does not give, those of its --plan that neither gives, and
     defaults for the rest, which depend on the data: images have IMAGE_SETTINGS.
 
-    Without --root_path: data/LA where it has a train.list, else the built-in data with the settings in BUILT_IN as
-    defaults; --dataset_name says which by name, and --dims 2 alone asks for images. Without --dataset_name: the name of
-    the data's folder. Without --exp: the name of the network, of one's own that of its class. `args.classes` is the
-    data's class table, as JSON holds it, or None; `args.background` is 0, or None where no class is the background.
+    Without --root_path: the folder of --dataset_name in data/; without that, too, data/LA where it has a train.list,
+    else the built-in data, which --dims 2 alone asks for images of. Built-in data has the settings in BUILT_IN as
+    defaults. Without --dataset_name: the name of the data's folder. Without --exp: the name of the network, of one's
+    own that of its class. `args.classes` is the data's class table, as JSON holds it, or None; `args.background` is 0,
+    or None where no class is the background.
     """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     given = given_flags(parser, argv)
@@ -288,7 +289,11 @@ def parse(parser, argv):
         la = HOME / "data/LA"
         if name is None and (images or not (la / "train.list").is_file()):
             name = "Electrode" if images else "Phantom"
-        settings = {**BUILT_IN.get(name, {}), "root_path": str(HOME / "data" / name if name in BUILT_IN else la)}
+        place = HOME / "data" / (name or "LA")
+        if name not in (None, *BUILT_IN) and not place.is_dir():
+            known = sorted({*BUILT_IN, *(path.parent.name for path in HOME.glob("data/*/train.list"))})
+            raise FlagError(f"--dataset_name {name}: there is no {place}; give --root_path, or {' or '.join(known)}")
+        settings = {**BUILT_IN.get(name, {}), "root_path": str(place)}
         if chosen.get("dims") == 3 and settings.get("dims") == 2:
             raise FlagError(f"--dims 3 with --dataset_name {name}, whose cases are images: take --dims 2")
     if parser.get_default("optimizer") != "sgd":

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from mtseg.script import flags
-from mtseg.script.checks import FlagError, check_dims, is_own
+from mtseg.script.checks import FlagError, check_class_numbers, check_dims, is_own
 from mtseg.script.config import LEARNED, read_config
 from mtseg.script.parser import Parser
 from mtseg.script.values import classes, positive, rate
@@ -201,6 +201,7 @@ def take_over(parser, args, config, defaults):
     args.classes, args.background = known["classes"], known.get("background", 0)
     args.table = table_of(args.classes)
     check_dims(args)
+    check_class_numbers(args)
     args.stride_xy, args.stride_z = min(args.stride_xy, *args.patch_size[:2]), min(args.stride_z, args.patch_size[-1])
 
 

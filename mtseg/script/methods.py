@@ -89,9 +89,12 @@ def find_script(word):
     by_name = {path.stem: path for path in scripts}
     if (name := word.removesuffix(".py")) in by_name:
         return by_name[name]
-    by_method = {parser.get_default("model"): path for path, parser in parsers(scripts).items()}
-    if word in by_method:
-        return by_method[word]
+    of_method = [path for path, parser in parsers(scripts).items() if parser.get_default("model") == word]
+    if len(of_method) > 1:
+        own = " and ".join(str(path.relative_to(flags.HOME)) for path in of_method)
+        raise MethodError(f"{word}: is the method of {own}; name the script, or give the copy a name of its own")
+    if of_method:
+        return of_method[0]
     raise MethodError(f"{word}: no such training script; there are {', '.join(by_name)}, or give the path of your own")
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mtseg.averaging import rank_correlation
 from mtseg.checkpoint import write_whole
+from mtseg.datasets import some
 from mtseg.layouts import stem
 from mtseg.results import case_means, one_or_all, summarize, table, to_csv, without_nan
 from mtseg.script.config import LEARNED, read_config
@@ -33,13 +34,20 @@ def split_of(args):
 
 def output_folder(args, sources):
     """The folder for the results, which is made; FlagError where it cannot be written to, and where the results would
-    replace the scans, {case: files} in `sources`, or a run."""
+    replace the scans, {case: files} in `sources`, a run, or those of other cases."""
     first, *others = args.model_path
     name = f"{first.stem}_and_{len(others)}_more" if others else first.stem
     folder = args.output_dir or first.parent / f"{name}_{split_of(args)}"
-    there = read_config(folder / "metrics.json").get("checkpoint") if others and not args.output_dir else None
+    before = read_config(folder / "metrics.json")
+    there = before.get("checkpoint") if others and not args.output_dir else None
     if isinstance(there, list) and {Path(file).resolve() for file in there} != {p.resolve() for p in args.model_path}:
         raise FlagError(f"{folder}: holds the results of other weights, of so many and called so; give --output_dir")
+    measured = {row.get("case") for row in before.get("cases") or () if isinstance(row, dict)}
+    if lost := measured - sources.keys():
+        raise FlagError(
+            f"{folder}: holds results of {some(sorted(map(str, lost)))} that are not tested now and would be lost; "
+            f"give another --output_dir, or remove it"
+        )
     if holds_run(folder):
         raise FlagError(f"--output_dir {folder}: a run lies there, whose metrics.csv would be replaced; name another")
     read = {path.resolve().parent for files in sources.values() for path in files}

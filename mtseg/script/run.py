@@ -66,7 +66,7 @@ def script_main(train, parser, file):
                 raise SystemExit(subprocess.call([sys.executable, *words_to_test(args, newest)]))
             with joined_ranks() as ranks:
                 words = sys.argv[1:] if argv is None else map(str, argv)
-                run = Run(args, ranks, [*ranks.launcher(), file, *words], flags.defaults_of(parser))
+                run = Run(args, ranks, [*ranks.launcher(), file, *words], flags.defaults_of(parser), file)
                 train(args, run)
                 return run.folder
 
@@ -97,8 +97,8 @@ class Run:
     is trained on, bool (N, 1, *spatial) on the device: which voxels are not padding; else None.
     """
 
-    def __init__(self, args, ranks, command, defaults):
-        self.args, self.ranks, self.command, self.defaults = args, ranks, command, defaults
+    def __init__(self, args, ranks, command, defaults, script):
+        self.args, self.ranks, self.command, self.defaults, self.script = args, ranks, command, defaults, script
         check_extras(args.tensorboard, args.wandb)
         self.folder = runfolder.run_folder(args)
         self.resume_from = runfolder.checkpoint_to_resume(self.folder, args.resume, args.overwrite)
@@ -149,6 +149,13 @@ class Run:
         args, ranks = self.args, self.ranks
         if not networks:
             raise runfolder.RunError("run.started has no network: nothing would be saved; give {'student': model}")
+        kept = [*networks.values(), *others.values()]
+        kept = {id(p) for part in kept if isinstance(part, torch.nn.Module) for p in part.parameters()}
+        if not {id(p) for group in updater.optimizer.param_groups for p in group["params"]} <= kept:
+            raise runfolder.RunError(
+                "the optimizer moves weights of no network that is saved; give run.started what they belong to, by "
+                "name, beside the updater: run.started(data, networks, updater, head=head)"
+            )
         self.data, self.networks, self.updater = data, networks, updater
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
@@ -179,7 +186,7 @@ class Run:
         data = self.data
         config = {**vars(self.args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
         config |= {"data_crc32": data.checksum, "preprocessing": data.preprocessing, "ranks": self.ranks.world_size}
-        return config | runfolder.versions(self.device)
+        return config | runfolder.versions(self.device, self.script)
 
     def _resume(self, fixed_length):
         """Take over the state of the run that goes on, where one does, at iteration `start`.

@@ -15,7 +15,7 @@ from mtseg.script.config import FAST_DECIDES, LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
 ANCESTRY = ("pretrained_from", "pretrained_cases")
-VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks")
+VERSIONS = ("python", "torch", "device", "instructions", "threads", "ranks", "code")
 # Settings that say where, by which means and how often: never what is computed.
 ASIDE = {"output_dir", "resume", "config", "plan", "pretrained", "gpu", "num_workers", "cache", "keep_memory"}
 ASIDE |= {"save_freq", "keep_last", "log_freq", "tensorboard", "wandb", "progress"}
@@ -227,7 +227,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
 
     `defaults`: {flag: default} of the script. A flag that the run did not know yet must have its default.
     `fixed_length`: the run's length must be the same too.
-    Returns a list: a sentence on versions that differ, which may change the last bits of the numbers, or nothing.
+    Returns a list of sentences: on code that was changed, on versions that differ, which may change the last bits.
     """
     kinds = {"iteration": int, "progress": dict, "config": dict}
     whole = isinstance(state, dict) and state.keys() == {*kinds, *parts}
@@ -269,8 +269,12 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     ]
     if changed:
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
+    notes, (now, then) = [], differing.pop("code", ({}, {}))
+    if changed := [name for name in now if now[name] != then.get(name)]:
+        what = " and ".join({"script": "the script", "mtseg": "mtseg"}[name] for name in changed)
+        notes.append(f"{what} was changed since this run began: its numbers may be those of neither version")
     versions = [f"{name} is {now} and was {then}" for name, (now, then) in differing.items() if name in VERSIONS]
-    return [f"the last bits of the numbers may change: {', '.join(versions)}"] if versions else []
+    return notes + [f"the last bits of the numbers may change: {', '.join(versions)}"] * bool(versions)
 
 
 def choose_device(gpu, amp="off"):
@@ -291,9 +295,14 @@ def choose_device(gpu, amp="off"):
     return torch.device(f"cuda:{gpu}")
 
 
-def versions(device):
-    """Versions and device for config.json: what else the numbers may depend on."""
+def versions(device, script):
+    """Versions and device for config.json: what else the numbers may depend on. 'code': the SHA-256 of the file
+    `script`, and of all files of mtseg."""
+    library = Path(__file__).parents[1]
+    files = {"script": [Path(script)], "mtseg": sorted(library.rglob("*.py"))}
+    code = {name: hashlib.sha256(b"".join(path.read_bytes() for path in paths)) for name, paths in files.items()}
     return {
+        "code": {name: digest.hexdigest() for name, digest in code.items()},
         "python": platform.python_version(),
         "torch": str(torch.__version__),  # a class of its own, which checkpoints read as weights only may not hold
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",

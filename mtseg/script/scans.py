@@ -81,6 +81,10 @@ def listed_scans(args):
     if args.dims == 3 and source.dims == 2:
         raise FlagError(f"the network is one of volumes, the cases in {root} are images; name other data")
     check_classes(args, source)
+    trained, here = args.configs[0].get("preprocessing"), read_config(root / "preprocessing.json")
+    if here and isinstance(trained, dict) and (odd := [name for name in here if here[name] != trained.get(name)]):
+        was, now = (", ".join(f"{name} {settings.get(name)}" for name in odd) for settings in (trained, here))
+        print(f"note: {root} was prepared otherwise than what the network was trained on ({now}; there {was})")
     if args.save_colors and any(len(shape) == 3 for shape in dataset.shapes.values()):
         raise FlagError("--save_colors is for images: of stacks and volumes there is no one colour picture")
     for case in dataset.image_list:
