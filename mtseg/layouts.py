@@ -118,7 +118,9 @@ def _groups(source, channels):
         groups = (both or flat if beside else flat or both) or _case_folders(source.rglob("*"))
     if not groups:
         needed = f"imagesTr/ or images/, or files ending in {', '.join(ENDINGS)}, or a folder a case with them"
-        raise LayoutError(f"{source}: no volumes in it and no images; it must hold {needed}")
+        other = [path.name for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".bmp")][:1]
+        remedy = "".join(f"; {name} is to be saved as PNG, from an original that is no JPEG" for name in other)
+        raise LayoutError(f"{source}: no volumes in it and no images; it must hold {needed}{remedy}")
     groups = sorted(groups, key=lambda group: group[0])
     for before, after in itertools.pairwise(groups):
         if before[0] == after[0]:

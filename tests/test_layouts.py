@@ -127,6 +127,7 @@ def test_masks_without_an_image_are_told(tmp_path, layout):
             r"no volumes in it and no images; it must hold imagesTr/ or images/, or files ending in .*png",
         ),
         (["a_mask.png"], r"no volumes in it and no images"),
+        (["images/a.JPG"], r"with them; a.JPG is to be saved as PNG, from an original that is no JPEG$"),
     ],
 )
 def test_files_that_contradict_each_other(tmp_path, names, message):

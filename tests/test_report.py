@@ -573,6 +573,7 @@ def test_mistakes_end_in_a_sentence(runs, tmp_path, capsys):
     assert "no.csv" in run_report(capsys, runs, "--published", tmp_path / "no.csv")
     (tmp_path / "figures.csv").write_text("method,labelled\nA,many\n")
     assert "line 2" in run_report(capsys, runs, "--published", tmp_path / "figures.csv")
+    assert "report.docx: its name says no format" in run_report(capsys, runs, "--out", tmp_path / "report.docx")
     for content in (
         "{",
         "[]",

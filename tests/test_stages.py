@@ -286,6 +286,7 @@ STAGE = {"name": "coarse"}  # changes to a stage: the one of this name
         ({"stages": CIRCLE}, ["a, b, a form a circle"]),
         ({"stages": [CIRCLE[0], {"name": "b", "script": "train_sup.py"}]}, ["stage a is from b", "comes after it"]),
         ({"stages": [{"name": "a", "script": "train_sup.py"}] * 2}, ["two stages a"]),
+        ({"stages": [{"name": "a", "script": "train_sup.py", "from": "a"}] * 2}, ["two stages a"]),
         ({"stages": [{"name": "../a", "script": "train_sup.py"}]}, ["'../a'", "folder"]),
         ({"stages": [{"name": "a"}]}, ["stage 1 has no script"]),
         ({"stages": []}, ["has no stages"]),

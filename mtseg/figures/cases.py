@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from mtseg.classes import IGNORED, ClassError, ClassTable
-from mtseg.datasets import read_hdf5
+from mtseg.datasets import read_hdf5, some
 from mtseg.figures.canvas import FigureError
 from mtseg.images import ENDINGS as IMAGES
 from mtseg.images import read_image
@@ -229,7 +229,7 @@ def read_everywhere(folders, name):
     for method, folder in folders.items():
         readers = case_readers(folder)
         if name not in readers:
-            raise FigureError(f"{folder}: holds no case {name}; there are {', '.join([*readers][:5])}, ...")
+            raise FigureError(f"{folder}: holds no case {name}; there are {some([*readers])}")
         cases[method] = readers[name]()
     first = next(iter(cases.values()))
     for method, case in cases.items():

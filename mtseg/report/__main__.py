@@ -33,7 +33,7 @@ from mtseg.report.formats import FORMATS
 from mtseg.report.table import report
 from mtseg.script.flags import Parser, one_sentence
 
-SUFFIXES = {".md": "markdown", ".tex": "latex", ".csv": "csv"}
+SUFFIXES = {".txt": "text", ".md": "markdown", ".tex": "latex", ".csv": "csv"}
 
 
 def parse_flags(argv):
@@ -44,7 +44,9 @@ def parse_flags(argv):
     flag("--out", type=Path, help="file to write to (default: print)")
     args = parser.parse_args(argv)
     if args.format is None:
-        args.format = SUFFIXES.get(args.out.suffix, "text") if args.out else "text"
+        args.format = SUFFIXES.get(args.out.suffix.lower()) if args.out else "text"
+    if args.format is None:
+        parser.error(f"--out {args.out}: its name says no format; end it in {', '.join(SUFFIXES)}, or give --format")
     return args
 
 

@@ -27,7 +27,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action):
         text = action.help + (": " + ", ".join(map(str, action.choices)) if action.choices else "")
-        if action.default in (None, False, argparse.SUPPRESS):
+        if action.default in (None, False, argparse.SUPPRESS) or "(default: " in text:
             return text
         default = action.default if isinstance(action.default, (list, tuple)) else [action.default]
         return f"{text} (default: {' '.join(map(str, default))})".replace("%", "%%")

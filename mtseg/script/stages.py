@@ -150,7 +150,7 @@ def check_order(path, entries):
         before = [entry["name"] for entry in entries[:place]]
         if "/" in name or name in ("", ".", ".."):
             raise StageError(f"{path}: stage {place + 1}: its name {name!r} is that of its folder: it cannot be a path")
-        if name in before:
+        if [entry["name"] for entry in entries].count(name) > 1:  # else, from itself, it would be a circle
             raise StageError(f"{path}: there are two stages {name}; give each a name of its own")
         chain = [name]
         while (origin := origins.get(chain[-1])) in origins and origin not in chain:
