@@ -78,6 +78,11 @@ def test_a_dataset_name_without_a_root_path_is_a_folder_in_data(tmp_path, monkey
         flags.parse(train_sup.PARSER, ["--dataset_name", "phantom"])
     args = flags.parse(train_sup.PARSER, ["--dataset_name", "mine", "--root_path", str(tmp_path / "data/LA")])
     assert args.dataset_name == "mine"
+    # Of a run's settings, too; a name of no folder there is a name for the run's own data.
+    (tmp_path / "config.json").write_text(json.dumps({"root_path": str(tmp_path / "data/LA"), "dataset_name": "LA"}))
+    for name, folder in (("Liver", "Liver"), ("Phantom", "Phantom"), ("mine", "LA")):
+        args = flags.parse(train_sup.PARSER, ["--config", str(tmp_path / "config.json"), "--dataset_name", name])
+        assert (args.root_path, args.dataset_name) == (str(tmp_path / "data" / folder), name)
 
 
 def test_test_cases_of_an_unlabeled_root_are_said(data, tmp_path):

@@ -721,6 +721,14 @@ def test_a_result_of_more_cases_is_not_replaced_by_one_of_fewer(data, tmp_path, 
     assert len(inference.main(words("--model_path", weights, num=1, output_dir=tmp_path / "one"))["cases"]) == 1
 
 
+def test_data_that_is_not_there_from_another_folder_is_said_with_the_file_that_names_it(data, tmp_path, capsys):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path="elsewhere/LA")
+    said = refused(capsys, "--model_path", weights)
+    assert f"{tmp_path / 'run/config.json'}: the run's data was elsewhere/LA, which is not there from " in said
+    inference.main(words("--model_path", weights, root_path=data, split="test.list"))
+    assert (tmp_path / "run/w0_test/metrics.json").is_file()
+
+
 def test_data_that_was_prepared_otherwise_is_said(data, tmp_path, capsys):
     (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data), preprocessing=SETTINGS)
     for normalization, said in (("zscore", ""), ("minmax", "normalization minmax; there normalization zscore")):

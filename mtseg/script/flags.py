@@ -283,6 +283,9 @@ def parse(parser, argv):
     config = config_settings(parser, Path(given["config"])) if given.get("config") else {}
     if is_own(config.get("network", "")) and "network" not in given:
         raise FlagError(f"{given['config']}: its network is code: give --network {config['network']}, to run it")
+    name = given.get("dataset_name")
+    if "root_path" not in given and name and (name in BUILT_IN or (HOME / "data" / name).is_dir()):
+        config.pop("root_path", None)  # other data than that of the run whose settings these are
     chosen, settings = {**config, **given}, {}
     name, images = chosen.get("dataset_name"), chosen.get("dims") == 2
     if chosen.get("root_path") is None:

@@ -39,7 +39,7 @@ def inference_parser(description):
     flag("--model_path", type=Path, nargs="+", action="extend", required=True, metavar="FILE", help=weights)
     flag("--root_path", help="folder with <split>.list and data/ (default: the run's)")
     split = "cases to segment: those of <root_path>/<split>.list (default: of a run with --fold the fold's, else test)"
-    flag("--split", help=split)
+    flag("--split", type=lambda name: name.removesuffix(".list"), help=split)
     flag("--num", type=positive, help="only the first cases (default: all)")
     flag("--output_dir", type=Path, help="folder for the results (default: beside the checkpoint)")
     flag("--save_result", type=Path, metavar="DIR", help="also write image, label and prediction of each case there")
@@ -116,6 +116,13 @@ def parse_inference(parser, argv):
     check_alike(args)
     given, la = args.root_path, str(flags.HOME / "data/LA")
     defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": flags.folder_name(given or la)}
+    recorded = args.configs[0].get("root_path")
+    made = isinstance(recorded, str) and Path(recorded).parent == flags.HOME / "data"  # built-in data is made anew
+    if not (given or args.input or made) and isinstance(recorded, str) and not Path(recorded).exists():
+        raise FlagError(
+            f"{args.model_path[0].parent / 'config.json'}: the run's data was {recorded}, which is not there from "
+            f"{Path.cwd()}; give --root_path"
+        )
     take_over(parser, args, args.configs[0], defaults)
     elsewhere = given and Path(given).resolve() != Path(str(args.configs[0].get("root_path"))).resolve()
     if elsewhere:
