@@ -307,6 +307,13 @@ def test_empty_masks_are_counted_and_left_out(tmp_path):
     assert "not defined for an empty mask, and left out: 1 of ASD" in report.to_text(table)
 
 
+def test_a_table_says_how_many_cases_were_tested(tmp_path):
+    write_run(tmp_path / "a", seed=1, dice=[0.5, 0.7])
+    assert "the seeds' means over the 2 test cases, n - 1" in report.to_text(report.report([tmp_path])[0])
+    write_run(tmp_path / "b", method="PL", dice=[0.5])
+    assert "bootstrap over the 1 or 2 test cases, each" in report.to_text(report.report([tmp_path])[0])
+
+
 def test_empty_labels_that_were_left_empty_are_said_to_count_in_full(tmp_path):
     write_run(tmp_path, dice=[1.0, 0.5, 0.7, 0.7])
     said = "MT, student, 8 labels: Dice is 100 where label and prediction are empty: in 25 %."

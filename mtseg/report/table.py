@@ -185,10 +185,11 @@ def _explanations(rows, baselines, several_tests):
     """Sentences that say what the statistics of `rows`, tested against `baselines`, are of."""
     seeds = sorted({result.seed for row in rows for result in row.results} - {None})
     named = f" ({'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))})" if seeds else ""
+    cases = f"the {' or '.join(map(str, sorted({row.test_cases for row in rows})))} test cases"
     sentences = [
-        f"mean ± SD over seeds{named}: of the seeds' means over the test cases, n - 1; SD over cases: n, averaged over "
-        f"the seeds.",
-        f"95 % interval: percentile bootstrap over the test cases, each averaged over the seeds first ({RESAMPLES} "
+        f"mean ± SD over seeds{named}: of the seeds' means over {cases}, n - 1; SD over cases: n, averaged over the "
+        f"seeds.",
+        f"95 % interval: percentile bootstrap over {cases}, each averaged over the seeds first ({RESAMPLES} "
         f"resamples, seed 0).",
     ]
     if any(row.mean_of("training_seconds") is not None for row in rows):
