@@ -32,7 +32,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from measure import fact, has  # noqa: E402
 from rows import active, case_metrics, growth, loading, methods, pretraining, steps, windows  # noqa: E402
-from tables import put_figures, show, table, write  # noqa: E402
+from tables import put_figures, show, table  # noqa: E402
+
+from mtseg.checkpoint import write_whole  # noqa: E402
 
 CPU_ROWS = {
     "loader": loading.loader,
@@ -99,7 +101,7 @@ def main(argv=None):
                 report["minutes"] = (time.monotonic() - start) / 60
                 show(entry)
                 if args.out:
-                    write(args.out, json.dumps(report, indent=1) + "\n")
+                    write_whole(args.out, f"{json.dumps(report, indent=1)}\n".encode())
     if not has("monai"):
         print("\nMONAI was not measured: pip install monai")
     print(f"\n{report['minutes']:.1f} minutes")

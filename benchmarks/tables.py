@@ -1,10 +1,11 @@
 """The rows of a report as lines on the screen and as a table in Markdown, and the table's place in a file."""
 
-import os
 import sys
 from statistics import median
 
 from measure import ratio
+
+from mtseg.checkpoint import write_whole
 
 VERDICTS = {True: "reached", False: "not reached", None: "not judged"}
 
@@ -50,18 +51,10 @@ def table(report):
     return "\n".join(lines) + "\n"
 
 
-def write(path, text):
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def put_figures(path, text):
     """Put `text` between the marks in the file `path`; ValueError where it has none."""
     before, start, rest = path.read_text().partition("<!-- figures -->\n")
     _, end, after = rest.partition("<!-- end of figures -->")
     if not end:
         raise ValueError(f"{path}: no lines <!-- figures --> and <!-- end of figures -->; mark where the table goes")
-    write(path, before + start + text + end + after)
+    write_whole(path, (before + start + text + end + after).encode())

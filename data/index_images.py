@@ -32,10 +32,10 @@ from mtseg.image_index import DataSet, ImageIndexError, Index, Sample, name_of
 from mtseg.images import ImageError, read_image
 from mtseg.layouts import BESIDE, find_cases, masks_without_image
 from mtseg.script.flags import Parser, one_sentence
+from mtseg.script.newdata import add_split_flags
 from mtseg.script.sources import read_label, stacked_size, table_of
 from mtseg.splits import (
     EACH,
-    add_split_flags,
     cases_of_patients,
     check_split,
     describe,

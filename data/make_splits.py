@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, insta
 from mtseg.datasets import read_list, test_cases, training_cases
 from mtseg.layouts import find_cases
 from mtseg.script.flags import Parser, one_sentence
+from mtseg.script.newdata import add_split_flags
 from mtseg.splits import (
     FOLDS,
     SplitError,
-    add_split_flags,
     check_split,
     describe,
     known_patients,

@@ -26,8 +26,8 @@ from mtseg.layouts import LayoutError, find_cases
 from mtseg.preprocess import CHOICES, IGNORED, PreprocessError, check_settings, grid_attributes, prepare
 from mtseg.script import plans
 from mtseg.script.flags import Parser, given_flags, natural, one_sentence
-from mtseg.script.newdata import new_folder, told_by, write_case
-from mtseg.splits import add_split_flags, describe, patients_of, split_by_patient, write_split
+from mtseg.script.newdata import add_split_flags, new_folder, told_by, write_case
+from mtseg.splits import describe, patients_of, split_by_patient, write_split
 from mtseg.volumes import read_channels, read_on_grid
 
 PLAN = (

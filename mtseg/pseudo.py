@@ -2,16 +2,13 @@
 
 Logits are (N, C, *spatial), labels int64 (N, *spatial) with any number of spatial dimensions. A voxel that is not used
 has the label `ignore_index`, which the loss has to leave out. Only `sharpen` has a gradient. Every result is a tensor
-on the device of its input, and nothing but `largest_components` waits for the GPU.
+on the device of its input, and nothing waits for the GPU.
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
 
 
 def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=None, ignore_index=255, seen=None):
@@ -99,28 +96,6 @@ def pseudo_label_statistics(labels, hidden_labels=None, ignore_index=255):
         judged = used & (hidden_labels != ignore_index)
         statistics["pseudo_accuracy_monitoring_only"] = (judged & (labels == hidden_labels)).sum() / judged.sum()
     return statistics
-
-
-def largest_components(labels):
-    """`labels` with only the largest connected piece of each class in each sample; the rest becomes 0, background.
-
-    BCP's cleaning of pseudo-labels (Bai et al., CVPR 2023, arXiv:2305.00673, section 3). Voxels are connected across
-    faces, edges and corners; of pieces of the same size the first in the array's order stays. SciPy does it on the CPU:
-    two copies of the labels, a byte a voxel, so that classes up to 255 are told apart.
-    """
-    cleaned = labels.to("cpu", torch.uint8, copy=True).numpy()
-    with ThreadPoolExecutor() as threads:  # SciPy lets them run side by side
-        list(threads.map(_keep_largest, cleaned))
-    return torch.from_numpy(cleaned).to(labels, non_blocking=True)
-
-
-def _keep_largest(sample):
-    """What `largest_components` does to one sample, a NumPy array, in place."""
-    for number, box in enumerate(ndimage.find_objects(sample), start=1):
-        if box is not None:
-            pieces, _ = ndimage.label(sample[box] == number, np.ones((3,) * sample.ndim))
-            sizes = np.bincount(pieces.ravel())
-            sample[box][(pieces > 0) & (pieces != 1 + sizes[1:].argmax())] = 0
 
 
 def sharpen(probabilities, temperature):

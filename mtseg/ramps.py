@@ -13,10 +13,7 @@ def sigmoid_rampup(current, rampup_length):
     Laine and Aila, "Temporal Ensembling for Semi-Supervised Learning", ICLR 2017 (arXiv:1610.02242), section 3.1.
     A ramp of length 0 is over at once: 1.0.
     """
-    if rampup_length == 0:
-        return 1.0
-    t = min(max(current / rampup_length, 0.0), 1.0)
-    return math.exp(-5.0 * (1.0 - t) ** 2)
+    return math.exp(-5.0 * (1.0 - linear_rampup(current, rampup_length)) ** 2)
 
 
 def linear_rampup(current, rampup_length):
@@ -45,10 +42,7 @@ def cosine_rampdown(current, rampdown_length):
     Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017 (arXiv:1608.03983),
     equation 5 without restarts. A ramp of length 0 is over at once: 0.0.
     """
-    if rampdown_length == 0:
-        return 0.0
-    t = min(max(current / rampdown_length, 0.0), 1.0)
-    return 0.5 * (math.cos(math.pi * t) + 1.0)
+    return 0.5 * (math.cos(math.pi * linear_rampup(current, rampdown_length)) + 1.0)
 
 
 RAMPUPS = {"sigmoid": sigmoid_rampup, "linear": linear_rampup, "cosine": cosine_rampup, "constant": constant}

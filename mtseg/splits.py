@@ -357,22 +357,3 @@ def describe(split):
     if split["labelnum"]:
         parts.append(f"train with --labelnum {split['labelnum']}")
     return "; ".join(parts)
-
-
-def add_split_flags(parser):
-    """The flags of `split_by_patient`, as an argument group."""
-
-    def count(text):  # argparse makes "invalid count value" of a ValueError
-        if int(text) < 0:
-            raise ValueError
-        return int(text)
-
-    flag = parser.add_argument_group("split, in patients (of images: specimens, sequences)").add_argument
-    flag("--test", type=count, default=0, metavar="N", help="patients to test on (default: 0)")
-    flag("--val", type=count, default=0, metavar="N", help="patients to validate on, for --val_list (default: 0)")
-    flag("--labelnum", type=count, metavar="N", help="labelled patients, first in train.list (default: not counted)")
-    flag("--unlabeled", type=count, metavar="N", help="patients behind them, of unused label (default: all others)")
-    flag("--seed", type=count, default=0, help="seed of the patients' order (default: 0)")
-    which = "what of a case's name is the patient: the pattern's first group, else the match (default: recognised)"
-    flag("--patient_id", "--group", metavar="REGEX", help=which)
-    return parser

@@ -9,7 +9,6 @@ turned into it). NIfTI files that name no unit of length are taken to be in mill
 import gzip
 import io
 import math
-import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +16,6 @@ import h5py
 import numpy as np
 
 ENDINGS = (".nii.gz", ".nii", ".nrrd", ".h5", ".hdf5")
-# What the packages raise on files that are cut short, damaged, or claim to be larger than any memory.
-UNREADABLE = (OSError, EOFError, zlib.error, ValueError, LookupError, TypeError, OverflowError, MemoryError)
 NIFTI_GRID = ("pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d")
 NIFTI_GRID += ("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z")
 NIFTI_MILLIMETRES = {"meter": 1e3, "mm": 1.0, "micron": 1e-3, "unknown": 1.0}
@@ -78,16 +75,14 @@ def read_volume(path, header_only=False):
     kind = ending(path)
     if not path.is_file():
         raise VolumeError(f"{path}: no such file")
-    if kind in (".h5", ".hdf5"):
-        return _read_hdf5(path, header_only)
-    if kind == ".nrrd":
-        return _read_nrrd(path, header_only)
-    return _read_nifti(path, header_only)
-
-
-def _damaged(path, error):
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return VolumeError(f"{path}: not a whole {ending(path)} file ({reason}); make or copy it again")
+    read = {".h5": _read_hdf5, ".hdf5": _read_hdf5, ".nrrd": _read_nrrd}.get(kind, _read_nifti)
+    try:
+        return read(path, header_only)
+    except VolumeError:
+        raise
+    except Exception as error:  # There is no end to what the packages raise on damaged files.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise VolumeError(f"{path}: not a whole {kind} file ({reason}); make or copy it again") from error
 
 
 def _check_size(path, shape, bytes_a_voxel, stored):
@@ -111,27 +106,22 @@ def _with_grid(path, array, affine, spacing, header, label=None):
 
 def _read_nifti(path, header_only):
     nibabel = need("nibabel", f"{path}: reading NIfTI")
-    try:
-        image = nibabel.load(path)
-        if not isinstance(image, nibabel.Nifti1Image):
-            raise VolumeError(f"{path}: is named NIfTI but is {type(image).__name__}; convert it")
-        shape = image.shape
-        # Trailing axes of length 1 say nothing; ITK puts the channels of a vector image on the fifth axis.
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) == 5 and shape[3] == 1:
-            shape = (*shape[:3], shape[4])
-        if len(shape) not in (3, 4):
-            raise VolumeError(f"{path}: has shape {image.shape}; a volume is (W, H, D), with channels (W, H, D, C)")
-        stored = path.stat().st_size * (DEFLATED if ending(path) == ".nii.gz" else 1)
-        _check_size(path, shape, image.get_data_dtype().itemsize, stored)
-        array = None if header_only else np.asarray(image.dataobj).reshape(shape)
-        scale = NIFTI_MILLIMETRES[image.header.get_xyzt_units()[0]]
-        affine = np.diag((scale, scale, scale, 1.0)) @ image.affine
-    except VolumeError:
-        raise
-    except (*UNREADABLE, nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
-        raise _damaged(path, error) from error
+    image = nibabel.load(path)
+    if not isinstance(image, nibabel.Nifti1Image):
+        raise VolumeError(f"{path}: is named NIfTI but is {type(image).__name__}; convert it")
+    shape = image.shape
+    # Trailing axes of length 1 say nothing; ITK puts the channels of a vector image on the fifth axis.
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    if len(shape) == 5 and shape[3] == 1:
+        shape = (*shape[:3], shape[4])
+    if len(shape) not in (3, 4):
+        raise VolumeError(f"{path}: has shape {image.shape}; a volume is (W, H, D), with channels (W, H, D, C)")
+    stored = path.stat().st_size * (DEFLATED if ending(path) == ".nii.gz" else 1)
+    _check_size(path, shape, image.get_data_dtype().itemsize, stored)
+    array = None if header_only else np.asarray(image.dataobj).reshape(shape)
+    scale = NIFTI_MILLIMETRES[image.header.get_xyzt_units()[0]]
+    affine = np.diag((scale, scale, scale, 1.0)) @ image.affine
     if array is not None and array.ndim == 4:
         array = np.moveaxis(array, -1, 0)
     return _with_grid(path, array, affine, np.linalg.norm(affine[:3, :3], axis=0), image.header)
@@ -139,37 +129,32 @@ def _read_nifti(path, header_only):
 
 def _read_nrrd(path, header_only):
     nrrd = need("nrrd", f"{path}: reading NRRD")
-    try:
-        header = nrrd.read_header(str(path))
-        if "data file" in header or "datafile" in header:
-            raise VolumeError(f"{path}: its voxels lie in another file; write them into this one, behind the header")
-        stored = path.stat().st_size
-        if header["encoding"] not in ("raw", "ascii", "text", "txt"):
-            # pynrrd unpacks bzip2, which has no such limit, before it makes an array of what it got.
-            stored *= DEFLATED if header["encoding"] in ("gzip", "gz") else math.inf
-        _check_size(path, header["sizes"], 1, stored)
-        array = None if header_only else nrrd.read(str(path))[0]
-        dims = int(header["dimension"])
-        spatial = _nrrd_spatial_axes(header)
-        if dims not in (3, 4) or len(spatial) != 3:
-            raise VolumeError(f"{path}: has {dims} axes, {len(spatial)} of them spatial; a volume has 3 and channels")
-        affine = spacing = None
-        units = {str(unit).strip('" ') for unit in header.get("space units", ["mm"])}
-        scale = NRRD_MILLIMETRES.get(units.pop() if len(units) == 1 else None)
-        if scale and "space directions" in header:
-            directions = scale * np.asarray(header["space directions"], dtype=float)[spatial]
-            spacing = np.linalg.norm(directions, axis=1)
-            if header.get("space") in NRRD_TO_RAS and "space origin" in header:
-                affine = np.eye(4)
-                affine[:3, :3], affine[:3, 3] = directions.T, scale * np.asarray(header["space origin"], dtype=float)
-                affine = np.diag((*NRRD_TO_RAS[header["space"]], 1.0)) @ affine
-        elif scale and "spacings" in header:
-            spacing = scale * np.asarray(header["spacings"], dtype=float)[spatial]
-            spacing = None if np.isnan(spacing).any() else spacing
-    except VolumeError:
-        raise
-    except (*UNREADABLE, nrrd.NRRDError) as error:
-        raise _damaged(path, error) from error
+    header = nrrd.read_header(str(path))
+    if "data file" in header or "datafile" in header:
+        raise VolumeError(f"{path}: its voxels lie in another file; write them into this one, behind the header")
+    stored = path.stat().st_size
+    if header["encoding"] not in ("raw", "ascii", "text", "txt"):
+        # pynrrd unpacks bzip2, which has no such limit, before it makes an array of what it got.
+        stored *= DEFLATED if header["encoding"] in ("gzip", "gz") else math.inf
+    _check_size(path, header["sizes"], 1, stored)
+    array = None if header_only else nrrd.read(str(path))[0]
+    dims = int(header["dimension"])
+    spatial = _nrrd_spatial_axes(header)
+    if dims not in (3, 4) or len(spatial) != 3:
+        raise VolumeError(f"{path}: has {dims} axes, {len(spatial)} of them spatial; a volume has 3 and channels")
+    affine = spacing = None
+    units = {str(unit).strip('" ') for unit in header.get("space units", ["mm"])}
+    scale = NRRD_MILLIMETRES.get(units.pop() if len(units) == 1 else None)
+    if scale and "space directions" in header:
+        directions = scale * np.asarray(header["space directions"], dtype=float)[spatial]
+        spacing = np.linalg.norm(directions, axis=1)
+        if header.get("space") in NRRD_TO_RAS and "space origin" in header:
+            affine = np.eye(4)
+            affine[:3, :3], affine[:3, 3] = directions.T, scale * np.asarray(header["space origin"], dtype=float)
+            affine = np.diag((*NRRD_TO_RAS[header["space"]], 1.0)) @ affine
+    elif scale and "spacings" in header:
+        spacing = scale * np.asarray(header["spacings"], dtype=float)[spatial]
+        spacing = None if np.isnan(spacing).any() else spacing
     if array is not None and dims == 4:
         array = np.moveaxis(array, next(axis for axis in range(4) if axis not in spatial), 0)
     return _with_grid(path, array, affine, spacing, header)
@@ -187,19 +172,14 @@ def _nrrd_spatial_axes(header):
 
 
 def _read_hdf5(path, header_only):
-    try:
-        with h5py.File(path, "r") as file:
-            attributes = {name: np.asarray(value) for name, value in file.attrs.items()}
-            image, label = (_hdf5_dataset(path, file, name) for name in ("image", "label"))
-            if image is None:
-                raise VolumeError(f"{path}: has no data set 'image', only {sorted(file)}; prepare it again")
-            shape = image.shape
-            array = None if header_only else image[...]
-            label = None if header_only or label is None else label[...]
-    except VolumeError:
-        raise
-    except (OSError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, MemoryError) as error:
-        raise _damaged(path, error) from error
+    with h5py.File(path, "r") as file:
+        attributes = {name: np.asarray(value) for name, value in file.attrs.items()}
+        image, label = (_hdf5_dataset(path, file, name) for name in ("image", "label"))
+        if image is None:
+            raise VolumeError(f"{path}: has no data set 'image', only {sorted(file)}; prepare it again")
+        shape = image.shape
+        array = None if header_only else image[...]
+        label = None if header_only or label is None else label[...]
     if len(shape) not in (3, 4) or (label is not None and label.shape != shape[-3:]):
         raise VolumeError(
             f"{path}: has an image of shape {shape} and a label of shape {None if label is None else label.shape}; "

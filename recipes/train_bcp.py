@@ -32,7 +32,7 @@ import torch
 
 from mtseg.ema import relative_distance, update_ema_variables
 from mtseg.mixing import inner_box
-from mtseg.pseudo import largest_components
+from mtseg.postprocess import largest_components
 from mtseg.ramps import consistency_weight
 from mtseg.script import build
 from mtseg.script.run import script_main

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from mtseg.ema import relative_distance, update_ema_variables
 from mtseg.losses import masked_mean
 from mtseg.mixing import inner_box
-from mtseg.pseudo import largest_components
+from mtseg.postprocess import largest_components
 from mtseg.ramps import consistency_weight, sigmoid_rampup
 from mtseg.script import build
 from mtseg.script.run import script_main

@@ -19,7 +19,7 @@ SCRIPTS = {methods.method_of(path): methods.load_script(path) for path in method
 ENDINGS = {"clock.py _read: synchronize", "run.py read: synchronize"}
 # The labels go to SciPy on the CPU; the voxels of a class are as many as there are.
 OF_THE_METHOD = {
-    "BCP": ("pseudo.py largest_components",),
+    "BCP": ("postprocess.py largest_components",),
     "SSNet": ("prototypes.py choose", "prototypes.py forward", "optim.py step: aten.index"),
 }
 

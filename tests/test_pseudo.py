@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from reference import wave_input
 from scipy import ndimage, special, stats
 
-from mtseg.postprocess import largest_component
-from mtseg.pseudo import largest_components, pseudo_label_statistics, pseudo_labels, settled_labels, sharpen
+from mtseg.postprocess import largest_component, largest_components
+from mtseg.pseudo import pseudo_label_statistics, pseudo_labels, settled_labels, sharpen
 
 LOGITS = 2 * wave_input((3, 4, 5, 6, 7), 0.59)
 SOFT = special.softmax(LOGITS.numpy().astype(np.float64), axis=1)

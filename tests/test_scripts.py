@@ -493,7 +493,10 @@ def test_inference_mistakes(capsys, runs, tmp_path):
         (["--model_path", weights, "--n_filters", "4"], ["iter_6.pth", "another network", "--n_filters"]),
         (["--model_path", weights, "--split", "val"], ["val.list", "no such list"]),
         (["--model_path", weights, "--n_channels", "2"], ["iter_6.pth", "another network", "--n_channels"]),
-        (["--model_path", weights, "--root_path", two_channels], ["takes 1 channels", "have 2"]),
+        (
+            ["--model_path", weights, "--root_path", two_channels],
+            ["has 2 channels, the network takes 1"],
+        ),
     ]:
         said = sentence(capsys, inference.main, arguments)
         assert all(word in said for word in words), said

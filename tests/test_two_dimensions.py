@@ -344,7 +344,7 @@ def test_stacks_are_tested_as_volumes_and_resized_back(tmp_path):
     with pytest.raises(SystemExit):
         infer(folder, "--input", data / f"data/{row['case']}.h5", "--output_dir", tmp_path / "c")
     failures = json.loads((tmp_path / "c/metrics.json").read_text())["failures"]
-    assert failures[row["case"]].endswith("has 2 channels (6 with --context 1), the network takes 3")
+    assert failures[row["case"]].endswith("has 2 channels (6 with --context 1), the network takes 3; name others")
 
 
 def test_volumes_are_trained_on_slice_by_slice(tmp_path):

@@ -96,9 +96,8 @@ def case_readers(folder):
     if folder.is_file():
         raise FigureError(f"{folder}: is a file; give its folder, {folder.parent}, and --case {stem(folder) or 'NAME'}")
     results = folder.parent if folder.name == "predictions" else folder
-    if _of_scans(results):
-        readers = readers_of_scans(results)
-    else:
+    readers = readers_of_scans(results)
+    if readers is None:
         readers = {path.stem: partial(read_case, path) for path in sorted(folder.glob("*.h5"))}
     if not readers:
         remedy = f"write them with inference.py --save_result {folder} (as HDF5, the default), or by --input"
@@ -106,23 +105,17 @@ def case_readers(folder):
     return readers
 
 
-def _of_scans(results):
-    """Whether the record in `results` is one of `inference.py --input`: that of --continue may be of a list."""
-    try:
-        with open(results / "cases.jsonl", encoding="utf-8") as file:
-            return not json.loads(file.readline())["settings"]["input"].endswith(".list")
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return True  # is reported when it is read
-
-
 def readers_of_scans(results):
-    """{case: function that reads it} of the scans that `inference.py --input` segmented into the folder `results`."""
+    """{case: function that reads it} of the scans that `inference.py --input` segmented into the folder `results`; None
+    where its record is not there, or one of --continue, of the cases of a list."""
     path = results / "cases.jsonl"
+    if not path.is_file():
+        return None
     try:
         with open(path, encoding="utf-8") as file:
             record = json.loads(file.readline())["settings"]
+        if record["input"].endswith(".list"):
+            return None
         source, labels, preprocessing = Path(record["input"]), record["labels"], record["preprocessing"] or {}
         result = json.loads((results / "metrics.json").read_text(encoding="utf-8"))
         how = {"num_classes": result["network"]["num_classes"], "classes": result.get("classes")}

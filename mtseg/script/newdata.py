@@ -5,14 +5,15 @@ import os
 import tempfile
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from mtseg.checkpoint import write_whole
 from mtseg.classes import read_classes
 from mtseg.layouts import LayoutError
 from mtseg.preprocess import PreprocessError
 from mtseg.script.config import read_config
-from mtseg.volumes import read_volume
+from mtseg.script.values import natural
+from mtseg.volumes import hdf5_bytes, read_volume
 
 
 @contextlib.contextmanager
@@ -32,12 +33,7 @@ def new_folder(out):
 
 def write_case(root, case, arrays, attributes):
     """Write `<root>/data/<case>/mri_norm2.h5`: `arrays` as gzipped data sets, and `attributes`."""
-    path = root / "data" / case / "mri_norm2.h5"
-    path.parent.mkdir(parents=True)
-    with h5py.File(path, "w") as file:
-        for name, array in arrays.items():
-            file.create_dataset(name, data=array, compression="gzip")
-        file.attrs.update(attributes)
+    write_whole(root / "data" / case / "mri_norm2.h5", hdf5_bytes(arrays, attributes))
 
 
 def told_by(source, cases, channels, ignore=None):
@@ -67,3 +63,16 @@ def told_by(source, cases, channels, ignore=None):
     told = told and [str(name) for name in told]
     ignored = {} if ignore is None else {"ignore": ignore}
     return {**ignored, "labels": sorted(values - set(ignored.values())), "channels": channels}, told
+
+
+def add_split_flags(parser):
+    """The flags of splits.split_by_patient, as an argument group."""
+    flag = parser.add_argument_group("split, in patients (of images: specimens, sequences)").add_argument
+    flag("--test", type=natural, default=0, metavar="N", help="patients to test on (default: 0)")
+    flag("--val", type=natural, default=0, metavar="N", help="patients to validate on, for --val_list (default: 0)")
+    flag("--labelnum", type=natural, metavar="N", help="labelled patients, first in train.list (default: not counted)")
+    flag("--unlabeled", type=natural, metavar="N", help="patients behind them, of unused label (default: all others)")
+    flag("--seed", type=natural, default=0, help="seed of the patients' order (default: 0)")
+    which = "what of a case's name is the patient: the pattern's first group, else the match (default: recognised)"
+    flag("--patient_id", "--group", metavar="REGEX", help=which)
+    return parser

@@ -104,12 +104,9 @@ def listed_scans(args):
 
 
 def listed_cases(args, source, cases=None):
-    """The `cases`, else those of <split>.list, but no more than --num; FlagError where the network takes no such."""
+    """The `cases`, else those of <split>.list, but no more than --num; VolumeError where the network takes no such."""
     dataset = source.dataset(args, (cases or read_list(source.root / f"{args.split}.list"))[: args.num])
-    channels = dataset.n_channels * (2 * args.context + 1)
-    if channels != args.n_channels:
-        has = f"the cases in {source.root_path} have {channels}"
-        raise FlagError(f"the network takes {args.n_channels} channels, {has}; name other data by --root_path")
+    check_channels(source.root_path, dataset.n_channels, args)
     return dataset
 
 
@@ -238,11 +235,11 @@ def read_input(case, settings, args):
 
 
 def check_channels(path, channels, args):
-    """VolumeError where the network does not take the `channels` of the file `path`, with --context of each slice."""
+    """VolumeError where the network does not take the `channels` that lie at `path`, with --context of each slice."""
     seen = channels * (2 * args.context + 1)
     if seen != args.n_channels:
-        with_neighbours = f" ({seen} with --context {args.context})" if args.context else ""
-        raise VolumeError(f"{path}: has {channels} channels{with_neighbours}, the network takes {args.n_channels}")
+        has = f"{channels} channels" + f" ({seen} with --context {args.context})" * bool(args.context)
+        raise VolumeError(f"{path}: has {has}, the network takes {args.n_channels}; name others")
 
 
 def read_prepared(volume, kind, values, args):
