@@ -67,6 +67,15 @@ def test_a_class_that_no_labelled_case_has_is_said(data, tmp_path):
     assert said in train(train_mean_teacher, data, tmp_path / "less", "--num_classes", 3, labelnum=2)[1]
 
 
+def test_a_patch_that_no_volume_can_fill_is_said(data, tmp_path):
+    said = "--patch_size 16 x 16 x 16: no volume is so large (the largest is 24 x 20 x 14); each is padded to it"
+    assert said in train(train_sup, data, tmp_path / "runs")[1]
+    label = np.zeros((24, 20, 16), np.uint8)
+    label[9:15, 9:15, 6:10] = 1
+    write_case(data, "case_1", label + np.random.default_rng(0).normal(0, 0.3, label.shape).astype(np.float32), label)
+    assert said not in train(train_sup, data, tmp_path / "others")[1]
+
+
 def test_a_dataset_name_without_a_root_path_is_a_folder_in_data(tmp_path, monkeypatch):
     monkeypatch.setattr(flags, "HOME", tmp_path)
     make_data(tmp_path / "data/LA")

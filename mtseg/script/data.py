@@ -345,18 +345,17 @@ def samples_of(dataset):
 
 
 def shape_notes(args, shapes, axis):
-    """Sentences: that the slices of every volume seem to be its first axis, that every image is padded, as smaller than
-    the patch, or that a patch is all of every image, which leaves nothing to draw it around."""
-    if args.dims == 3:
-        if args.slices_first or not all(2 * shape[0] < min(shape[1:]) for shape in shapes):
-            return []
-        return [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]
-    sizes = [tuple(args.resize or (np.delete(shape, axis) if len(shape) == 3 else shape)) for shape in shapes]
+    """Sentences: that the slices of every volume seem to be its first axis, that every case is padded, as smaller than
+    the patch, or that a patch is all of every case, which leaves nothing to draw it around."""
+    sizes, notes, what = shapes, [], "volume" if args.dims == 3 else "image"
+    if args.dims == 2:
+        sizes = [tuple(args.resize or (np.delete(shape, axis) if len(shape) == 3 else shape)) for shape in shapes]
+    elif not args.slices_first and all(2 * shape[0] < min(shape[1:]) for shape in shapes):
+        notes = [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]
     rooms = [[patch - side for side, patch in zip(size, args.patch_size, strict=True)] for size in sizes]
     patch, largest = (" x ".join(map(str, size)) for size in (args.patch_size, max(sizes)))
-    notes = []
     if all(max(room) > 0 for room in rooms):
-        notes.append(f"--patch_size {patch}: no image is so large (the largest is {largest}); each is padded to it")
+        notes.append(f"--patch_size {patch}: no {what} is so large (the largest is {largest}); each is padded to it")
     if args.foreground_patches and all(min(room) >= 0 for room in rooms):
-        notes.append(f"--foreground_patches: a patch of {patch} is all of every image, so that it changes nothing")
+        notes.append(f"--foreground_patches: a patch of {patch} is all of every {what}, so that it changes nothing")
     return notes
