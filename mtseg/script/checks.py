@@ -224,8 +224,8 @@ def check_class_numbers(args):
         )
     if args.classes and args.classes.get("ignore") is not None and args.ignore_index != 255:
         raise FlagError(
-            f"{ignored}, but classes.json names the value {args.classes['ignore']} that is to "
-            f"be ignored, which becomes 255: leave the flag out"
+            f"{ignored}, but classes.json names the value {args.classes['ignore']} that is to be ignored, which "
+            f"becomes 255: leave the flag out"
         )
     names = [entry["name"] for entry in args.classes["classes"]] if args.classes else None
     if names and len(names) != args.num_classes:

@@ -111,8 +111,8 @@ def training_parser(description, model, unlabeled=False, teacher=False, strong_v
     flag, rare = parser.group("data")
     where = "folder with train.list, test.list, and data/ or images/ (default: data/LA, or built-in data)"
     flag("--root_path", help=where)
-    name = "name of the data, for the run's folder (default: its folder's); without root_path: its folder in data/"
-    rare("--dataset_name", help=name)
+    name = "name of the data, for the run's folder (default: its folder's); without root_path: the data in data/NAME"
+    rare("--dataset_name", metavar="NAME", help=f"{name}; Phantom and Electrode are built in")
     flag("--dims", type=int, choices=(2, 3), default=3, help=DIMS)
     flag("--labelnum", type=positive, default=25, help="labelled cases: the first ones of train.list")
     lots = "label other patients of train.list, drawn by this number, the same for every method and seed; 0: the first"
