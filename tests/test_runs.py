@@ -297,6 +297,7 @@ def test_a_run_is_not_resumed_under_a_flag_it_did_not_know(copied, capsys):
     data, out, folder = copied
     state = torch.load(folder / "latest.pth", weights_only=True)
     del state["config"]["channels_last"]  # as a run of before there was this flag
+    state["config"]["code"] = "some"  # of other hands: where a dictionary belongs
     torch.save(state, folder / "latest.pth")
     arguments = [*words(data, out, max_iterations=5), "--resume"]
     said = sentence(capsys, train_sup.main, [*arguments, "--channels_last"])

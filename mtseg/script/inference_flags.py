@@ -117,8 +117,8 @@ def parse_inference(parser, argv):
     given, la = args.root_path, str(flags.HOME / "data/LA")
     defaults = {"root_path": la, **INFERENCE_SETTINGS, "dataset_name": flags.folder_name(given or la)}
     recorded = args.configs[0].get("root_path")
-    made = isinstance(recorded, str) and Path(recorded).parent == flags.HOME / "data"  # built-in data is made anew
-    if not (given or args.input or made) and isinstance(recorded, str) and not Path(recorded).exists():
+    recorded = Path(recorded) if isinstance(recorded, str) and not given and not args.input else None
+    if recorded and recorded.parent != flags.HOME / "data" and not recorded.exists():  # built-in data is made anew
         raise FlagError(
             f"{args.model_path[0].parent / 'config.json'}: the run's data was {recorded}, which is not there from "
             f"{Path.cwd()}; give --root_path"

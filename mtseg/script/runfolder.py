@@ -270,6 +270,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     if changed:
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
     notes, (now, then) = [], differing.pop("code", ({}, {}))
+    then = then if isinstance(then, dict) else {}  # a stranger's
     if changed := [name for name in now if now[name] != then.get(name)]:
         what = " and ".join({"script": "the script", "mtseg": "mtseg"}[name] for name in changed)
         notes.append(f"{what} was changed since this run began: its numbers may be those of neither version")
