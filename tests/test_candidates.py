@@ -20,6 +20,7 @@ from mtseg.active.strategies import STRATEGIES, choose, find_strategy
 from mtseg.datasets import DataError
 from mtseg.query import QueryError, Windows
 from mtseg.script.checks import FlagError
+from mtseg.volumes import VolumeError
 
 MAKE = {"volumes": make_data, "stacks": make_stacks, "images": make_images, "slices": make_data}
 ALONG = {"stacks": 0, "slices": 2}  # of what a network of images sees slice by slice
@@ -504,7 +505,7 @@ def test_what_cannot_be_told(known, made):
             ask(pool_of(known, "images", "case", network=False))
     with pytest.raises(QueryError, match="one network has no bald: give --members teacher, flips or dropout"):
         pool_of(known, "images", "case").scores("bald")
-    with pytest.raises(QueryError, match="takes 1 channels, the cases have 2; name its run"):
+    with pytest.raises(VolumeError, match="has 2 channels, the network takes 1; name others"):
         cases = types.SimpleNamespace(**vars(known["images"][0]))
         cases.source = types.SimpleNamespace(
             root_path=made["images"][0], dataset=lambda *a, **k: types.SimpleNamespace(n_channels=2)

@@ -764,6 +764,45 @@ def pooled(pairs, score):
     return np.mean([score(prediction == value, label == value) for value in range(3)])
 
 
+@pytest.mark.parametrize("recorded", [False, True])
+def test_patients_are_drawn_and_paired_whole(tmp_path, recorded):
+    """Frames of one patient are no two patients: against SciPy on the patients' means, by names and as recorded."""
+    rng, patients = np.random.default_rng(3), np.repeat(np.arange(9), 2)
+    scores = {"supervised": 0.5 + rng.normal(0, 0.1, 9)[patients] + rng.normal(0, 0.01, (3, 18))}
+    scores["MT"] = scores["supervised"] + rng.normal(0.02, 0.04, 9)[patients]
+    names = [f"patient{p:03}_frame{n % 2 + 1:02}" for n, p in enumerate(patients)]
+    told = {}
+    if recorded:  # of names that say nothing
+        names = [f"{'abcdefghi'[p]}{'xyz'[n % 2]}" for n, p in enumerate(patients)]
+        told = {"patients": {name: f"p{p}" for name, p in zip(names, patients.tolist(), strict=True)}}
+    for method, values in scores.items():
+        for seed, dice in zip((1, 2, 3), values.tolist(), strict=True):
+            write_run(tmp_path / method, method, seed, dice=dice, cases=names, **told)
+    table, _ = report.report([tmp_path], baseline="supervised")
+    row = records(table)["MT", "student"]
+    of_patients = {m: values.mean(axis=0).reshape(9, 2).mean(axis=1) for m, values in scores.items()}
+    gains = of_patients["MT"] - of_patients["supervised"]
+    assert float(row["dice_p"]) == pytest.approx(stats.wilcoxon(gains).pvalue)
+    assert (row["dice_pairs"], row["cases"]) == ("9", "18")
+    for of, low, high in ((of_patients["MT"], "low", "high"), (gains, "difference_low", "difference_high")):
+        how = {"method": "percentile", "n_resamples": 9999, "rng": np.random.default_rng(5)}
+        interval = stats.bootstrap((of,), np.mean, **how).confidence_interval
+        assert (float(row[f"dice_{low}"]), float(row[f"dice_{high}"])) == pytest.approx(tuple(interval), abs=0.004)
+    text = " ".join(report.to_text(table).split())
+    assert "over the 18 test cases, drawn by patient (there are 9), each averaged over the seeds first" in text
+    assert "in brackets the pairs, of a patient's cases the mean." in text
+
+
+def test_the_interval_of_patients_with_several_scans_each():
+    """A patient counts as often as it has scans: against SciPy's bootstrap of a ratio of means."""
+    values, patients = [0.1, 0.5, 0.6, 0.9, 0.8, 0.7, 0.3], ["a", "b", "b", "c", "c", "c", "d"]
+    sums, counts = np.array([0.1, 1.1, 2.4, 0.3]), np.array([1, 2, 3, 1])
+    how = {"method": "percentile", "paired": True, "n_resamples": 9999, "rng": np.random.default_rng(5)}
+    expected = stats.bootstrap((sums, counts), lambda s, n, axis: s.sum(axis) / n.sum(axis), **how).confidence_interval
+    assert report.bootstrap_interval(values, patients) == pytest.approx(tuple(expected), abs=0.02)
+    assert all(map(math.isnan, report.bootstrap_interval(values, ["a"] * 7)))
+
+
 def test_tables_of_images_name_what_is_pooled(tmp_path):
     """Against the scores of the pixels themselves, and SciPy's bootstrap of the images' numbers."""
     for method in ("MT", "supervised"):

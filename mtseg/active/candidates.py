@@ -13,6 +13,7 @@ from mtseg.query import QueryError, opened, windows_of
 from mtseg.script import fast, flags
 from mtseg.script.inference_flags import inference_parser, parse_inference
 from mtseg.script.runfolder import choose_device
+from mtseg.script.scans import check_channels
 from mtseg.script.segment import load_networks
 from mtseg.script.sources import Source, data_root
 from mtseg.script.windows import predict, through
@@ -104,11 +105,7 @@ class Network:
         self.trained = load_networks(self.args, self.device)
         self.args.uncertainty, self.num_classes = None, self.args.num_classes
         self.dataset = cases.source.dataset(self.args, cases.names, labelnum=0)
-        channels = self.dataset.n_channels * (2 * self.args.context + 1)
-        if channels != self.args.n_channels:
-            raise QueryError(
-                f"{paths[0]}: takes {self.args.n_channels} channels, the cases have {channels}; name its run"
-            )
+        check_channels(cases.source.root_path, self.dataset.n_channels, self.args)
 
     def members(self, number):
         """The score maps of a case, float32 (num_classes, *spatial), one by one."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from mtseg.checkpoint import file_sha256
 from mtseg.results import case_means
 from mtseg.script.config import LEARNED, read_config
+from mtseg.splits import patients_of
 
 # What inference.py records of its protocol only where it is not so.
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}
@@ -26,6 +27,7 @@ class Result:
     runlog.training_cost. `input`: the scans that were segmented, None for the cases of a list. `preprocessing`: how the
     scans or the training data were prepared.
     `trained_on`: measured cases that the network saw in training, labelled or not. `sha256`: of each checkpoint.
+    `patients`: {case: patient} of the cases, as the data set says or their names tell.
     `replaced`: a checkpoint in whose place other weights lie now; what is beside them says nothing of this result.
     `fold`, `folds`: which of how many folds was tested; of several together `fold` is a list, and `parts` are theirs.
     `images`: whether the cases are images, which have a pixel accuracy. `looks`: Results of earlier iterations of the
@@ -42,6 +44,7 @@ class Result:
     unit: str
     protocol: dict
     cases: list
+    patients: dict = field(default_factory=dict)
     sha256: tuple = ()
     replaced: Path | None = None
     parameters: float | None = None
@@ -140,6 +143,8 @@ def read_result(path):
         protocol["tolerance"] = number("tolerance")
     fold, folds = (value if isinstance(value, int) else None for value in map(content.get, ("fold", "folds")))
     cases = {row["case"] for row in rows}
+    patients = {plain(case): plain(patient) for case, patient in settings(content.get("patients")).items()}
+    patients = patients or patients_of(sorted(cases), needed=False)[0]  # results of before they were recorded
     segmented, seconds = number("segmented") or len(cases), number("inference_seconds")
     learned = [case for name in LEARNED for case in listed(config.get(name))]
     return Result(
@@ -153,6 +158,7 @@ def read_result(path):
         unit=plain(content.get("unit") or "unknown"),
         protocol=protocol,
         cases=rows,
+        patients=patients,
         sha256=sha256,
         replaced=replaced,
         inference_seconds=None if seconds is None else seconds / segmented,

@@ -72,6 +72,10 @@ class Row:
         """{case: mean over the seeds} of a metric; NaN where no seed defines it."""
         return dict(zip(self.case_names(), average_seeds(self.values(metric, label)).tolist(), strict=True))
 
+    def patients(self):
+        """The patient of each case, in the order of the cases' names."""
+        return [self.results[0].patients.get(case, case) for case in self.case_names()]
+
     def parts(self, metric, label="mean"):
         """(seeds, cases, classes, 3) of results.pooled_parts of class `label`, or of all; None without the counts."""
         classes = self.classes() if label == "mean" else (label,)
@@ -277,6 +281,7 @@ def _pooled(folds):
         fold=[result.fold for result in folds],
         parts=folds,
         cases=[row for result in folds for row in result.cases],
+        patients={case: patient for result in folds for case, patient in result.patients.items()},
         sha256=sum((result.sha256 for result in folds), ()),
         replaced=next((result.replaced for result in folds if result.replaced), None),
         **{name: mean(name) for name in ("inference_seconds", "training_seconds", "iteration_seconds")},

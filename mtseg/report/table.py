@@ -76,14 +76,14 @@ def _describe(row, metric, label, baselines):
         return entry | {"mean": row.published.get(metric, math.nan)}
     if metric in METRICS and metric.endswith("_pooled"):
         parts = row.parts(metric.removesuffix("_pooled"), label)
-        return entry if parts is None else entry | pooled_statistics(parts)
+        return entry if parts is None else entry | pooled_statistics(parts, row.patients())
     baseline = baseline_of(row, baselines)
     for one in (row, baseline) if baseline else (row,):
         lacking = sum(all(metric not in case for case in result.cases) for result in one.results)
         if lacking and metric in METRICS:
             of_it = "" if one is row else f" of {one.title}"
             return entry | {"why": f"{lacking} of {len(one.results)} results{of_it} do not hold it; test them again"}
-    entry |= statistics(row.values(metric, label))
+    entry |= statistics(row.values(metric, label), row.patients())
     if not baselines or baseline is row:
         return entry
     if baseline is None:
@@ -91,7 +91,8 @@ def _describe(row, metric, label, baselines):
         return entry | {"why": f"no baseline with {row.labelnum} labels{draw}"}
     if (is_distance(metric) or metric == "nsd") and baseline.unit != row.unit:
         return entry | {"why": f"distances in {row.unit} and in {baseline.unit}"}
-    test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label))
+    patients = dict(zip(row.case_names(), row.patients(), strict=True))
+    test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label), patients)
     return entry | test | {"why": why}
 
 
@@ -186,10 +187,12 @@ def _explanations(rows, baselines, several_tests):
     seeds = sorted({result.seed for row in rows for result in row.results} - {None})
     named = f" ({'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))})" if seeds else ""
     cases = f"the {' or '.join(map(str, sorted({row.test_cases for row in rows})))} test cases"
+    numbers = sorted({len({*row.patients()}) for row in rows if len({*row.patients()}) < row.test_cases})
+    whole = f", drawn by patient (there are {' or '.join(map(str, numbers))})" if numbers else ""
     sentences = [
         f"mean ± SD over seeds{named}: of the seeds' means over {cases}, n - 1; SD over cases: n, averaged over the "
         f"seeds.",
-        f"95 % interval: percentile bootstrap over {cases}, each averaged over the seeds first ({RESAMPLES} "
+        f"95 % interval: percentile bootstrap over {cases}{whole}, each averaged over the seeds first ({RESAMPLES} "
         f"resamples, seed 0).",
     ]
     if any(row.mean_of("training_seconds") is not None for row in rows):
@@ -199,10 +202,11 @@ def _explanations(rows, baselines, several_tests):
         )
     if baselines:
         against = "; ".join(dict.fromkeys(row.title for row in baselines))
+        drawn, pairs = "patients" if numbers else "cases", ", of a patient's cases the mean" if numbers else ""
         sentences.append(
             f"difference: from {against}, on the same cases, each averaged over the seeds first; its interval is of "
-            f"resampled cases. p: Wilcoxon signed-rank test, two-sided, not corrected for several tests; in brackets "
-            f"the pairs."
+            f"resampled {drawn}. p: Wilcoxon signed-rank test, two-sided, not corrected for several tests; in brackets "
+            f"the pairs{pairs}."
         )
     if several_tests:
         sentences.append("p, Holm: corrected for the tests of all rows in that metric, of each class apart.")

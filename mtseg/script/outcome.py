@@ -118,6 +118,7 @@ def result_of(args, trained, cases, entries):
         "peak_memory_mb": memory and max(memory),
         "torch": str(torch.__version__),
         "summary": summarize(rows),
+        "patients": cases.patients,
         "cases": rows,
     }
     if args.split == "fold" and args.num is None:  # of the whole fold: the report pools it with the others

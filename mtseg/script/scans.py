@@ -17,6 +17,7 @@ from mtseg.layouts import find_cases
 from mtseg.preprocess import IGNORED, Grid, PreprocessError, check_settings, grid_from_attributes, prepare, to_classes
 from mtseg.script.flags import FlagError, read_config
 from mtseg.script.sources import Source, data_root, normalised, plain_table, read_channels_of, read_label
+from mtseg.splits import known_patients
 from mtseg.volumes import (
     VolumeError,
     ending,
@@ -59,13 +60,14 @@ class Scan(NamedTuple):
 
 class Cases(NamedTuple):
     """`readers`: {case: function that reads its Scan}. `unit`: of distances, 'mm' or 'voxel', for all cases. `files`:
-    {case: paths of its files}. `failures`: {case: why it has no result}, to which more are added. `settings`: the
-    preprocessing, None where there is none."""
+    {case: paths of its files}. `failures`: {case: why it has no result}, to which more are added. `patients`: {case:
+    whose it is}. `settings`: the preprocessing, None where there is none."""
 
     readers: dict
     unit: str
     files: dict
     failures: dict
+    patients: dict
     settings: dict | None = None
 
 
@@ -100,7 +102,14 @@ def listed_scans(args):
             spacing = read_volume(dataset.path(case), header_only=True).spacing
             spacings[case] = np.roll(spacing, -1) if args.slices_first else spacing
     readers = {case: partial(read_listed, dataset, source, case, spacings[case]) for case in dataset.image_list}
-    return Cases(readers, unit, {case: dataset.files(case) for case in readers}, {})
+    files, patients = {case: dataset.files(case) for case in readers}, patients_among(root, readers)
+    return Cases(readers, unit, files, {}, patients)
+
+
+def patients_among(root, cases):
+    """{case: patient} of the `cases`, which lie in `root`."""
+    known, _ = known_patients(root, list(cases))
+    return {case: known[case] for case in cases}
 
 
 def listed_cases(args, source, cases=None):
@@ -139,7 +148,7 @@ def input_scans(args):
     unit = choose_unit(args, (case.images[0] for case in cases if case.label or ending(case.images[0]) in HDF5))
     readers = {case.name: partial(read_input, case, settings, args) for case in cases}
     files = {case.name: case.files for case in cases}
-    return Cases(readers, unit, files, broken, settings)
+    return Cases(readers, unit, files, broken, patients_among(args.input, readers), settings)
 
 
 def input_images(args, cases, broken):
@@ -148,7 +157,8 @@ def input_images(args, cases, broken):
         raise FlagError(f"{cases[0].images[0]}: an image, but the network is one of volumes; name scans")
     readers = {case.name: partial(read_input_image, case, args) for case in cases}
     files = {case.name: case.files for case in cases}
-    return Cases(readers, image_unit(args, args.table), files, broken, {"intensity": args.intensity})
+    patients = patients_among(args.input, readers)
+    return Cases(readers, image_unit(args, args.table), files, broken, patients, {"intensity": args.intensity})
 
 
 def read_input_image(case, args):
