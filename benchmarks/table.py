@@ -77,8 +77,9 @@ def train_and_test(folder, words, args, deadline):
     if begun and record.exists() and (before := read_config(record)) != asked:
         # In groups of a flag and its values.
         had, asks = (re.split(" (?=--)", " ".join([*run["train"], *run["test"]])) for run in (before, asked))
-        had, asks = (" ".join(x for x in a if x not in b) or "less" for a, b in ((had, asks), (asks, had)))
-        raise BenchmarkError(f"{folder}: holds another run ({had}; now {asks}); give its flags, or another --out")
+        had, asks = (" ".join(x for x in a if x not in b) for a, b in ((had, asks), (asks, had)))
+        parts = [words for words in (had and f"with {had}", asks and f"without {asks}") if words]
+        raise BenchmarkError(f"{folder}: holds a run {' and '.join(parts)}; give its flags, or another --out")
     write_whole(record, json.dumps(asked).encode())
     if trained_weights(folder) is None:
         call([*words, "--output_dir", folder, "--resume"], folder / "train.log", deadline)

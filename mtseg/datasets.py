@@ -328,11 +328,11 @@ class LAHeart(CaseDataset):
         slices = []
         for path in self.slices[case]:
             with self._opened_file(case, path) as (image, label):
-                slices.append((image[...], label[...] if case in self.labeled else None))
+                slices.append((image[...], None if label is None else label[...]))
         images, labels = zip(*slices, strict=True)
         if any(image.shape != images[0].shape or image.ndim != 2 for image in images):
             raise DataError(f"{path}: is a slice of other shape than the others of {case}; each must be (H, W), alike")
-        yield np.stack(images), np.stack(labels) if case in self.labeled else None
+        yield np.stack(images), None if any(label is None for label in labels) else np.stack(labels)
 
     @contextlib.contextmanager
     def _opened_file(self, case, path):

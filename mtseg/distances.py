@@ -25,8 +25,8 @@ def squared_distances(inside):
 def signed_distances(labels, num_classes):
     """The signed distance maps of the classes 1 .. num_classes - 1, float32 (N, num_classes - 1, *spatial).
 
-    `labels` integer (N, *spatial); a voxel of no class, whose label is num_classes or more, may be of any: no class
-    ends there, and its own distances are 0. Scaled as SASSNet and DTC scale them (Li et al., MICCAI 2020,
+    `labels` integer from 0, (N, *spatial); a voxel of no class, whose label is num_classes or more, may be of any: no
+    class ends there, and its own distances are 0. Scaled as SASSNet and DTC scale them (Li et al., MICCAI 2020,
     arXiv:2007.10732; Luo et al., AAAI 2021, arXiv:2009.04448), each map by itself: outside the distance to the class by
     its largest value, in (0, 1]; inside minus the distance to what is not the class by its largest value, in [-1, 0); 0
     on the surface, the voxels of the class with a neighbour across a face outside it.

@@ -324,6 +324,8 @@ def all_metrics(result, reference, voxelspacing=None, tolerance=1.0, ignored=Non
     result, reference = counted = _masks(result, reference)
     if ignored is not None:
         ignored = np.asarray(ignored, dtype=bool)
+        if ignored.shape != result.shape:
+            raise ValueError(f"what is ignored has shape {ignored.shape} and the masks have {result.shape}")
         counted = result[~ignored], reference[~ignored]
         result, reference = result & ~ignored, reference & ~ignored
     forth, back = _both_ways(result, reference, voxelspacing, connectivity=1)

@@ -2,7 +2,7 @@
 
 Tensors are (N, C, *spatial) with any number of spatial dimensions. All that is random is drawn from PyTorch's CPU
 generator, so that it is the same on every device. A box is a bool mask, True inside; what lies there is pasted by
-`torch.where(box, there, elsewhere)`, for images and for labels alike.
+`torch.where(box, there, elsewhere)`, of labels (N, *spatial) by `torch.where(box[:, 0], there, elsewhere)`.
 """
 
 import torch
@@ -39,8 +39,10 @@ def cutmix_boxes(number, size, device=None, p=0.5, shares=(0.02, 0.4), aspects=(
     CutMix (Yun et al., ICCV 2019, arXiv:1905.04899) with the boxes of UniMatch's code (Yang et al., CVPR 2023,
     arXiv:2208.09910): a box takes s of the volume, drawn evenly from `shares`, and has the aspect r, drawn evenly from
     `aspects`. Of d sides, its edges are (s/r)^(1/d) of the first, (s r)^(1/d) of the second and s^(1/d) of any other,
-    rounded down. Aspect and corner are drawn again until the box lies inside.
+    rounded down. Aspect and corner are drawn again until the box lies inside. ValueError for shares outside 0 to 1.
     """
+    if not 0 <= shares[0] <= shares[1] <= 1:
+        raise ValueError(f"boxes of {shares[0]} to {shares[1]} of the volume: take shares from 0 to 1")
     dims, sides = len(size), torch.tensor(size)
     volume = _evenly(number, shares)
     edges = corners = torch.zeros(number, dims, dtype=torch.long)

@@ -200,9 +200,9 @@ def plan(
     result |= {"max_filters": most, "normalization": "instancenorm", "patch_size": patch.tolist()}
     result |= {"batch_size": batch, "labeled_bs": batch // 2}
     result |= {"strides": list(map(list, strides)), "kernel_sizes": list(map(list, kernels))}
-    result |= {"stride_xy": int(patch[:2].min()) // 2, "ignore_padding": bool((shapes[:, :dims] < patch).any())}
+    result |= {"stride_xy": max(int(patch[:2].min()) // 2, 1), "ignore_padding": bool((shapes[:, :dims] < patch).any())}
     if dims == 3:
-        result |= {"stride_z": int(patch[2]) // 2, "in_plane": bool(patch.max() > COARSE * patch[2])}
+        result |= {"stride_z": max(int(patch[2]) // 2, 1), "in_plane": bool(patch.max() > COARSE * patch[2])}
     result |= {"spacing": spacing.tolist(), "crop": "nonzero", "over": "nonzero" if found["kept"] < MASKED else "all"}
     result["by_channel"] = normalizations(found, names)
     made_from = {name: np.median(found[f"{name}s"], axis=0).tolist() for name in ("shape", "spacing")}

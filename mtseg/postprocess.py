@@ -1,4 +1,4 @@
-"""Cleaning up a segmentation. All functions take label maps of integers, 0 for background, and return new ones."""
+"""Cleaning up a segmentation. All functions take label maps of integers from 0, the background, and return new ones."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +14,8 @@ def largest_component(label_map):
     of the same size the first in the array's order stays.
     """
     result = np.zeros_like(label_map)
-    for value, box in enumerate(ndimage.find_objects(label_map), start=1):
+    numbers = label_map.astype(np.uint8) if label_map.dtype == bool else label_map
+    for value, box in enumerate(ndimage.find_objects(numbers), start=1):
         if box is not None:
             pieces, _ = ndimage.label(label_map[box] == value, np.ones((3,) * label_map.ndim))
             result[box][pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()] = value
@@ -36,10 +37,15 @@ def largest_components(labels):
 def fill_holes(label_map):
     """Background that one class encloses on all sides becomes that class; other classes in it stay what they are.
 
-    Enclosed means that no path across faces leads from there through anything but the class to the array's border.
+    Enclosed means that no path across faces leads from there through anything but the class to the array's border. Of
+    classes that enclose each other, and it, it becomes the innermost.
     """
-    result = label_map.copy()
+    result, pieces = label_map.copy(), []
     for value in np.unique(label_map[label_map > 0]):
-        filled = ndimage.binary_fill_holes(label_map == value)
-        result[filled & (label_map == 0)] = value
+        filled, _ = ndimage.label(ndimage.binary_fill_holes(label_map == value))
+        for number, box in enumerate(ndimage.find_objects(filled), start=1):
+            piece = filled[box] == number
+            pieces.append((np.count_nonzero(piece), value, box, piece & (label_map[box] == 0)))
+    for _, value, box, hole in sorted(pieces, key=lambda piece: -piece[0]):  # what is enclosed is smaller
+        result[box][hole] = value
     return result

@@ -29,7 +29,11 @@ def draw_voxels(number, features, *maps):
 
     `features` (N, C, *spatial), `maps` (N, *spatial). The voxels are drawn by PyTorch's generator with replacement,
     all equally often; where `number` reaches all of them, each is taken once. Vectors are float32, with a gradient.
+    ValueError for maps of another shape.
     """
+    if any(values.shape != features.shape[:1] + features.shape[2:] for values in maps):
+        shapes = ", ".join(str(tuple(values.shape)) for values in maps)
+        raise ValueError(f"maps of {shapes} for features of {tuple(features.shape)}: give (N, *spatial)")
     features, device = features.flatten(2), features.device
     size = features.shape[2]
     voxels = len(features) * size

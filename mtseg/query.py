@@ -179,11 +179,6 @@ def clasp_pe(class_scores, scores, windows, n, beta, rng, annotated=None, per_ca
 # ----------------------------------------------------------------------------------------------------------- by chance
 
 
-def at_random(count, n, rng, labeled=()):
-    """`n` of `count` candidates, all equally likely."""
-    return rng.permutation(unlabeled(count, n, labeled))[:n]
-
-
 def every_kth(count, n, labeled=()):
     """Every k-th of `count` candidates in their order, as the slices of a volume; k so that they are `n`, the first
     after k / 2."""

@@ -139,10 +139,13 @@ class IterationSampler:
 
     Yields lists of `(index, (seed, iteration, position))`. A data set that draws the augmentation of a sample from that
     triple gives the same batch for the same seed and iteration, whichever worker makes it and wherever training was
-    resumed. The `batch_sampler` given here must have `set_epoch` and depend on its epoch alone, so it needs a seed.
+    resumed. The `batch_sampler` given here must have `set_epoch` and depend on its epoch alone, so it needs a seed;
+    ValueError for one whose `seed` is None.
     """
 
     def __init__(self, batch_sampler, seed, start, stop):
+        if getattr(batch_sampler, "seed", seed) is None:
+            raise ValueError("the batch sampler has no seed, so its epochs could not be drawn again: give it one")
         self.batch_sampler = batch_sampler
         self.seed = seed
         self.start = start

@@ -37,8 +37,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
     `label_map`: int64 (*spatial), the class of the highest score; `score_map`: float32 (num_classes, *spatial), each
     voxel's (weighted) mean softmax over the windows that cover it; over the classes it sums to 1.
-    Raises ValueError for strides or batches below 1, an unknown weighting or an image of another number of dimensions,
-    and NotFiniteScoresError where the network gives NaN or infinity.
+    Raises ValueError for strides or batches below 1, an unknown weighting, an image of another number of dimensions or
+    logits of another shape, and NotFiniteScoresError where the network gives NaN or infinity.
     """
     image, dims = np.asarray(image), len(patch_size)
     if image.ndim not in (dims, dims + 1):
@@ -91,6 +91,9 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
     while batch := list(itertools.islice(places, batch_size)):
         windows = [(slice(None), *(slice(s, s + p) for s, p in zip(start, patch_size, strict=True))) for start in batch]
         logits = net(torch.stack([volume[window] for window in windows]).to(device))
+        if logits.shape[1:] != (num_classes, *patch_size):
+            wanted = (len(batch), num_classes, *patch_size)
+            raise ValueError(f"the network gives {tuple(logits.shape)} for these windows, and not logits {wanted}")
         probabilities = F.softmax(logits, dim=1).to(host)
         if weight is not None:
             probabilities = probabilities * weight

@@ -339,6 +339,9 @@ def _write(root, files, gone=()):
             os.replace(root / f".{name}.tmp", root / name)
     except OSError as error:
         raise SplitError(f"{root}: its lists could not be written ({error.strerror or error}); free space") from error
+    finally:
+        for name in files:
+            (root / f".{name}.tmp").unlink(missing_ok=True)
 
 
 def describe(split):

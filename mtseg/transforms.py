@@ -1,10 +1,11 @@
 """Crops and augmentations on samples {'image', 'label'} of volumes and of images.
 
-'image' is a float array (W, H, D) or (C, W, H, D), 'label' an integer array (W, H, D); of a 2-D image (H, W) or
-(C, H, W), and (H, W). The label's axes say which it is. Every transform takes such a dict and returns a new one; other
-keys pass through. Random transforms draw from `sample['rng']`, a numpy.random.Generator, where there is one; otherwise
-from NumPy's global random state, so that numpy.random.seed governs them as in the UA-MT family. "The plane" is that of
-the first two spatial axes: W and H of a volume, and of an image the whole.
+'image' is a float array (W, H, D) or (C, W, H, D), 'label' an integer array (W, H, D); of a 2-D image (H, W) or (C, H,
+W), and (H, W). The label's axes say which it is; ValueError for an image that does not end in them, such as one with
+its channels last. Every transform takes such a dict and returns a new one; other keys pass through. Random transforms
+draw from `sample['rng']`, a numpy.random.Generator, where there is one; otherwise from NumPy's global random state, so
+that numpy.random.seed governs them as in the UA-MT family. "The plane" is that of the first two spatial axes: W and H
+of a volume, and of an image the whole.
 """
 
 import numpy as np
@@ -17,11 +18,23 @@ def _generator(sample):
     return np.random.default_rng(np.random.randint(2**31)) if rng is None else rng
 
 
+def image_and_label(sample):
+    """The arrays of a sample; ValueError where they do not fit together."""
+    image, label = sample["image"], sample["label"]
+    if tuple(image.shape[-label.ndim :]) != tuple(label.shape) or image.ndim > label.ndim + 1:
+        shapes = tuple(image.shape), tuple(label.shape)
+        raise ValueError("an image of shape {} for a label of shape {}: its channels come first".format(*shapes))
+    return image, label
+
+
 def pad_to(array, size, value=0):
-    """Pad the last len(size) axes with `value`, evenly on both sides, to at least `size`."""
+    """Pad the last len(size) axes with `value`, evenly on both sides, to at least `size`; ValueError for a value that
+    the array's type cannot hold."""
     missing = [max(wanted - side, 0) for side, wanted in zip(array.shape[-len(size) :], size, strict=True)]
     if not any(missing):
         return array
+    if np.asarray(value).astype(array.dtype) != value:
+        raise ValueError(f"{array.dtype} cannot hold {value}: give an array of another type")
     widths = [(0, 0)] * (array.ndim - len(size)) + [(m // 2, m - m // 2) for m in missing]
     return np.pad(array, widths, constant_values=value)
 
@@ -31,7 +44,8 @@ def _crop(sample, size, start, outside=0):
 
     `start(rooms)` gives the first voxel along each axis of what is padded, from 0 to that axis's room.
     """
-    image, label = pad_to(sample["image"], size), pad_to(sample["label"], size, outside)
+    image, label = image_and_label(sample)
+    image, label = pad_to(image, size), pad_to(label, size, outside)
     firsts = start([side - wanted for side, wanted in zip(label.shape, size, strict=True)])
     window = tuple(slice(first, first + wanted) for first, wanted in zip(firsts, size, strict=True))
     return {**sample, "image": image[(..., *window)], "label": label[window]}
@@ -40,13 +54,14 @@ def _crop(sample, size, start, outside=0):
 def _turn(sample, turns, axes):
     """Rotate image and label by `turns` quarter turns of the plane, then mirror them along each of `axes`, those of the
     label."""
-    dims = sample["label"].ndim
+    image, label = image_and_label(sample)
+    dims = label.ndim
     axes = [axis if axis < 0 else axis - dims for axis in axes]  # an image may have channels in front
 
     def turned(array):
         return np.flip(np.rot90(array, turns, axes=(-dims, 1 - dims)), axis=axes)
 
-    return {**sample, "image": turned(sample["image"]), "label": turned(sample["label"])}
+    return {**sample, "image": turned(image), "label": turned(label)}
 
 
 class Compose:
@@ -169,13 +184,14 @@ class RandomGenerator:
         if rng.random() > 0.5:
             return RandomRotFlip()({**sample, "rng": rng})
         if rng.random() > 0.5:
-            angle, dims = int(rng.integers(-20, 20)), sample["label"].ndim
-
-            def rotated(name, outside):
-                plane = {"axes": (1 - dims, -dims), "reshape": False, "order": 0, "cval": outside}
-                return ndimage.rotate(np.asarray(sample[name]), angle, **plane)
-
-            return {**sample, "image": rotated("image", 0), "label": rotated("label", self.outside)}
+            angle, (image, label) = int(rng.integers(-20, 20)), image_and_label(sample)
+            plane = {"axes": (1 - label.ndim, -label.ndim), "reshape": False, "order": 0}
+            image = ndimage.rotate(np.asarray(image), angle, **plane, cval=0)
+            return {
+                **sample,
+                "image": image,
+                "label": ndimage.rotate(np.asarray(label), angle, **plane, cval=self.outside),
+            }
         return sample
 
 
@@ -186,7 +202,8 @@ class Resize:
         self.output_size = tuple(output_size)
 
     def __call__(self, sample):
-        return {**sample, **{name: resize_nearest(sample[name], self.output_size) for name in ("image", "label")}}
+        image, label = (resize_nearest(array, self.output_size) for array in image_and_label(sample))
+        return {**sample, "image": image, "label": label}
 
 
 def resize_nearest(array, size):
@@ -206,7 +223,7 @@ class ToTensor:
     (W, H, D) or (H, W).
 
     `label_dtype`: another integer type of the label; 'uint8' is an eighth to write and to send to a device, where
-    `.long()` makes it what the losses take.
+    `.long()` makes it what the losses take. Labels are whole numbers that it holds: here nobody looks.
     """
 
     def __init__(self, label_dtype=np.int64):

@@ -212,6 +212,8 @@ def read_channels(paths, header_only=False):
     volume = read_volume(paths[0], header_only)
     if len(paths) == 1 or header_only:
         return volume
+    if volume.array.ndim > 3:
+        raise VolumeError(f"{paths[0]}: has channels itself, where {paths[1]} is another; give a file a channel")
     return volume._replace(array=np.stack([volume.array, *(read_on_grid(path, volume) for path in paths[1:])]))
 
 

@@ -46,7 +46,7 @@ flag("--per_case", type=flags.natural, metavar="N", help=most)
 flag("--network", help="of the run, where it is FILE.py:CLASS")
 flag("--members", choices=("network", "teacher", "flips", "dropout"), default="network", help="what is averaged")
 flag("--samples", type=flags.positive, default=10, help="masks of --members dropout")
-of = "a region's score: mean, or of its top twentieth, predicted boundary or foreground"
+of = "a region's score: mean, or of its top twentieth, predicted boundary or foreground (without any: mean)"
 flag("--of", choices=("mean", "top", "boundary", "foreground"), default="mean", help=of)
 flag, _ = PARSER.group("take")
 flag("--snap", action="store_true", help="take the nearest class for colours and values that are none")

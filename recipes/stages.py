@@ -13,7 +13,8 @@ stages.json says which, in their order:
 A stage has its own flags, and of the defaults those that its script has. "from" is an earlier stage or a file of
 weights; without it a stage begins from scratch. "parts": all of it but the last layer (the default), its encoder, or
 the whole network; "weights": of a stage its last (the default) or, with --val_list, its best. A stage is an ordinary
-run in <output_dir>/<name>; what is finished is not done again, and what was cut off goes on to the same bits.
+run in <output_dir>/<name>; what is finished is not done again, and what was cut off goes on to the same bits. Scripts,
+and a network FILE.py:CLASS, are code, which --dry_run loads, too: read a stranger's file before you run it.
 
 At the end the last weights of each stage are tested on the test cases of every stage's data that has the same classes.
 The matrix of these Dice shows what is forgotten: it is in <output_dir>/stages.md too; "test": false leaves it out.

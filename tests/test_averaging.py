@@ -138,6 +138,23 @@ def test_only_enclosed_background_is_filled():
     np.testing.assert_array_equal(fill_holes(label), label)
 
 
+def test_a_hole_becomes_the_innermost_class_around_it_whatever_their_numbers():
+    rings = np.zeros((9, 9), int)
+    rings[:9, :9], rings[1:8, 1:8], rings[2:7, 2:7], rings[3:6, 3:6] = 1, 0, 2, 0
+    rings = np.pad(rings, ((0, 0), (0, 30)))
+    rings[:, 20:] = 2  # more of the inner class elsewhere
+    filled = rings.copy()
+    filled[1:8, 1:8], filled[2:7, 2:7] = 1, 2
+    for numbers in ([0, 1, 2], [0, 2, 1]):
+        numbers = np.array(numbers)
+        np.testing.assert_array_equal(fill_holes(numbers[rings]), numbers[filled])
+
+
+def test_the_largest_piece_of_a_mask():
+    mask = np.array([[1, 0, 1, 1]], bool)
+    assert largest_component(mask).tolist() == [[False, False, True, True]]
+
+
 def test_clean_up_of_an_image():
     """Pixels are connected across corners, but a corner is no way out of a hole."""
     rows = ["1100222", "0010202", "0000212", "1100220"]

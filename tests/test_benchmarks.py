@@ -210,8 +210,11 @@ def test_the_table_goes_on_until_it_is_full(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         table.main([*words, "--flags", "--max_iterations", "4"])
     assert stopped.value.code == 2
-    had, now = capsys.readouterr().err.split("; now ")
-    assert "holds another run (--max_iterations 3 " in had and now.startswith("--max_iterations 4); give its flags")
+    said = capsys.readouterr().err
+    assert "holds a run with --max_iterations 3 " in said and " and without --max_iterations 4; give its flags" in said
+    with pytest.raises(SystemExit):
+        table.main([*words, "--flags", *FLAGS, "--test_flags=--tta"])
+    assert "holds a run without --tta; give its flags" in capsys.readouterr().err
     # A test that was cut off between two cases goes on with the second.
     (folder,) = tmp_path.glob("out/data/train_sup_3/seed1337/model/*/*/iter_3_test")
     whole, log = json.loads((folder / "metrics.json").read_text()), folder / "cases.jsonl"

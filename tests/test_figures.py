@@ -93,6 +93,21 @@ def test_the_surface_of_a_ball_is_that_of_a_sphere():
         figures.surface(np.zeros((8, 8, 8)))
 
 
+@pytest.mark.parametrize("height", [1, 5])
+def test_distances_between_surfaces_are_those_of_the_bodies(height):
+    """A box whose top is moved by so many slices, thick or thin: the distance of the tops, and 0 where they agree."""
+    pytest.importorskip("skimage", reason="surfaces need scikit-image")
+    for slices in (0, 1, 2):
+        label, higher = np.zeros((24, 24, 16)), np.zeros((24, 24, 16))
+        label[4:20, 4:20, 4:10] = higher[4:20, 4:20, 4 : 10 + slices] = 1
+        reference, found = (figures.surface(mask, (1, 1, height)) for mask in (label, higher))
+        distances, centres = figures.distances_to(reference, found), found[0][found[1]].mean(axis=1)
+        inner = (np.abs(centres[:, :2] - 11.5) < 5).all(axis=1)
+        top = inner & (centres[:, 2] > 7 * height)
+        assert distances[top] == pytest.approx(slices * height, abs=0.05) and top.sum() > 20
+        assert distances[inner & ~top] == pytest.approx(0, abs=0.05)
+
+
 def test_the_gallery_holds_the_best_the_median_and_the_worst_once():
     scores = {f"case_{n}": n / 10 for n in range(10)}
     picked = figures.pick_for_gallery(scores)

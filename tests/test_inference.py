@@ -222,7 +222,7 @@ def test_flips_and_several_checkpoints_are_averaged(tmp_path):
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_in_the_familys_files_are_mirrored_in_their_plane(tmp_path, channels):
+def test_images_in_the_familys_files_are_mirrored_in_their_plane(tmp_path, capsys, channels):
     """`mri_norm2.h5`, whose slices would be the last axis, can hold an image of two axes."""
     rng, data = np.random.default_rng(0), tmp_path / "data"
     for case in ("c0", "c1"):
@@ -234,6 +234,9 @@ def test_images_in_the_familys_files_are_mirrored_in_their_plane(tmp_path, chann
     (weights,) = make_run(tmp_path / "run", n_channels=channels, dims=2, patch_size=[16, 16], root_path=str(data))
     net = VNet(channels, 3, 2, "batchnorm", has_dropout=True, dims=2).eval()
     torch.save(net.state_dict(), weights)
+    with pytest.raises(SystemExit):  # neighbours of an image there are none
+        inference.main(["--model_path", str(weights), "--context", "1", "--n_channels", str(3 * channels)])
+    assert "an image, and the network takes slices with 1 neighbours" in capsys.readouterr().err
     words = [
         "--model_path",
         weights,

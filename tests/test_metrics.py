@@ -217,6 +217,8 @@ def test_bad_input_is_refused():
             metrics.hd95(*PAIRS["same"], spacing)
     with pytest.raises(ValueError, match="not -1"):
         metrics.nsd(*PAIRS["same"], tolerance=-1)
+    with pytest.raises(ValueError, match="what is ignored has shape"):
+        metrics.all_metrics(*PAIRS["same"], ignored=np.zeros(SHAPE[:2]))
     with pytest.raises(ValueError, match="empty"):
         metrics.surface_distances(*PAIRS["same"][:1], np.zeros(SHAPE))
 

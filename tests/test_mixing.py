@@ -67,6 +67,11 @@ def test_cutmix_boxes_have_the_volume_and_the_aspect_that_were_asked_for(size, d
         assert len(counts) == places and stats.chisquare(counts).pvalue > 1e-3
 
 
+def test_shares_in_percent_are_refused():
+    with pytest.raises(ValueError, match="boxes of 2 to 40 of the volume: take shares from 0 to 1"):
+        cutmix_boxes(2, (8, 8), shares=(2, 40))
+
+
 def test_cutmix_boxes_are_drawn_each_for_itself():
     torch.manual_seed(0)
     assert not cutmix_boxes(50, (8, 8), p=0).any()

@@ -35,6 +35,11 @@ def test_nnunets_published_plans(name):
     assert three["in_plane"] == (name in ("Prostate", "ACDC"))
 
 
+def test_strides_of_a_patch_of_one_slice_are_at_least_1():
+    made = plan(found((1, 128, 128), (5, 1, 1), 20), 3, 2)
+    assert made["patch_size"][2] == made["stride_z"] == 1
+
+
 def test_strides_and_kernels_of_acdc():
     made = plan(found(*PUBLISHED["ACDC"][:2], 200), 3, 4)
     assert made["strides"] == [[2, 2, 1], [2, 2, 2], [2, 2, 2], [2, 2, 1], [2, 2, 1]]

@@ -85,6 +85,12 @@ def test_voxels_are_drawn_with_what_belongs_to_them(device):
     assert often.min() > 120 and often.max() < 290  # 200 each, six standard deviations
 
 
+def test_maps_of_another_shape_are_refused():
+    for wrong in ((1, 8, 8, 8), (2, 2, 4, 4, 4)):
+        with pytest.raises(ValueError, match=r"for features of \(1, 3, 4, 4, 4\): give \(N, \*spatial\)"):
+            draw_voxels(9, torch.zeros(1, 3, 4, 4, 4), torch.zeros(wrong))
+
+
 def test_a_network_with_its_features():
     net = UNet(1, 3, 2, "batchnorm", dims=2, strides=(2, 2), deep_supervision=True)
     *outputs, features = WithFeatures(net)(torch.randn(2, 1, 8, 8))

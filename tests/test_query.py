@@ -10,7 +10,6 @@ from scipy import ndimage, stats
 from mtseg.query import (
     QueryError,
     Windows,
-    at_random,
     clasp_pe,
     every_kth,
     first_windows,
@@ -176,16 +175,6 @@ def test_clasp_pe_without_noise_and_without_room():
 # ------------------------------------------------------------------------------------------------------------ by chance
 
 
-def test_at_random_is_even():
-    counts = np.zeros(8)
-    for seed in range(2000):
-        chosen = at_random(8, 3, seeded(seed), labeled=[2])
-        counts[chosen] += 1
-        assert len({*chosen.tolist()}) == 3
-    assert counts[2] == 0 and stats.chisquare(np.delete(counts, 2)).pvalue > 0.01
-    assert at_random(3, 9, seeded()).size == 3 and at_random(0, 9, seeded()).size == 0
-
-
 def test_every_kth_slice():
     for count, k in ((10, 2), (12, 3), (20, 5), (7, 1), (9, 9)):
         assert every_kth(count, count // k).tolist() == [*range(k // 2, count, k)]
@@ -253,7 +242,7 @@ def test_foreground_random_without_a_foreground():
         (lambda: top_windows([1, 2], apart(2), -1), "the budget is -1"),
         (lambda: foreground_random([], None, (1,), -1, seeded()), "the budget is -1"),
         (lambda: top([1, 2], 1, [0, 2]), "candidates have the indices 0 to 1, not 0 to 2"),
-        (lambda: at_random(2, 1, seeded(), [-1]), "candidates have the indices 0 to 1, not -1 to -1"),
+        (lambda: every_kth(2, 1, [-1]), "candidates have the indices 0 to 1, not -1 to -1"),
         (lambda: noisy([1], "power", seeded(), 0), "beta is above 0, not 0; give 1"),
         (lambda: noisy([1], "gauss", seeded()), "no noise 'gauss'; choose among power, softrank, gibbs"),
         (lambda: noisy([1, -2], "power", seeded()), "scores from 0 up, but one is -2; take softrank or gibbs"),

@@ -27,7 +27,7 @@ import train_mean_teacher
 import train_sup
 from mtseg import losses, optim, ramps
 from mtseg.networks import unet
-from mtseg.script import build, endings, flags, networks, run, runfolder
+from mtseg.script import build, endings, flags, monitor, networks, run, runfolder
 from mtseg.script.runlog import RunLog, read_metrics
 from mtseg.transforms import RandomCrop
 
@@ -145,6 +145,26 @@ def test_a_run_that_is_killed_between_its_first_validation_and_its_first_state_i
     train_sup.main([*words(data, tmp_path / "cut", **more), "--resume"])
     a, b = (torch.load(place / "iter_4.pth", weights_only=True) for place in (whole, cut))
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_that_goes_on_elsewhere_takes_its_best_weights_along(finished, tmp_path):
+    """No later validation may be better; and the folder says that its weights were validated."""
+    data, _ = finished
+    (data / "val.list").write_text("case_5\n")
+    more = {"val_list": data / "val.list", "val_freq": 2}
+    first = train_sup.main(words(data, tmp_path / "first", max_iterations=2, **more))
+    state = torch.load(first / "latest.pth", weights_only=True)
+    torch.save({**state, "progress": {**state["progress"], "student": 2.0}}, first / "latest.pth")  # nothing is better
+    there = train_sup.main([*words(data, tmp_path / "there", **more), "--resume", str(first / "latest.pth")])
+    assert (there / "supervised_best_model.pth").read_bytes() == (first / "supervised_best_model.pth").read_bytes()
+
+
+def test_a_run_that_goes_to_nan_leaves_its_views_closed(finished, tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(monitor.Monitor, "close", lambda self: closed.append(self))
+    with pytest.raises(SystemExit):
+        train_sup.main(words(finished[0], tmp_path, base_lr=1e30))
+    assert len(closed) == 1
 
 
 def test_what_was_validated_is_written_down_whenever_rows_are(finished, tmp_path):

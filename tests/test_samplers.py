@@ -67,6 +67,11 @@ def test_iterations_do_not_depend_on_where_training_was_resumed(start):
     assert len(batches(0)) == len(IterationSampler([0], 1, 0, 12)) == 12
 
 
+def test_a_sampler_whose_epochs_cannot_be_drawn_again_is_refused():
+    with pytest.raises(ValueError, match="has no seed"):
+        IterationSampler(TwoStreamBatchSampler(range(4), range(4, 12), 4, 2), 1, 0, 8)
+
+
 def test_every_sample_of_a_run_has_a_seed_of_its_own():
     sampler = IterationSampler(ShuffledBatchSampler(range(8), 2, seed=1), 1, 0, 50)
     seeds = [seed for batch in sampler for _, seed in batch]

@@ -409,6 +409,13 @@ def test_validation_keeps_the_best_and_confesses_the_test_set(tmp_path, data):
         assert written["selection"] == selection
         last = inference.main(["--model_path", str(folder / "iter_6.pth")])
         assert last["selection"] == ("last iteration" if name == "val" else "test set")
+        # On the cases of --val_list: what was chosen by them, and the last weights, which nobody chose.
+        (data / "val.list").write_text("\n".join(cases))
+        for weights, chosen in (("MT_best_model", "test set"), ("iter_6", last["selection"]), ("iter_3", "test set")):
+            if weights == "iter_3":
+                shutil.copy(folder / "iter_6.pth", folder / "iter_3.pth")
+            tested = inference.main(["--model_path", str(folder / f"{weights}.pth"), "--split", "val"])
+            assert tested["selection"] == chosen
 
 
 @pytest.mark.parametrize(("patience", "ends"), [(50, 6), (2, 3)])

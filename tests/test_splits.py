@@ -8,6 +8,7 @@ import pytest
 from conftest import make_data
 from make_splits import main
 
+from mtseg import splits
 from mtseg.splits import (
     SplitError,
     check_split,
@@ -236,6 +237,16 @@ def test_patients_can_be_given():
         split_by_patient(["a1", "b1", "x", "c1"], test=5, patients=patients)
     with pytest.raises(SplitError, match="patient b is both trained and tested on"):
         split_by_patient(["a1", "b1"], fixed_test=["x"], patients=patients)
+
+
+def test_lists_that_cannot_be_put_in_their_places_leave_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(splits.os, "replace", full)
+    with pytest.raises(SplitError, match="its lists could not be written"):
+        splits._write(tmp_path, {"train.list": "a\n", "test.list": "b\n"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_script_splits_acdc_by_patient(tmp_path):

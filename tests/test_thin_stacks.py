@@ -261,6 +261,8 @@ def test_files_with_the_slices_first_give_what_volumes_with_the_slices_last_give
         scores = tmp_path / f"scores_{root.name}"
         inference.main(["--model_path", str(folder / "iter_2.pth"), "--output_dir", str(scores), "--unit", "mm"])
         found.append((torch.load(folder / "iter_2.pth", weights_only=True), (scores / "metrics.csv").read_text()))
+        protocol = json.loads((scores / "metrics.json").read_text())["protocol"]  # other windows, in a table and anew
+        assert protocol.get("slices_first") == (True if more else None)
         assert "need --slices_first" not in (folder / "log.txt").read_text()
     folder = train_mean_teacher.main(flags(first, tmp_path / "wrong", dims=3))
     assert (

@@ -8,8 +8,10 @@ from mtseg.transforms import (
     Compose,
     RandomCrop,
     RandomFlip,
+    RandomGenerator,
     RandomRot90Flip,
     RandomRotFlip,
+    Resize,
     ToTensor,
 )
 
@@ -139,6 +141,26 @@ def test_rng_or_numpys_global_state_decides():
     np.random.seed(4)
     assert torch.equal(draw(), first)
     assert not torch.equal(draw(), first)
+
+
+def test_an_image_that_does_not_fit_its_label_is_refused():
+    """Channels last, as most libraries of images have them, and a volume cut in another way than its label."""
+    for image, label in (((16, 12, 3), (16, 12)), ((20, 20, 8), (16, 16, 8)), ((2, 1, 16, 12), (16, 12))):
+        size = (8, 8, 8)[: len(label)]
+        for transform in (RandomCrop(size), RandomRot90Flip(), RandomFlip(), RandomGenerator(), Resize(size)):
+            for seed in range(6):
+                wrong = {"image": np.zeros(image, "f"), "label": np.zeros(label, int)}
+                wrong["rng"] = np.random.default_rng(seed)
+                try:
+                    assert transform(wrong) is wrong and isinstance(transform, RandomGenerator)  # which may do nothing
+                except ValueError as error:
+                    assert f"an image of shape {image} for a label of shape {label}" in str(error)
+
+
+@pytest.mark.parametrize(("kind", "value"), [(bool, 255), (np.uint8, -1), (np.int8, 255), (np.uint8, 0.5)])
+def test_padding_that_a_label_cannot_hold_is_refused(kind, value):
+    with pytest.raises(ValueError, match=f"cannot hold {value}"):
+        RandomCrop((6, 6), outside=value)({"image": np.zeros((4, 4)), "label": np.zeros((4, 4), kind)})
 
 
 def test_transforms_leave_their_input_alone():

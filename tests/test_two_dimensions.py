@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from conftest import PHASES, TINY_2D, TINY_OF, killed_after_saving, make_data, make_images, make_stacks
 from medpy.metric import binary
 from PIL import Image
+from plan import main as make_plan
 
 import inference
 import train_sup
@@ -305,6 +306,8 @@ def test_a_stack_in_single_slices_is_read_as_the_stack(tmp_path):
     assert infer(folder)["cases"] == infer(other)["cases"]
     assert "2 labelled cases (7 slices)" in (folder / "log.txt").read_text()
     assert len(LAHeart(slices, cases=["patient007_frame01"], num_classes=3).files("patient007_frame01")) == 4
+    plan = make_plan([str(slices), "--memory_gb", "0.02", "--n_filters", "8"])
+    assert plan["num_classes"] == 3 and plan["made_from"]["cases"] == 6
 
 
 def test_a_stack_with_an_axis_of_one_channel_is_one_without(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mtseg import images, layouts, volumes
-from mtseg.volumes import VolumeError, ending, hdf5_bytes, nifti_header, read_volume, volume_bytes
+from mtseg.volumes import VolumeError, ending, hdf5_bytes, nifti_header, read_channels, read_volume, volume_bytes
 
 nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
 nrrd = pytest.importorskip("nrrd", reason='pip install -e ".[test]"')
@@ -116,6 +116,16 @@ def test_channels_come_first_whatever_the_file_has(tmp_path, name):
     back = read_volume(tmp_path / f"out{ending(path)}")
     np.testing.assert_array_equal(back.array, label_map())
     np.testing.assert_array_equal(back.affine, volume.affine)
+
+
+def test_channels_in_files_of_their_own_that_have_channels_themselves(tmp_path):
+    for name, shape in (("a", (8, 8, 4, 2)), ("b", (8, 8, 4))):
+        nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.float32), np.eye(4)), tmp_path / f"{name}.nii")
+    paths = [tmp_path / "a.nii", tmp_path / "b.nii"]
+    with pytest.raises(VolumeError, match=r"a\.nii: has channels itself, where .*b\.nii is another"):
+        read_channels(paths)
+    with pytest.raises(VolumeError, match=r"a\.nii"):
+        read_channels(paths[::-1])
 
 
 def test_what_nifti_scales_and_what_its_units_mean(tmp_path):

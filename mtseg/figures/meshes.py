@@ -2,6 +2,7 @@
 
 import numpy as np
 from scipy import ndimage
+from scipy.spatial import cKDTree
 
 from mtseg.figures.canvas import WIDTH, FigureError
 
@@ -31,6 +32,14 @@ def surface(mask, spacing=(1, 1, 1)):
     return vertices - 3 * np.asarray(spacing, dtype=float), faces
 
 
+def distances_to(reference, found):
+    """(M,) the distance of the middle of each triangle of the surface `found` to the nearest corner, or middle, of one
+    of the surface `reference`, both (vertices, faces) as `surface` gives them and in its unit."""
+    (points, triangles), (vertices, faces) = reference, found
+    nearest = cKDTree(np.concatenate([points, points[triangles].mean(axis=1)]))
+    return nearest.query(vertices[faces].mean(axis=1))[0]
+
+
 def surfaces(label, predictions, captions, spacing=(1, 1, 1), unit="voxel"):
     """Label and predictions as surfaces: a column for the label and for each method, a row for each of the VIEWS. Each
     prediction is coloured by the distance to the label's surface, in `unit`. All classes are one surface; an empty
@@ -42,20 +51,14 @@ def surfaces(label, predictions, captions, spacing=(1, 1, 1), unit="voxel"):
     from matplotlib.colors import LightSource
     from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-    label = np.asarray(label) > 0
-    distance = sum(ndimage.distance_transform_edt(mask, sampling=spacing) for mask in (label, ~label))
-    # From the centre of a voxel on either side, the surface between them is half a voxel away.
-    distance -= 0.5 * min(spacing)
-
-    shapes = [("label", *surface(label, spacing), None)]
+    reference = surface(label, spacing)
+    shapes = [("label", *reference, None)]
     for name, mask in predictions.items():
         if not np.any(mask):
             shapes.append((f"{name}\n{captions[name]}\nempty", None, None, None))
             continue
         vertices, faces = surface(mask, spacing)
-        centres = vertices[faces].mean(axis=1) / np.asarray(spacing)
-        distances = ndimage.map_coordinates(distance, centres.T, order=1, mode="nearest")
-        shapes.append((f"{name}\n{captions[name]}", vertices, faces, distances))
+        shapes.append((f"{name}\n{captions[name]}", vertices, faces, distances_to(reference, (vertices, faces))))
     limit = max([np.percentile(distances, 99) for *_, distances in shapes if distances is not None] + [1.0])
     low = np.min([vertices.min(axis=0) for _, vertices, _, _ in shapes if vertices is not None], axis=0)
     high = np.max([vertices.max(axis=0) for _, vertices, _, _ in shapes if vertices is not None], axis=0)

@@ -11,7 +11,7 @@ from mtseg.splits import patients_of
 
 # What inference.py records of its protocol only where it is not so.
 DEFAULTS = {"weighting": "uniform", "tta": "none", "postprocessing": "none", "ignore_index": "none"}
-DEFAULTS |= {"case_statistics": 0}
+DEFAULTS |= {"case_statistics": 0, "slices_first": False}
 
 
 class ReportError(ValueError):

@@ -306,8 +306,8 @@ def training_set(args, source, dataset):
     axes = {len(shape) for shape in dataset.shapes.values()}
     if args.dims == 3 and axes != {3}:
         raise flags.FlagError(f"--dims 3, but the cases in {source.root} are images: take --dims 2")
-    if args.context and axes == {2}:
-        raise flags.FlagError(f"--context {args.context}: the images in {source.root} have no neighbours; leave it out")
+    if args.context and 2 in axes:
+        raise flags.FlagError(f"--context {args.context}: images in {source.root} have no neighbours; leave it out")
     dims, files = max(axes, default=3), dataset
     if not args.cache:  # reading them all would take as long as caching them
         first = dataset.image_list[:FIRST_CASES]
@@ -349,6 +349,9 @@ def shape_notes(args, shapes, axis):
     the patch, or that a patch is all of every case, which leaves nothing to draw it around."""
     sizes, notes, what = shapes, [], "volume" if args.dims == 3 else "image"
     if args.dims == 2:
+        if args.labelnum == 0 and all(len(shape) == 3 and shape[0] in (3, 4) for shape in shapes):
+            colours = "if these are the colours of an image, give each file a 'label' (H, W)"
+            notes = [f"every case has {shapes[0][0]} slices: {colours}"]
         sizes = [tuple(args.resize or (np.delete(shape, axis) if len(shape) == 3 else shape)) for shape in shapes]
     elif not args.slices_first and all(2 * shape[0] < min(shape[1:]) for shape in shapes):
         notes = [f"the first side of every case is its shortest ({shapes[0]}): files (S, H, W) need --slices_first"]

@@ -69,6 +69,8 @@ def protocol_of(args):
     if args.dims == 2:
         protocol |= {name: getattr(args, name) for name in ("resize", "context") if getattr(args, name)}
         del protocol["stride_z"]
+    if args.slices_first:
+        protocol["slices_first"] = True
     if args.intensity != ("none" if args.dims == 3 else "zscore"):
         protocol["intensity"] = args.intensity
     if args.weighting != "uniform":
@@ -85,8 +87,15 @@ def protocol_of(args):
 
 
 def monitored_here(args, cases):
-    """The `cases` by whose Dice a run chose its best weights."""
+    """The `cases` whose Dice a run watched."""
     return listed_in(args.configs, "val_cases") & cases.readers.keys()
+
+
+def chosen_here(args, cases, selection):
+    """Whether the Dice of these `cases` had a say in the weights: all but the last of a run without patience, whose
+    rate did not follow it."""
+    followed = any(config.get("patience") or config.get("lr_schedule") == "plateau" for config in args.configs)
+    return bool(monitored_here(args, cases)) and (followed or selection != "last iteration")
 
 
 def result_of(args, trained, cases, entries):
@@ -99,7 +108,7 @@ def result_of(args, trained, cases, entries):
     result = {
         "checkpoint": one_or_all(map(str, args.model_path)),
         "checkpoint_sha256": one_or_all(trained.sha256),
-        "selection": "test set" if monitored_here(args, cases) else selection,
+        "selection": "test set" if chosen_here(args, cases, selection) else selection,
         "dataset": args.dataset_name,
         "split": split_of(args),
         "protocol": protocol_of(args),

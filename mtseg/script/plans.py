@@ -127,7 +127,8 @@ def plan_of_prepared(args, source):
     first = len(median) == 3 and source.axis == 0 and (dims == 2 or shown_axis(0, median) == 0)
     widths, num_classes = [], len(source.table.names) if source.table else 2
     for case in names if source.files is None else ():
-        width = read_volume(dataset.path(case), header_only=True).spacing if len(median) == 3 else None
+        whole = len(median) == 3 and dataset.path(case).parent.name != "slices"  # where no file has a spacing
+        width = read_volume(dataset.path(case), header_only=True).spacing if whole else None
         widths += [] if width is None else [slices_last(width, first)]
         if source.table is None:
             label = dataset.read(case)["label"]

@@ -177,8 +177,12 @@ class Run:
             self.clock = StepClock(self.device)
             total = {"total": args.max_iterations, "initial": self.start, "unit": "it", "dynamic_ncols": True}
             with StopSignals() as self.stop:  # a further SIGTERM does not disturb the saving
-                with tqdm(**total, disable=not ranks.is_main) as self.bar:
-                    yield
+                try:
+                    with tqdm(**total, disable=not ranks.is_main) as self.bar:
+                        yield
+                    self._settle()
+                finally:
+                    self.monitor.close()
                 self._finish()
 
     def _config(self):
@@ -226,6 +230,8 @@ class Run:
             return
         if args.overwrite and not (self.resume_from and runfolder.is_inside(self.resume_from, self.folder)):
             runfolder.remove_run(self.folder, {*PREFIXES.values(), *self.prefixes.values()}, args.model)
+        if self.resume_from:
+            self.state.take_best(self.resume_from.parent, args.model)
         self.log = RunLog(self.folder, self.start, rows_in, rows_apart)
         self.state.save_config()
         self.log.say(shlex.join(self.command))
@@ -237,8 +243,6 @@ class Run:
 
     def _finish(self):
         """Write the weights or, where a signal came before the end, what resuming needs; SystemExit then."""
-        self._settle()
-        self.monitor.close()
         if self.stop.received and not self.last:
             self._save()
             again = shlex.join(runfolder.command_to_resume(self.command))

@@ -116,6 +116,7 @@ def listed_cases(args, source, cases=None):
     """The `cases`, else those of <split>.list, but no more than --num; VolumeError where the network takes no such."""
     dataset = source.dataset(args, (cases or read_list(source.root / f"{args.split}.list"))[: args.num])
     check_channels(source.root_path, dataset.n_channels, args)
+    check_context(source.root_path, {len(shape) for shape in dataset.shapes.values()}, args)
     return dataset
 
 
@@ -166,6 +167,7 @@ def read_input_image(case, args):
     image = read_channels_of(case.images, args.intensity)
     table = args.table or plain_table(args.num_classes, args.ignore_index)
     check_channels(case.images[0], len(image), args)
+    check_context(case.images[0], {image.ndim - 1}, args)
     if args.save_colors and image.ndim == 4:
         raise VolumeError(f"{case.images[0]}: a stack, which has no one colour picture; leave out --save_colors")
     spacing = pixel_spacing(args, args.table, image.ndim - 1)
@@ -250,6 +252,12 @@ def check_channels(path, channels, args):
     if seen != args.n_channels:
         has = f"{channels} channels" + f" ({seen} with --context {args.context})" * bool(args.context)
         raise VolumeError(f"{path}: has {has}, the network takes {args.n_channels}; name others")
+
+
+def check_context(path, dims, args):
+    """VolumeError where cases at `path` have two `dims`, and the network takes slices with their neighbours."""
+    if args.context and 2 in dims:
+        raise VolumeError(f"{path}: an image, and the network takes slices with {args.context} neighbours; name stacks")
 
 
 def read_prepared(volume, kind, values, args):

@@ -289,7 +289,7 @@ def check_descent(stage):
     if start is None:  # what a --teacher_checkpoint descends from is its own affair
         return
     began = flags.read_config(configs[0]).get("pretrained_from") if configs else None
-    if began and file_sha256(start) not in [one["sha256"] for one in began]:
+    if began and file_sha256(start) not in [one.get("sha256") for one in began]:
         raise StageError(
             f"{stage.folder}: began with other weights than those in {start}; delete it, or give another --output_dir"
         )

@@ -80,6 +80,12 @@ class RunState:
         if self.writes:
             save_checkpoint(self.networks[prefix].state_dict(), self.folder / f"{prefix}{name}_best_model.pth")
 
+    def take_best(self, folder, name):
+        """Take over the best weights of the run that goes on here from another `folder`; later may be no better."""
+        for best in [f"{prefix}{name}_best_model.pth" for prefix in self.networks]:
+            if folder.resolve() != self.folder.resolve() and (folder / best).is_file():
+                write_whole(self.folder / best, (folder / best).read_bytes())
+
 
 def same_kind(saved, fresh):
     """Whether what a file holds can stand where `fresh` does: a number for a number, as long a list for a list, ...
