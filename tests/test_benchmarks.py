@@ -213,7 +213,7 @@ def test_the_table_goes_on_until_it_is_full(data, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "holds a run with --max_iterations 3 " in said and " and without --max_iterations 4; give its flags" in said
     with pytest.raises(SystemExit):
-        table.main([*words, "--flags", *FLAGS, "--test_flags=--tta"])
+        table.main([*words, "--test_flags=--tta", "--flags", *FLAGS])
     assert "holds a run without --tta; give its flags" in capsys.readouterr().err
     # A test that was cut off between two cases goes on with the second.
     (folder,) = tmp_path.glob("out/data/train_sup_3/seed1337/model/*/*/iter_3_test")

@@ -234,8 +234,11 @@ def test_images_in_the_familys_files_are_mirrored_in_their_plane(tmp_path, capsy
     (weights,) = make_run(tmp_path / "run", n_channels=channels, dims=2, patch_size=[16, 16], root_path=str(data))
     net = VNet(channels, 3, 2, "batchnorm", has_dropout=True, dims=2).eval()
     torch.save(net.state_dict(), weights)
-    with pytest.raises(SystemExit):  # neighbours of an image there are none
-        inference.main(["--model_path", str(weights), "--context", "1", "--n_channels", str(3 * channels)])
+    taken = {"n_channels": 3 * channels, "context": 1, "dims": 2, "patch_size": [16, 16], "root_path": str(data)}
+    (of_stacks,) = make_run(tmp_path / "stacks", **taken)
+    torch.save(VNet(3 * channels, 3, 2, "batchnorm", has_dropout=True, dims=2).state_dict(), of_stacks)
+    with pytest.raises(SystemExit):  # an image has no neighbours
+        inference.main(["--model_path", str(of_stacks)])
     assert "an image, and the network takes slices with 1 neighbours" in capsys.readouterr().err
     words = [
         "--model_path",
