@@ -68,11 +68,11 @@ def call(words, log, deadline):
         raise BenchmarkError(str(error)) from error
 
 
-def train_and_test(folder, words, args, deadline):
-    """Yield the metrics.json of each of a run's weights, trained and tested unless that was done before."""
-    script, test = Path(words[0]), split(args.test_flags)
+def asked_of(folder, words, args):
+    """What command.json of a job says; BenchmarkError where its run has begun with other flags."""
+    script, record = Path(words[0]), folder / "command.json"
     shown = str(script.relative_to(HOME) if HOME in script.parents else script)
-    asked, record = {"train": [shown, *words[1:]], "test": test}, folder / "command.json"
+    asked = {"train": [shown, *words[1:]], "test": split(args.test_flags)}
     begun = (folder / "model").exists()  # else the flags of before were refused, and may be mended
     if begun and record.exists() and (before := read_config(record)) != asked:
         # In groups of a flag and its values.
@@ -80,7 +80,13 @@ def train_and_test(folder, words, args, deadline):
         had, asks = (" ".join(x for x in a if x not in b) for a, b in ((had, asks), (asks, had)))
         parts = [words for words in (had and f"with {had}", asks and f"without {asks}") if words]
         raise BenchmarkError(f"{folder}: holds a run {' and '.join(parts)}; give its flags, or another --out")
-    write_whole(record, json.dumps(asked).encode())
+    return asked
+
+
+def train_and_test(folder, words, args, deadline):
+    """Yield the metrics.json of each of a run's weights, trained and tested unless that was done before."""
+    asked = asked_of(folder, words, args)
+    write_whole(folder / "command.json", json.dumps(asked).encode())
     if trained_weights(folder) is None:
         call([*words, "--output_dir", folder, "--resume"], folder / "train.log", deadline)
     last = [trained_weights(folder, name) for name in args.weights]
@@ -94,7 +100,7 @@ def train_and_test(folder, words, args, deadline):
             replaced = result.is_file() and read_result(result).replaced
             if replaced or not result.is_file():
                 go_on = [] if replaced else ["--continue"]
-                flags = ["--model_path", weights, "--split", args.split, *test, *go_on]
+                flags = ["--model_path", weights, "--split", args.split, *asked["test"], *go_on]
                 call([HOME / "inference.py", *flags], folder / "test.log", deadline)
             yield result
 
@@ -217,6 +223,8 @@ def main(argv=None):
             raise BenchmarkError(f"--minutes {args.minutes:g}: half a minute is kept for stopping a run; take more")
         deadline = time.monotonic() + 60 * args.minutes
         jobs = jobs_of(args, grid)
+        for job in jobs:
+            asked_of(*job, args)
         if args.published:  # a mistake there is better found before the work than after it
             (published_beside if args.published.suffix == ".json" else read_published)(args.published)
         with ThreadPoolExecutor(args.jobs) as pool:
