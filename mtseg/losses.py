@@ -37,10 +37,9 @@ def dice_loss(score, target):
 def multiclass_dice_loss(input_logits, target, include_background=False, ignore_index=None):
     """The mean of `dice_loss` over classes, each on that class's softmax probability over the whole batch; in [0, 1].
 
-    `input_logits` (N, C, *spatial), `target` integer (N, *spatial) with values 0 .. C - 1 or `ignore_index`; others are
-    of no class, which nobody checks here. Class 0
-    counts only with `include_background`; with C = 2 and without background this is the family's
-    dice_loss(softmax(x)[:, 1], y == 1).
+    `input_logits` (N, C, *spatial), `target` integer (N, *spatial) with values 0 .. C - 1 or `ignore_index`; nobody
+    checks here, and others are of no class. Class 0 counts only with `include_background`; with C = 2 and without
+    background this is the family's dice_loss(softmax(x)[:, 1], y == 1).
     """
     return _mean_over_classes(dice_loss, input_logits, target, include_background, ignore_index)
 

@@ -84,9 +84,8 @@ def from_nnunet(content, dims=3, axes=(2, 1, 0)):
         result |= {"strides": [turned(stride) for stride in network["strides"][1:]]}
         result |= {"kernel_sizes": [turned(kernel) for kernel in network["kernel_sizes"]]}
         patch = result["patch_size"]
-        result |= {"stride_xy": max(min(patch[:2]) // 2, 1)} | (
-            {"stride_z": max(patch[2] // 2, 1)} if dims == 3 else {}
-        )
+        result |= {"stride_xy": max(min(patch[:2]) // 2, 1)}
+        result |= {"stride_z": max(patch[2] // 2, 1)} if dims == 3 else {}
         result |= {"spacing": turned(configuration["spacing"]), "crop": "nonzero"}
         result["over"] = "nonzero" if any(configuration["use_mask_for_norm"]) else "all"
         rows, found = {name: row for row, name in SCHEMES.items()} | ROWS, []
