@@ -73,13 +73,15 @@ def asked_of(folder, words, args):
     script, record = Path(words[0]), folder / "command.json"
     shown = str(script.relative_to(HOME) if HOME in script.parents else script)
     asked = {"train": [shown, *words[1:]], "test": split(args.test_flags)}
-    begun = (folder / "model").exists()  # else the flags of before were refused, and may be mended
-    if begun and record.exists() and (before := read_config(record)) != asked:
-        # In groups of a flag and its values.
-        had, asks = (re.split(" (?=--)", " ".join([*run["train"], *run["test"]])) for run in (before, asked))
-        had, asks = (" ".join(x for x in a if x not in b) for a, b in ((had, asks), (asks, had)))
-        parts = [words for words in (had and f"with {had}", asks and f"without {asks}") if words]
-        raise BenchmarkError(f"{folder}: holds a run {' and '.join(parts)}; give its flags, or another --out")
+    if (folder / "model").exists() and record.exists():  # else the flags of before were refused, and may be mended
+        # In groups of a flag and its values, whose order makes no difference.
+        had, asks = (
+            {f"{name} {part}" for name in asked for part in re.split(" (?=--)", " ".join(run[name])) if part}
+            for run in (read_config(record), asked)
+        )
+        odd = [f"{word} {', '.join(sorted(x))}" for word, x in (("with", had - asks), ("without", asks - had)) if x]
+        if odd:
+            raise BenchmarkError(f"{folder}: holds a run {' and '.join(odd)}; give its flags, or another --out")
     return asked
 
 

@@ -63,16 +63,18 @@ def joined_ranks(timeout=TIMEOUT):
         ranks = Ranks(rank, world_size, local_rank)
         try:
             yield ranks
-        except SystemExit:
+        except SystemExit as stop:
             # Whoever leaves first is taken for dead by torchrun, which ends the others, main amid its saving.
             ranks.wait()
+            atexit.register(end_now, stop.code)
             raise
         ranks.wait()
         dist.destroy_process_group()
+        atexit.register(end_now, 0)
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or LOST.search(str(error))):
             raise
-        atexit.register(end_now)
+        atexit.register(end_now, 2)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise RankError(
             f"process {rank} of {world_size} has lost the others ({reason}): the one that failed first says why, or "
@@ -120,15 +122,16 @@ def default_signals():
             signal.signal(number, handler)
 
 
-def end_now():
-    """End the process with exit code 2 and without taking down what it shared with others that no longer answer.
+def end_now(code):
+    """End the process with this exit code, 1 after an exception that nobody caught, and without taking down what it
+    shared with others.
 
-    Taking it down, gloo now and then aborts the process ("terminate called without an active exception"), and NCCL may
-    wait for ever.
+    Taking it down, gloo now and then aborts the process ("terminate called without an active exception"), at the end of
+    a good run, too, and NCCL may wait for ever for others that no longer answer.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(2)
+    os._exit(1 if hasattr(sys, "last_value") else code if isinstance(code, int) else int(code is not None))
 
 
 class Silent:

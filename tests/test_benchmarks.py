@@ -211,10 +211,15 @@ def test_the_table_goes_on_until_it_is_full(data, tmp_path, capsys):
         table.main([*words, "--flags", "--max_iterations", "4"])
     assert stopped.value.code == 2
     said = capsys.readouterr().err
-    assert "holds a run with --max_iterations 3 " in said and " and without --max_iterations 4; give its flags" in said
+    assert (
+        "holds a run with test --stride_xy" not in said and "with train --max_iterations 3, train --n_filters" in said
+    )
+    assert " and without train --max_iterations 4; give its flags" in said
+    turned = [*FLAGS[-2:], *FLAGS[:-2]]
+    assert table.main([*words, "--flags", *turned]) == 0 and (tmp_path / "out/table.md").read_text() == printed
     with pytest.raises(SystemExit):
         table.main([*words, "--test_flags=--tta", "--flags", *FLAGS])
-    assert "holds a run without --tta; give its flags" in capsys.readouterr().err
+    assert "holds a run without test --tta; give its flags" in capsys.readouterr().err
     # A test that was cut off between two cases goes on with the second.
     (folder,) = tmp_path.glob("out/data/train_sup_3/seed1337/model/*/*/iter_3_test")
     whole, log = json.loads((folder / "metrics.json").read_text()), folder / "cases.jsonl"

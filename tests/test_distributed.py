@@ -196,6 +196,30 @@ def test_a_process_that_hangs_ends_the_others_after_the_timeout(tmp_path):
             process.communicate()
 
 
+@pytest.mark.parametrize(
+    ("inside", "after", "code"),
+    [("pass", "pass", 0), ("raise SystemExit(7)", "pass", 7), ("pass", "1 / 0", 1), ("raise SystemExit", "pass", 0)],
+)
+def test_the_end_is_an_end(inside, after, code):
+    """Nothing is taken down after it, where gloo would now and then abort a run that is done."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    lines = ["import atexit, torch", "from mtseg.distributed import joined_ranks"]
+    lines += ["atexit.register(print, 'taken down')", "with joined_ranks() as ranks:", f"    {inside}", after]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    processes = [subprocess.Popen(command, env={**environment, "RANK": rank}, **pipes) for rank in "01"]
+    try:
+        said = [process.communicate(timeout=600) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [code] * 2, said
+    assert all(out == "" and ("ZeroDivisionError" in err) == (code == 1) for out, err in said)
+
+
 def test_alone_it_does_nothing(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setenv("WORLD_SIZE", "4")  # some batch systems set it
