@@ -45,7 +45,8 @@ def fill_holes(label_map):
         filled, _ = ndimage.label(ndimage.binary_fill_holes(label_map == value))
         for number, box in enumerate(ndimage.find_objects(filled), start=1):
             piece = filled[box] == number
-            pieces.append((np.count_nonzero(piece), value, box, piece & (label_map[box] == 0)))
+            if (hole := piece & (label_map[box] == 0)).any():
+                pieces.append((np.count_nonzero(piece), value, box, hole))
     for _, value, box, hole in sorted(pieces, key=lambda piece: -piece[0]):  # what is enclosed is smaller
         result[box][hole] = value
     return result

@@ -187,11 +187,8 @@ class RandomGenerator:
             angle, (image, label) = int(rng.integers(-20, 20)), image_and_label(sample)
             plane = {"axes": (1 - label.ndim, -label.ndim), "reshape": False, "order": 0}
             image = ndimage.rotate(np.asarray(image), angle, **plane, cval=0)
-            return {
-                **sample,
-                "image": image,
-                "label": ndimage.rotate(np.asarray(label), angle, **plane, cval=self.outside),
-            }
+            label = ndimage.rotate(np.asarray(label), angle, **plane, cval=self.outside)
+            return {**sample, "image": image, "label": label}
         return sample
 
 

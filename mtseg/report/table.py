@@ -91,8 +91,7 @@ def _describe(row, metric, label, baselines):
         return entry | {"why": f"no baseline with {row.labelnum} labels{draw}"}
     if (is_distance(metric) or metric == "nsd") and baseline.unit != row.unit:
         return entry | {"why": f"distances in {row.unit} and in {baseline.unit}"}
-    patients = dict(zip(row.case_names(), row.patients(), strict=True))
-    test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label), patients)
+    test, why = paired_test(row.per_case(metric, label), baseline.per_case(metric, label), row.results[0].patients)
     return entry | test | {"why": why}
 
 
