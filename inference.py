@@ -59,6 +59,8 @@ def infer(args):
             if case in cases.readers and entry.get("source") == scans.state_of(cases.files[case]):
                 if all((folder / path).is_file() for path in entry["files"]):
                     entries[case] = entry
+    else:  # of a --continue before: the files that it tells of may be replaced now
+        (folder / "cases.jsonl").unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------ segmentation
     for case in tqdm([case for case in cases.readers if case not in entries], unit="case", dynamic_ncols=True):

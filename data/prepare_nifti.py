@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
-from mtseg.layouts import LayoutError, find_cases
+from mtseg.layouts import LayoutError, find_cases, masks_without_image
 from mtseg.preprocess import CHOICES, IGNORED, PreprocessError, check_settings, grid_attributes, prepare
 from mtseg.script import plans
 from mtseg.script.flags import Parser, given_flags, natural, one_sentence
@@ -84,6 +84,8 @@ def prepare_case(case, settings):
 def prepare_all(args, folder):
     """Write all cases of `args.source` to the new folder `folder`; returns (split, settings)."""
     cases, channels = find_cases(args.source, labels=args.labels)
+    if alone := args.labels is None and masks_without_image(args.source, cases):
+        raise LayoutError(f"{alone[0]}: a label without an image; add the image or remove it")
     prepared = next((case for case in cases if case.images[0].suffix in (".h5", ".hdf5")), None)
     if prepared:
         raise LayoutError(f"{prepared.images[0]}: is HDF5 already; give the folder with the scans")

@@ -6,14 +6,13 @@
 <root>/data/slices/<case>_slice_<k>.h5  the slices of a stack, (H, W) each, where <case>.h5 is not there
 """
 
-import bisect
 import contextlib
 import math
 from pathlib import Path
 
 import h5py
 import numpy as np
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 UNKNOWN = 255  # stands for the label of a voxel that has none
 IMAGES = (".png", ".tif", ".tiff")  # endings of images, which lists may name or leave out
@@ -425,32 +424,32 @@ def slice_of(stack, number, axis=0, context=0):
     return np.stack(slices) if slices[0].ndim == 2 else np.concatenate(slices)
 
 
-class JoinedCases(ConcatDataset):
+class JoinedCases(Dataset):
     """The samples of several data sets one after the other; indices as in LAHeart, with or without a seed.
 
     Raises DataError where their images have different numbers of channels.
     """
 
     def __init__(self, datasets):
-        super().__init__(datasets)
-        self.image_list = [case for dataset in self.datasets for case in dataset.image_list]
-        self.n_channels = self.datasets[0].n_channels
-        for other in self.datasets[1:]:
-            if other.n_channels != self.n_channels:
+        first, *others = datasets
+        self.image_list = [case for dataset in datasets for case in dataset.image_list]
+        self.places = [(dataset, index) for dataset in datasets for index in range(len(dataset))]
+        self.n_channels = first.n_channels
+        for other in others:
+            if other.n_channels != first.n_channels:
                 raise DataError(
-                    f"case {other.image_list[0]} has {other.n_channels} channels and case "
-                    f"{self.datasets[0].image_list[0]} has {self.n_channels}; prepare all cases alike"
+                    f"case {other.image_list[0]} has {other.n_channels} channels and case {first.image_list[0]} has "
+                    f"{first.n_channels}; prepare all cases alike"
                 )
 
+    def __len__(self):
+        return len(self.places)
+
     def case_of(self, index):
-        dataset, index = self._place(index)
+        dataset, index = self.places[index]
         return dataset.case_of(index)
 
     def __getitem__(self, index):
         index, seed = index if isinstance(index, tuple) else (index, None)
-        dataset, index = self._place(index)
-        return dataset[index if seed is None else (index, seed)]
-
-    def _place(self, index):
-        number = bisect.bisect_right(self.cumulative_sizes, index)
-        return self.datasets[number], index - (self.cumulative_sizes[number - 1] if number else 0)
+        dataset, index = self.places[index]
+        return dataset[index, seed]

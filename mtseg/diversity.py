@@ -37,15 +37,12 @@ def checked(features, n=0, labeled=()):
     return x, still
 
 
-def prepared(features, rng, dims=64, reduce="projection"):
-    """float (N, min(D, dims)): every dimension standardised, each row then scaled to length 1, then reduced to `dims`.
+def prepared(features, rng, dims=64):
+    """float (N, min(D, dims)): every dimension standardised, each row then scaled to length 1, then reduced to `dims`
+    by a Gaussian projection drawn from `rng`, which nearly keeps distances (Johnson and Lindenstrauss 1984).
 
-    `reduce`: 'projection', a Gaussian one drawn from `rng`, which nearly keeps distances (Johnson and Lindenstrauss
-    1984), or 'svd', onto the directions along which the rows are longest. Dimensions and rows of equal values become 0.
-    DiversityError for another way.
+    Dimensions and rows of equal values become 0.
     """
-    if reduce not in ("projection", "svd"):
-        raise DiversityError(f"features cannot be reduced by {reduce!r}; choose projection or svd")
     x, _ = checked(features)
     if not len(x):
         return x[:, :dims]
@@ -55,8 +52,6 @@ def prepared(features, rng, dims=64, reduce="projection"):
     x /= np.where(length > 0, length, 1)
     if x.shape[1] <= dims:
         return x
-    if reduce == "svd":
-        return x @ np.linalg.eigh(x.T @ x)[1][:, -dims:]
     return x @ (rng.standard_normal((x.shape[1], dims)) / np.sqrt(dims))
 
 

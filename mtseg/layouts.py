@@ -201,9 +201,11 @@ def _flat(folder, channels=None):
     for case in list(groups) if is_label else ():
         of = is_label.fullmatch(case)
         single = not isinstance(groups[case], LayoutError) and groups[case].keys() == {""}
-        if of and single and (of[1] in groups or not volumes):
+        if of and single:
             path = groups.pop(case)[""]
-            if of[1] in labels:
+            if volumes and of[1] not in groups:
+                groups[case] = LayoutError(f"{path}: a label without an image; add the image or remove it")
+            elif of[1] in labels:
                 groups[of[1]] = _two_labels(of[1], labels[of[1]], path)
             labels[of[1]] = path
     return [(case, files, labels.get(case)) for case, files in groups.items()]

@@ -65,7 +65,7 @@ def tversky_loss(input_logits, target, alpha=0.3, beta=0.7, include_background=F
 
 def _mean_over_classes(loss, input_logits, target, include_background, ignore_index):
     """The mean of loss(probability, is this class) over classes, with both 0 on ignored voxels. ValueError for a target
-    of another shape, such as (N, 1, *spatial)."""
+    of another shape, such as (N, 1, *spatial), and where no class is left to take the mean of."""
     if target.shape != input_logits.shape[:1] + input_logits.shape[2:]:
         shapes = tuple(target.shape), tuple(input_logits.shape)
         raise ValueError("the target is {} for logits of {}: give (N, *spatial)".format(*shapes))
@@ -75,6 +75,8 @@ def _mean_over_classes(loss, input_logits, target, include_background, ignore_in
         probabilities = probabilities.masked_fill(ignored.unsqueeze(1), 0)
         target = target.long().masked_fill(ignored, -1)
     classes = range(0 if include_background else 1, input_logits.shape[1])
+    if not classes:
+        raise ValueError("logits of one class, the background: give a channel a class, background too")
     return sum(loss(probabilities[:, c], target == c) for c in classes) / len(classes)
 
 

@@ -124,7 +124,7 @@ def visible_only(net, visible):
     norms = [module for module in net.modules() if isinstance(module, kinds)]
     try:
         for module in net.modules():
-            if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.MaxPool2d)):
+            if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.MaxPool2d, nn.MaxPool3d)):
                 hooks.append(module.register_forward_hook(hide))
         for module in norms:
             module.forward = functools.partial(normalized, module, visible)
@@ -188,7 +188,7 @@ def _curved(x):
 def _shuffled(x):
     """Voxels in disorder within half of the boxes of a grid, whose sides are at most a tenth of the image's."""
     spatial = x.shape[1:]
-    sides = [int(torch.randint(2, max(side // 10, 2) + 1, ())) for side in spatial]
+    sides = [min(int(torch.randint(2, max(side // 10, 2) + 1, ())), side) for side in spatial]
     cut = tuple(slice(0, side // edge * edge) for side, edge in zip(spatial, sides, strict=True))
     places = torch.arange(math.prod(spatial)).view(spatial)
     boxes = places[cut]

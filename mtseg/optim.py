@@ -45,7 +45,8 @@ class Schedule:
         warmup_iterations=0,
         hold=0,
     ):
-        length = max(max_iterations - max(warmup_iterations, hold), 1)
+        self.begins = max(warmup_iterations, hold)
+        length = max(max_iterations - self.begins, 1)
         main = {
             "constant": lambda: lr_scheduler.ConstantLR(optimizer, factor=1.0),
             "step": lambda: lr_scheduler.StepLR(optimizer, lr_step, gamma),
@@ -78,8 +79,8 @@ class Schedule:
         self.scheduler.step()
 
     def validated(self, score):
-        """Tell the schedule a validation's score (more is better); only `plateau` listens."""
-        if self.plateau is not None:
+        """Tell the schedule a validation's score (more is better); only `plateau` listens, once it has begun."""
+        if self.plateau is not None and self.scheduler.last_epoch >= self.begins:
             self.plateau.step(score)
 
     def state_dict(self):

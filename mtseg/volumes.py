@@ -203,14 +203,14 @@ def _hdf5_dataset(path, file, name):
     return dataset
 
 
-def read_channels(paths, header_only=False):
+def read_channels(paths):
     """The Volume of a case whose channels lie in one file or in several, a file a channel: then (C, W, H, D).
 
     The first file's grid counts; VolumeError where another file lies on another grid, or has channels itself.
     """
     paths = list(paths)
-    volume = read_volume(paths[0], header_only)
-    if len(paths) == 1 or header_only:
+    volume = read_volume(paths[0])
+    if len(paths) == 1:
         return volume
     if volume.array.ndim > 3:
         raise VolumeError(f"{paths[0]}: has channels itself, where {paths[1]} is another; give a file a channel")

@@ -52,11 +52,11 @@ def train(args, run):
 
     # ---------------------------------------------------------------------------------------------------- training
     with run.started(data, {"student": model, "teacher": ema_model}, updater):
-        for iteration, volume, label, hidden in run.batches_with_hidden_labels():  # labelled patches first
-            labeled, unlabeled = volume[:labeled_bs], volume[labeled_bs:]
+        for iteration, volume, label in run.batches():  # labelled patches first; the others' labels are hidden
+            labeled, unlabeled, hidden = volume[:labeled_bs], volume[labeled_bs:], run.hidden[labeled_bs:]
             noise = torch.clamp(torch.randn_like(unlabeled) * 0.1, -0.2, 0.2)
             known = {"ignore_index": unknown, "inside": run.inside[labeled_bs:] if args.ignore_padding else None}
-            view = strong_view(unlabeled, strengths, hidden[labeled_bs:], labeled, **known)
+            view = strong_view(unlabeled, strengths, hidden, labeled, **known)
             with run.autocast:
                 outputs = student(torch.cat([labeled, view.image]))
                 with torch.no_grad():

@@ -118,14 +118,14 @@ def test_labelled_samples_are_the_annotated_ones_and_the_rest_has_no_label(tmp_p
     root = prepared(tmp_path, kind)
     found, args = data_of(root, kind=kind)
     whole, part = cases_of(root)[1], cases_of(root)[3]
-    labeled, unlabeled = found.train.datasets
+    labeled, unlabeled = dict.fromkeys(dataset for dataset, _ in found.train.places)
     names = [labeled.case_of(index) for index in range(len(labeled))]
     slices = truth(root, whole).shape[0] if kind == "stacks" else 1
     assert names == [whole] * slices + [part]
     if kind == "stacks":
         assert labeled.places == [(whole, k) for k in range(slices)] + [(part, 1)]
     assert set(unlabeled.image_list) == {*cases_of(root)} - {whole}
-    assert (found.cases["train_cases"], args.labelnum, args.ignore_index) == ([whole, part], 2, 255)
+    assert (found.record["train_cases"], args.labelnum, args.ignore_index) == ([whole, part], 2, 255)
 
 
 def test_supervised_training_takes_no_other_slice(tmp_path):
@@ -141,10 +141,10 @@ def test_where_all_is_annotated_all_of_it_is_the_unlabelled_part_too(tmp_path):
     for case in cases_of(root):
         annotate(root, case, truth(root, case))
     found, args = data_of(root, kind="images")
-    assert args.labelnum == len(cases_of(root)) == len(found.cases["unlabeled_cases"]) == 6
+    assert args.labelnum == len(cases_of(root)) == len(found.record["unlabeled_cases"]) == 6
     (root / "unlabeled.list").write_text("\n".join([cases_of(root)[0], "image_6"]) + "\n")
     found, _ = data_of(root, kind="images")
-    assert found.cases["unlabeled_cases"] == [*cases_of(root), "image_6"]
+    assert found.record["unlabeled_cases"] == [*cases_of(root), "image_6"]
 
 
 def test_images_without_a_train_list_are_annotated_bit_by_bit(tmp_path):
@@ -157,8 +157,8 @@ def test_images_without_a_train_list_are_annotated_bit_by_bit(tmp_path):
     (root / "train.list").unlink()
     annotate(root, case, label)
     found, _ = data_of(root, kind="images")
-    assert found.cases["train_cases"] == [case] and not {*tested} & {*found.cases["unlabeled_cases"]}
-    assert sorted(found.cases["unlabeled_cases"]) == sorted({*every} - {case})
+    assert found.record["train_cases"] == [case] and not {*tested} & {*found.record["unlabeled_cases"]}
+    assert sorted(found.record["unlabeled_cases"]) == sorted({*every} - {case})
 
 
 # --------------------------------------------------------------------------------------------------------------- crops

@@ -289,6 +289,7 @@ def test_joined_cases_follow_one_another_with_their_seeds(data, tmp_path):
     assert (len(joined), joined.n_channels) == (5, 1)
     for index, (part, place) in enumerate([(0, 0), (0, 1), (2, 0), (2, 1), (2, 2)]):
         assert (joined[(index, (3, index))]["image"] == parts[part][(place, (3, index))]["image"]).all()
+    assert (joined[-1, 7]["image"] == parts[2][2, 7]["image"]).all() and joined.case_of(-1) == "case_4"
     with pytest.raises(IndexError):
         joined[5]
     write_case(tmp_path, "a", np.zeros((2, 4, 4, 4)), np.zeros((4, 4, 4)))

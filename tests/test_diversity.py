@@ -75,15 +75,11 @@ def test_reduced_features_keep_distances():
     x = seeded().standard_normal((60, 3)) @ seeded(1).standard_normal((3, 900)) + 0.01 * seeded(2).random((60, 900))
     whole = cdist(prepared(x, seeded(), dims=900), prepared(x, seeded(), dims=900))
     apart = whole > 0.1
-    projected, svd = prepared(x, seeded()), prepared(x, seeded(), dims=3, reduce="svd")
-    assert projected.shape == (60, 64) and svd.shape == (60, 3)
+    projected = prepared(x, seeded())
+    assert projected.shape == (60, 64)
     assert np.abs(cdist(projected, projected)[apart] / whole[apart] - 1).mean() < 0.15
-    np.testing.assert_allclose(cdist(svd, svd)[apart], whole[apart], rtol=0.01)
     np.testing.assert_array_equal(prepared(x, seeded()), projected)
     assert (prepared(x, seeded(5)) != projected).any()
-    left, values, _ = np.linalg.svd(prepared(x, seeded(), dims=900), full_matrices=False)
-    best = left[:, :3] * values[:3]
-    np.testing.assert_allclose(cdist(svd, svd), cdist(best, best), atol=1e-9)
 
 
 # -------------------------------------------------------------------------------------------------- each against theory
@@ -246,7 +242,6 @@ def test_what_cannot_be_chosen_ends_in_a_sentence(choice, x, n, labeled, sentenc
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        (lambda x: prepared(x, seeded(), reduce="pca"), "cannot be reduced by 'pca'; choose projection or svd"),
         (lambda x: pure_radius(x, 2, seeded(), 0), "the purity is above 0 and at most 1, not 0; give 0.95"),
         (lambda x: pure_radius(x, 1, seeded()), "4 rows do not part into 1 classes; give 2 or more, and unlike rows"),
         (lambda x: pure_radius(x[:1], 2, seeded()), "1 rows do not part into 2 classes"),

@@ -408,6 +408,18 @@ def test_what_is_to_be_saved_is_saved_of_cases_that_were_done_before(data, tmp_p
     assert second.is_file() and first.stat().st_mtime_ns == before
 
 
+def test_a_test_without_continue_forgets_the_files_of_one_with_it(data, tmp_path):
+    (weights,) = make_run(tmp_path / "run", num_classes=2, root_path=str(data))
+    settings = "--model_path", weights, "--save_probabilities", "--output_dir", tmp_path / "out"
+    out = tmp_path / "out/probabilities/case_6.h5"
+    inference.main(words(*settings, "--continue"))
+    before = out.read_bytes()
+    inference.main(words(*settings, "--tta"))
+    assert out.read_bytes() != before
+    inference.main(words(*settings, "--continue"))
+    assert out.read_bytes() == before
+
+
 def test_a_folder_of_the_same_name_does_not_pass_for_the_other(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(windows, "test_single_case", seen)
     for site in ("A", "B"):

@@ -121,6 +121,7 @@ def test_masks_without_an_image_are_told(tmp_path, layout):
         (["images/a.png", "masks/a.png", "masks/a.tif"], r"a\.tif: case a has another label, a\.png, too; remove one"),
         (["images/a.png", "masks/a_seg.png", "masks/a_mask.png"], r"a_mask\.png: case a has another label, a_seg\.png"),
         (["a.png", "a_mask.png", "a_seg.png"], r"a_seg\.png: case a has another label, a_mask\.png, too; remove one"),
+        (["a.nii.gz", "a_seg.nii.gz", "b_seg.nii.gz"], r"b_seg\.nii\.gz: a label without an image; add the image or"),
         (["images/a.png", "masks/a.png", "unlabeled/a.png"], r"two cases are called a; rename one"),
         (
             ["images/a.jpg"],

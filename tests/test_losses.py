@@ -82,6 +82,8 @@ def test_labels_with_an_axis_for_channels_are_refused(loss):
     logits, labels = torch.randn(3, 2, 4, 4), torch.ones(3, 1, 4, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="the target is"):
         loss(logits, labels)
+    with pytest.raises(ValueError, match="give a channel a class, background too"):
+        loss(logits[:, :1], labels[:, 0])
     with pytest.raises(ValueError, match="one shape"):
         losses.dice_loss(logits.softmax(1)[:, 1:], labels[:, 0] == 1)
 

@@ -156,6 +156,17 @@ def test_no_feature_in_a_visible_place_depends_on_a_hidden_voxel(name, how, dims
             assert not level[~resized(visible, level.shape[2:]).expand_as(level)].any()
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_pooling_leaves_hidden_places_0(dims):
+    convolution, pooling = (nn.Conv2d, nn.MaxPool2d) if dims == 2 else (nn.Conv3d, nn.MaxPool3d)
+    net = nn.Sequential(convolution(1, 2, 1), pooling(3, 2, 1))
+    hidden = hidden_blocks(1, [16] * dims, 8, 0.5)
+    visible = ~hidden[(..., *[slice(None, None, 8)] * dims)]
+    with visible_only(net, visible), torch.no_grad():
+        features = net(torch.randn(hidden.shape))
+    assert not features[~resized(visible, features.shape[2:]).expand_as(features)].any() and features.any()
+
+
 def sparse_convolution(layer, x, seen):
     """A convolution that is computed at the places `seen` (N, *places) alone, one by one, from what is in `x`."""
     (stride, *_), (padding, *_), dims = layer.stride, layer.padding, x.dim() - 2
@@ -285,7 +296,7 @@ def test_corrupted_images_keep_their_shape_and_range_and_come_from_the_seed(size
     assert genesis(torch.full((1, *size), 7.0)).isfinite().all()
 
 
-@pytest.mark.parametrize("size", [(2, 40, 33), (1, 24, 30, 21)])
+@pytest.mark.parametrize("size", [(2, 40, 33), (1, 24, 30, 21), (1, 1, 30, 40)])
 def test_shuffling_moves_voxels_within_small_boxes_and_keeps_them_all(monkeypatch, size):
     for name in ("CURVED", "PAINTED"):
         monkeypatch.setattr(masking, name, 0)

@@ -61,6 +61,14 @@ def test_plateau_lowers_the_rate_after_enough_validations_without_a_better_score
     assert seen == pytest.approx([0.1] * 5 + [0.05] * 3)
 
 
+@pytest.mark.parametrize("begins", [{"hold": 6}, {"warmup_iterations": 6}])
+def test_plateau_waits_until_the_schedule_has_begun(begins):
+    """A rate that fell before would rise again when it begins."""
+    seen = rates("plateau", 9, gamma=0.5, patience=0, scores=[0.5] * 9, **begins)
+    assert seen[:6] == rates("constant", 6, **begins)
+    assert seen[6:] == sorted(seen[6:], reverse=True) and seen[8] < seen[6] == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize(("n", "power"), [(1000, 0.9), (1000, 2.0), (310, 0.9), (20, 0.9), (7, 0.9)])
 def test_warmup_rises_to_a_tenth_of_the_rate_and_falls(n, power):
     rise = max(round(0.05 * n), 1)

@@ -306,6 +306,15 @@ def test_a_plan_of_nnunet_is_trained_by(tmp_path, data, dims):
     assert all(got[name] == made[name] for name in ("patch_size", "strides", "kernel_sizes", "n_filters"))
 
 
+def test_a_plan_of_nnunet_for_stacks_as_volumes_is_compared_with_the_cases(tmp_path, capsys):
+    root, path = make_stacks(tmp_path / "stacks"), tmp_path / "nnUNetPlans.json"
+    made = make_plan([str(root), *TINY, "--spacing", "1", "1", "4"])
+    path.write_text(json.dumps(to_nnunet({**made, "patch_size": [96, 64, 4]}, (1, 2, 0))))
+    settings = ["--root_path", root, "--output_dir", tmp_path / "out", "--labelnum", 3, *SHORT, "--slices_first"]
+    said = refused(capsys, train_mean_teacher.main, *settings, "--plan", path)
+    assert "no case fills its patch of 96 x 64 x 4" in said
+
+
 def test_plans_that_are_not_of_the_data(tmp_path, data, capsys):
     made = make_plan([str(data), *TINY])
     (data / "preprocessing.json").write_text(json.dumps({"labels": [0, 1]}))

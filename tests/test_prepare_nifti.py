@@ -112,6 +112,15 @@ def test_labelled_test_images_are_the_test_cases(tmp_path):
     assert not (tmp_path / "other").exists()
 
 
+def test_a_label_whose_scan_is_missing_is_refused(tmp_path, capsys):
+    source = make_decathlon(tmp_path / "Task02", train=4, test=0)
+    (source / "imagesTr/heart_1.nii.gz").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        main(words(source, tmp_path / "out"))
+    assert stopped.value.code == 2 and not (tmp_path / "out").exists()
+    assert "heart_1.nii.gz: a label without an image; add the image or remove it" in capsys.readouterr().err
+
+
 def test_scans_that_nobody_labelled_yet_are_prepared(tmp_path):
     for number in range(3):
         save(tmp_path / f"scans/s{number}.nii.gz", scan(number)[0])

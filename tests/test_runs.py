@@ -1,5 +1,6 @@
 """A run can neither be lost nor mixed up with another, and every mistake about one is a sentence."""
 
+import argparse
 import contextlib
 import csv
 import errno
@@ -338,6 +339,23 @@ def test_a_script_that_was_changed_since_is_said_at_a_resume(data, tmp_path):
     assert code["script"] == hashlib.sha256(script.read_bytes()).hexdigest() and len(code["mtseg"]) == 64
 
 
+def test_a_loss_may_be_a_number(data, tmp_path):
+    def train(args, run):
+        read = build.read_data(args, run)
+        net = build.make_network(args, run, read.n_channels)
+        updater = build.make_updater(args, run, net.parameters())
+        with run.started(read, {"student": net}, updater):
+            for _, volume, label in run.batches():
+                updater.step(torch.nn.functional.cross_entropy(net(volume), label))
+                run.end_iteration(loss=0.25)
+
+    folder = run.script_main(train, train_sup.PARSER, train_sup.__file__)(words(data, tmp_path, max_iterations=2))
+    assert [row["loss"] for row in csv.DictReader((folder / "metrics.csv").read_text().splitlines())] == [
+        "0.25",
+        "0.25",
+    ]
+
+
 def test_weights_that_would_not_be_saved_are_refused(data, tmp_path, capsys):
     """A head of one's own that the optimizer moves, of which run.started was not told."""
 
@@ -626,6 +644,9 @@ def test_a_flag_that_is_given_twice_is_said_or_refused(capsys, data, tmp_path):
     with pytest.raises(SystemExit):
         parser.parse_args(["--names", "a", "--names", "b"])
     assert "--names is given twice" in capsys.readouterr().err
+    parser.add_argument("--flags", nargs=argparse.REMAINDER)
+    assert parser.parse_args("--seed 1 --names a --flags --seed 2 --names b".split()).names == ["a"]
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,8 @@ def loader_2d(quick, scratch):
     settings = argparse.Namespace(
         intensity="zscore", snap=False, num_classes=len(source.table.names), ignore_index=None
     )
-    plain = source.dataset(settings, read_list(root / "train.list")[:8], transform=chain(patch_size))
+    plain = source.dataset(settings, read_list(root / "train.list")[:8])
+    plain.transform = chain(patch_size)
     start = time.perf_counter()
     cached = CachedDataset(plain)
     filling, differs = (time.perf_counter() - start) / len(cached), []

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from mtseg.checkpoint import CheckpointError, write_whole
+from mtseg.checkpoint import write_whole
 
 FIELDS = {"seconds": (int, float), "rows": list, "files": list}  # of an entry, that inference.py reads
 
@@ -33,10 +33,7 @@ class CaseLog:
         elif before is not None and owner in before:
             self._compare(settings, before, [owner], f"remove {self.path.parent}")
         lines = [{"settings": settings}, *({"case": case, **entry} for case, entry in self.done.items())]
-        try:
-            write_whole(self.path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
-        except CheckpointError as error:
-            raise CaseLogError(str(error)) from error
+        write_whole(self.path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
     def _read(self, strict):
         """(settings, {case: entry}) of the file; (None, {}) where not even its first line was finished, or where it is

@@ -13,6 +13,7 @@ PADDED = 254  # the label of voxels that were padded, until a batch comes with -
 # What a config may hold for the trainings that follow, and pretraining has no use for.
 NOT_IN_PRETRAINING = ("foreground_patches", "deep_supervision", "deep_supervision_weights", "class_weights")
 NOT_IN_PRETRAINING += ("ignore_padding", "freeze", "unfreeze_at", "patience", "labeled_draw")
+OFF_BY_DEFAULT = "nesterov class_weights deep_supervision_weights patience from_scratch unfreeze_at".split()
 
 
 def is_own(network):
@@ -153,8 +154,6 @@ def check_network(args):
         raise FlagError(f"--residual with {network}: only the blocks of unet can add their input")
     if args.deep_supervision and args.network != "unet":
         raise FlagError(f"--deep_supervision with {network}: only unet has outputs on coarser levels")
-    if args.network in ENCODED and args.dims != 2:
-        raise FlagError(f"{network} takes images and slices: give --dims 2, or take vnet or unet")
     for name in ("strides", "kernel_sizes", "max_filters"):
         if getattr(args, name) and args.network not in ("vnet", "unet"):
             raise FlagError(f"--{name} with {network}, whose sizes are given: take unet, or leave it out")
@@ -205,6 +204,8 @@ def check_dims(args):
             raise FlagError(f"--{name} with --dims 3: it is about the slices of stacks, which --dims 2 trains on")
     if args.dims == 2 and args.slices_first:
         raise FlagError("--slices_first with --dims 2: slices are found without it; it is about volumes")
+    if args.network in ENCODED and args.dims != 2:
+        raise FlagError(f"--network {args.network} takes images and slices: give --dims 2, or take vnet or unet")
 
 
 def check_class_numbers(args):
@@ -263,9 +264,7 @@ def check_used(args, given, terms):
     }
     for name, (used, needed) in rules.items():
         value = getattr(args, name, None)
-        turned_on = name in ("nesterov", "class_weights", "deep_supervision_weights", "patience")
-        turned_on = turned_on or name in ("from_scratch", "unfreeze_at")
-        if (turned_on or name in given) and value not in (None, False) and not used:
+        if (name in OFF_BY_DEFAULT or name in given) and value not in (None, False) and not used:
             raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
 
 
@@ -332,10 +331,8 @@ def check_normalization(args, patches):
     """FlagError where a batch of `patches` patches leaves one voxel a channel at the bottom, which has no variance."""
     voxels = math.prod(side // divisor for side, divisor in zip(args.patch_size, divisors(args), strict=True))
     voxels = 1 if args.network.endswith("_deeplab") and args.normalization == "batchnorm" else voxels  # their mean
-    if voxels * (patches if args.normalization == "batchnorm" else 1) == 1 and args.normalization in (
-        "batchnorm",
-        "instancenorm",
-    ):
+    together = {"batchnorm": patches, "instancenorm": 1}.get(args.normalization, 0)  # patches with one variance
+    if voxels * together == 1:
         raise FlagError(
             f"--patch_size {' '.join(map(str, args.patch_size))} with --normalization {args.normalization} and "
             f"{patches} patches at a time: one voxel is left at the bottom of the network, which has no variance; take "

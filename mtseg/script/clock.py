@@ -33,18 +33,14 @@ class StepClock:
 
     def batches(self, batches):
         """Yield from `batches`, timing how long each was waited for."""
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        asked = time.perf_counter()
+        for batch in batches:
             self._loaded = time.perf_counter()
             self._waited = self._loaded - asked
             if self.on_gpu:
                 self._begin = self._event()
             yield batch
+            asked = time.perf_counter()
 
     def stepped(self):
         """The weights have been updated, or on a GPU: all that updates them is queued."""

@@ -1,6 +1,7 @@
 """The cases of a run: which they are, as the flags ask, and how batches are drawn from them."""
 
 import argparse
+import itertools
 import math
 import zlib
 from dataclasses import dataclass
@@ -53,26 +54,22 @@ class Data:
 
     `train`: the data set, labelled cases first. `val`: the cases of --val_list; `held_out`: where no labels are used,
     instead two patches of each of them, (N, C, *spatial), or None. `axis`: along which the slices of
-    stacks follow each other. `sampler`: of the joint batches of all processes, labelled patches first.
-    `joint_labeled_bs`, `labeled_bs`: the labelled patches of a joint batch, and of this process's share. `unknown`:
-    stands for the label of a voxel that has none. `n_channels`: of the images, as the network takes them.
-    `cases`: {'train_cases', 'val_cases', ...: names}, of a fold also 'folds', how many there are. `selection`: how the
-    reported checkpoint is chosen. `checksum`: of the first case's voxels, and of all annotations. `preprocessing`: the
-    data set's, or None. `description`, `notes`: for the log.
+    stacks follow each other. `sampler`: of the joint batches of all processes, labelled patches first. `labeled_bs`:
+    the labelled patches of this process's share of one. `unknown`: stands for the label of a voxel that has none.
+    `n_channels`: of the images, as the network takes them. `record`: what config.json says of the data: 'train_cases',
+    'val_cases', ...: names; of a fold also 'folds', how many there are; 'selection': how the reported checkpoint is
+    chosen; 'data_crc32': of the first case's voxels, and of all annotations; 'preprocessing': the data set's, or None.
+    `description`, `notes`: for the log.
     """
 
     train: Any
     val: Any
     axis: int
     sampler: Any
-    joint_labeled_bs: int
     labeled_bs: int
     unknown: int
     n_channels: int
-    cases: dict
-    selection: str
-    checksum: int
-    preprocessing: dict | None
+    record: dict
     description: str
     notes: list
     held_out: torch.Tensor | None = None
@@ -104,7 +101,7 @@ def read_data(args, run):
     with run.ranks.main_first():
         root = data_root(args.root_path)
     source = Source(args.root_path)
-    cases, more, notes = choose_cases(args, source, unlabeled)
+    cases, more, notes = choose_cases(args, source)
     labeled_bs = args.labeled_bs if unlabeled else 0 if images_alone else args.batch_size
     unlabeled_bs = args.batch_size - labeled_bs
     run.ranks.check_shares(args.labelnum or args.batch_size, labeled_bs, unlabeled_bs)
@@ -115,7 +112,8 @@ def read_data(args, run):
     names = cases["train_cases"]
     first = source.annotated(args, names) if args.annotations else source.dataset(args, names, args.labelnum)
     check_plan(args, source, first)
-    checksum = checksum_of(first.read(names[0]))
+    sample = first.read(names[0])  # by whose voxels a resumed run notices other data under the same names
+    checksum = zlib.crc32(sample["label"].tobytes(), zlib.crc32(sample["image"].tobytes()))
     for case in names if args.annotations else ():  # each of which may have been taken anew
         checksum = zlib.crc32(read_annotation(args.annotations, case).tobytes(), checksum)
     train, odd = training_set(args, source, first)
@@ -160,19 +158,17 @@ def read_data(args, run):
         given = rest if images_alone else labeled
         sampler = ShuffledBatchSampler(given, args.batch_size, args.seed, strata=strata, balance=args.set_balance)
     selection, how = how_selected([] if images_alone else cases["val_cases"], test_cases(root))
+    record = {**cases, "selection": selection, "data_crc32": checksum}
+    record["preprocessing"] = flags.read_config(root / "preprocessing.json") or None
     return Data(
         train=train,
         val=val,
         axis=source.axis,
         sampler=sampler,
-        joint_labeled_bs=labeled_bs,
         labeled_bs=labeled_bs // run.ranks.world_size,
         unknown=unknown_label(args),
         n_channels=train.n_channels,
-        cases=cases,
-        selection=selection,
-        checksum=checksum,
-        preprocessing=flags.read_config(root / "preprocessing.json") or None,
+        record=record,
         description=description,
         notes=how + notes,
         held_out=held_out,
@@ -182,11 +178,6 @@ def read_data(args, run):
 def enough(indices, wanted):
     """`indices` so often that there are `wanted`: a batch may hold several patches of the few images with labels."""
     return [*indices] * max(1, math.ceil(wanted / max(len(indices), 1)))
-
-
-def checksum_of(case):
-    """The CRC-32 of a case's voxels: by it a resumed run notices other data under the same names."""
-    return zlib.crc32(case["label"].tobytes(), zlib.crc32(case["image"].tobytes()))
 
 
 def classes_in_none(args, dataset, cases):
@@ -209,7 +200,7 @@ def unknown_label(args):
     return UNKNOWN if args.ignore_index is None else args.ignore_index
 
 
-def choose_cases(args, source, unlabeled):
+def choose_cases(args, source):
     """({'train_cases': names, 'val_cases': names, ...}, the Source of the 'unlabeled_cases' or None, notes).
 
     FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
@@ -243,7 +234,7 @@ def choose_cases(args, source, unlabeled):
         train, rest = annotated_of(args, source.to_annotate(out, args.max_samples))
     else:
         train, rest = drawn(root, training_cases(root, out, args.max_samples), args.labeled_draw), []
-    if not unlabeled and args.labelnum:
+    if not hasattr(args, "labeled_bs") and args.labelnum:
         flags.check_one_stream(args, len(train))
         return cases | {"train_cases": train[: args.labelnum]}, None, []
     other, more, notes = source if rest else None, rest, []
@@ -332,16 +323,9 @@ def held_out_patches(args, source, dataset):
     """Two patches of each case of `dataset`, which is of `source`, (N, C, *spatial), always the same."""
     args = argparse.Namespace(**{**vars(args), "rotflip": "none", "cache": False})
     dataset, _ = training_set(args, source, dataset)
-    places = [place for places in samples_of(dataset).values() for place in (places[0], places[len(places) // 2])]
+    samples = [[*indices] for _, indices in itertools.groupby(range(len(dataset)), dataset.case_of)]  # of each case
+    places = [place for indices in samples for place in (indices[0], indices[len(indices) // 2])]
     return torch.stack([dataset[place, seed]["image"] for seed, place in enumerate(places)])
-
-
-def samples_of(dataset):
-    """{case: the indices of its samples, of a stack one a slice}, in the order of the cases."""
-    found = {}
-    for index in range(len(dataset)):
-        found.setdefault(dataset.case_of(index), []).append(index)
-    return found
 
 
 def shape_notes(args, shapes, axis):

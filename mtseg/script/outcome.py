@@ -65,25 +65,20 @@ def output_folder(args, sources):
 
 def protocol_of(args):
     """What the results depend on beside the weights and the data."""
-    protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy, "stride_z": args.stride_z}
-    if args.dims == 2:
-        protocol |= {name: getattr(args, name) for name in ("resize", "context") if getattr(args, name)}
-        del protocol["stride_z"]
-    if args.slices_first:
-        protocol["slices_first"] = True
-    if args.intensity != ("none" if args.dims == 3 else "zscore"):
-        protocol["intensity"] = args.intensity
-    if args.weighting != "uniform":
-        protocol["weighting"] = args.weighting
-    if args.case_statistics:
-        protocol["case_statistics"] = args.case_statistics
-    if args.tta:
-        protocol["tta"] = "flips" if args.dims == 2 else "flips of W and H"
-    if any(getattr(args, step) for step in POSTPROCESSING):
-        protocol["postprocessing"] = [step for step in POSTPROCESSING if getattr(args, step)]
-    if args.ignore_index is not None:
-        protocol["ignore_index"] = args.ignore_index
-    return protocol
+    protocol = {"patch_size": args.patch_size, "stride_xy": args.stride_xy}
+    protocol |= {"stride_z": args.stride_z} if args.dims == 3 else {}
+    unusual = {
+        "resize": args.resize,
+        "context": args.context,
+        "slices_first": args.slices_first,
+        "intensity": args.intensity != ("none" if args.dims == 3 else "zscore") and args.intensity,
+        "weighting": args.weighting != "uniform" and args.weighting,
+        "case_statistics": args.case_statistics,
+        "tta": args.tta and ("flips" if args.dims == 2 else "flips of W and H"),
+        "postprocessing": [step for step in POSTPROCESSING if getattr(args, step)],
+    }
+    protocol |= {name: value for name, value in unusual.items() if value}
+    return protocol | ({} if args.ignore_index is None else {"ignore_index": args.ignore_index})
 
 
 def monitored_here(args, cases):

@@ -87,6 +87,8 @@ class Parser(argparse.ArgumentParser):
         seen = {}
         for option in (word.partition("=")[0] for word in words):
             action = self._option_string_actions.get(option)
+            if action is not None and action.nargs == argparse.REMAINDER:
+                break  # what follows are another script's flags
             if action in seen and action.nargs == "+":
                 self.error(f"{option} is given twice, and only the last would count; give all values behind one")
             if action in seen and action not in self.noted:
@@ -127,7 +129,7 @@ def given_flags(parser, argv):
     absent = object()
     names = {action.dest: absent for action in parser._actions if action.dest != "help"}
     values = vars(parser.parse_args(argv, argparse.Namespace(**names)))
-    return {name: value for name, value in values.items() if name in names and value is not absent}
+    return {name: value for name, value in values.items() if value is not absent}
 
 
 def defaults_of(parser):

@@ -213,7 +213,7 @@ def read_plan(path, dims=3, source=None, slices_first=False):
     """The plan in a plan.json, or in an nnUNetPlans.json: its 3d_fullres, or with `dims` 2 its 2d, along the axes of a
     Source's cases, None for scans; FlagError."""
     path = Path(path)
-    stacks = source is not None and source.axis == 0 and (dims == 2 or slices_first)
+    stacks = source is not None and (slices_first or (source.axis == 0 and dims == 2))
     axes = axes_of(source, stacks) if source else (2, 1, 0)
     if not path.is_file():
         raise FlagError(f"--plan {path}: no such file; data/plan.py makes one")
@@ -240,7 +240,7 @@ def plan_settings(parser, path, root_path, chosen):
         raise FlagError(f"--plan {path}: is for --dims {made['dims']}, not {chosen['dims']}; make another")
     labels = read_config(source.root / "preprocessing.json").get("labels")
     there = len(source.table.names) if source.table else len(labels) if isinstance(labels, list) else None
-    check_same(path, {"classes": (made.get("num_classes"), there)})
+    check_same(path, "classes", made.get("num_classes"), there)
     unlabelled = parser.get_default("labelnum") == 0  # pretraining, which has no use for what is about labels
     names = [name for name in PLANNED if name in made and name in known]
     names = [name for name in names if not (unlabelled and name in ("labelnum", *NOT_IN_PRETRAINING))]
@@ -261,7 +261,7 @@ def check_plan(args, source, dataset):
     if not args.plan:
         return
     made = read_plan(args.plan, args.dims, source, getattr(args, "slices_first", False))
-    check_same(args.plan, {"channels": (made["made_from"].get("channels"), dataset.n_channels)})
+    check_same(args.plan, "channels", made["made_from"].get("channels"), dataset.n_channels)
     if args.resize or args.patch_size != made["patch_size"]:
         return
     sizes = [np.delete(size, source.axis) if len(size) > args.dims else size for size in dataset.shapes.values()]
@@ -275,15 +275,14 @@ def check_plan(args, source, dataset):
 
 def preparation_of(path, made, settings):
     """The `settings` of the preprocessing with what a plan decides; FlagError where it is of other classes."""
-    check_same(path, {"classes": (made.get("num_classes"), len(settings["labels"]))})
+    check_same(path, "classes", made.get("num_classes"), len(settings["labels"]))
     decided = {name: made.get(name) for name in PREPARATION}
     if not isinstance(decided["spacing"], list) or len(decided["spacing"]) != 3:
         raise FlagError(f"--plan {path}: has the spacing {decided['spacing']}, not 3 millimetres; make a 3-D plan")
     return check_settings({**settings, **decided, "normalization": "by_channel"})
 
 
-def check_same(path, facts):
-    """FlagError where one of `facts`, {word: (of the plan, of the data)}, differs."""
-    for word, (planned, there) in facts.items():
-        if None not in (planned, there) and planned != there:
-            raise FlagError(f"--plan {path}: is of data with {planned} {word}, here are {there}; make one of this data")
+def check_same(path, what, planned, there):
+    """FlagError where the plan in `path` is of data with another number of `what` than is `there`; None: not known."""
+    if None not in (planned, there) and planned != there:
+        raise FlagError(f"--plan {path}: is of data with {planned} {what}, here are {there}; make one of this data")

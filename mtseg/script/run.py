@@ -94,7 +94,8 @@ class Run:
 
     `folder`: the run's. `device`, `autocast`: of the forward passes. `resume_from`: the checkpoint to go on from, or
     None. `ranks`: distributed.Ranks. `notes`: sentences for the log. `inside`: with --ignore_padding, of the batch that
-    is trained on, bool (N, 1, *spatial) on the device: which voxels are not padding; else None.
+    is trained on, bool (N, 1, *spatial) on the device: which voxels are not padding; else None. `hidden`: all labels of
+    that batch as the files hold them, (N, *spatial): to watch a method, never to train on.
     """
 
     def __init__(self, args, ranks, command, defaults, script):
@@ -111,7 +112,7 @@ class Run:
         self.autocast = torch.autocast(self.device.type, half, args.amp != "off")
         set_deterministic(args.deterministic)
         seed_iteration(args.seed, -1)  # for the initial weights
-        self.inside = None
+        self.inside = self.hidden = None
         self.rates, self.frozen = {}, []  # {parameter: factor of its learning rate}; those that --freeze holds
         self.ancestry = {}  # what config.json says of the weights that the run begins with
         if args.unfreeze_at and not ranks.alone:
@@ -149,14 +150,14 @@ class Run:
         args, ranks = self.args, self.ranks
         if not networks:
             raise runfolder.RunError("run.started has no network: nothing would be saved; give {'student': model}")
-        kept = [*networks.values(), *others.values()]
-        kept = {id(p) for part in kept if isinstance(part, torch.nn.Module) for p in part.parameters()}
+        modules = [part for part in (*networks.values(), *others.values()) if isinstance(part, torch.nn.Module)]
+        kept = {id(p) for module in modules for p in module.parameters()}
         if not {id(p) for group in updater.optimizer.param_groups for p in group["params"]} <= kept:
             raise runfolder.RunError(
                 "the optimizer moves weights of no network that is saved; give run.started what they belong to, by "
                 "name, beside the updater: run.started(data, networks, updater, head=head)"
             )
-        self.data, self.networks, self.updater = data, networks, updater
+        self.data, self.networks, self.updater, self.modules = data, networks, updater, modules
         self.prefixes = {name: PREFIXES.get(name, f"{name}_") for name in networks}
         self.val_columns = {name: f"val_dice_{name}" if len(networks) > 1 else "val_dice" for name in networks}
         self.class_columns = {name: [] for name in networks}
@@ -164,7 +165,6 @@ class Run:
             words = [class_name(args.classes, number) for number in classes]
             self.class_columns = {n: [f"{c}/{w}" for w in words] for n, c in self.val_columns.items()}
         weights = {self.prefixes[name]: net for name, net in networks.items()}
-        self.others = [part for part in others.values() if isinstance(part, torch.nn.Module)]
         self.state = RunState(self.folder, weights, updater.parts() | others, self._config(), ranks.is_main)
         lock, without_locks = runfolder.lock_folder(self.folder) if ranks.is_main else (contextlib.nullcontext(), [])
         self.notes += [*data.notes, *without_locks]
@@ -187,9 +187,7 @@ class Run:
 
     def _config(self):
         """What config.json says: the flags, and what else the numbers depend on."""
-        data = self.data
-        config = {**vars(self.args), **data.cases, "n_channels": data.n_channels, "selection": data.selection}
-        config |= {"data_crc32": data.checksum, "preprocessing": data.preprocessing, "ranks": self.ranks.world_size}
+        config = {**vars(self.args), **self.data.record, "ranks": self.ranks.world_size}
         return config | runfolder.versions(self.device, self.script)
 
     def _resume(self, fixed_length):
@@ -265,24 +263,19 @@ class Run:
         `data.labeled_bs` patches are labelled, and the labels of the others are `data.unknown`, whatever the files
         hold. All that is drawn until the next iteration is a function of seed, iteration and process.
         """
-        for iteration, volume, label, _ in self.batches_with_hidden_labels():
-            yield iteration, volume, label
-
-    def batches_with_hidden_labels(self):
-        """As `batches`, with the labels as the files hold them as a fourth: to watch a method, never to train on."""
         args, ranks, data = self.args, self.ranks, self.data
         stop_at = self.start if self._patience_is_over() else args.max_iterations
         sampler = IterationSampler(data.sampler, args.seed, self.start, stop_at)
         loader = DataLoader(
             data.train,
-            batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, data.joint_labeled_bs),
+            batch_sampler=ShardedSampler(sampler, ranks.rank, ranks.world_size, data.labeled_bs * ranks.world_size),
             num_workers=args.num_workers,
             collate_fn=collate,
             worker_init_fn=leave_signals_to_main,
             pin_memory=self.device.type == "cuda",
         )
-        for net in (*self.networks.values(), *self.others):
-            net.train()
+        for module in self.modules:
+            module.train()
         running = self.clock.batches(ranks.in_step(until_stopped(loader, self.stop), self.stop))
         for iteration, batch in enumerate(running, start=self.start + 1):
             self.iteration = iteration
@@ -295,14 +288,14 @@ class Run:
             seed_iteration(args.seed, iteration)
             ranks.reseed()
             volume = batch["image"].to(self.device, non_blocking=True)
-            hidden = batch["label"].to(self.device, non_blocking=True).long()
+            self.hidden = batch["label"].to(self.device, non_blocking=True).long()
             if args.ignore_padding:
-                padded = hidden == flags.PADDED
-                self.inside, hidden = ~padded.unsqueeze(1), hidden.masked_fill(padded, data.unknown)
-            label = hidden.clone()
+                padded = self.hidden == flags.PADDED
+                self.inside, self.hidden = ~padded.unsqueeze(1), self.hidden.masked_fill(padded, data.unknown)
+            label = self.hidden.clone()
             label[data.labeled_bs :] = data.unknown
             self.ended = False
-            yield iteration, volume, label, hidden
+            yield iteration, volume, label
             if not self.ended:
                 raise runfolder.RunError(
                     f"iteration {iteration} has not ended; call run.end_iteration(loss=loss) in the loop"
@@ -321,7 +314,7 @@ class Run:
         self._check_row(row)
         self.clock.stepped()
         self.bar.update()
-        self.ranks.average_buffers(*self.networks.values(), *self.others)
+        self.ranks.average_buffers(*self.modules)
         if row.get("phase", self.phase) != self.phase:
             self.phase = row["phase"]
             weight = f", consistency weight {row['consistency_weight']:.3g}" if "consistency_weight" in row else ""
@@ -445,8 +438,9 @@ class NumbersOnTheirWay:
     def __init__(self, row):
         self.row, self.arrived = row, None
         self.names = [name for name, value in row.items() if isinstance(value, torch.Tensor)]
-        # In double precision, which holds every float32. The script's 'loss' is a tensor: there is always one.
-        self.numbers = torch.stack([row[name].detach().double() for name in self.names])
+        # In double precision, which holds every float32.
+        numbers = [row[name].detach().double() for name in self.names]
+        self.numbers = torch.stack(numbers) if numbers else torch.empty(0)
         if self.numbers.is_cuda:
             numbers = torch.empty_like(self.numbers, device="cpu", pin_memory=True)
             self.numbers = numbers.copy_(self.numbers, non_blocking=True)

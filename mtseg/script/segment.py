@@ -142,14 +142,15 @@ def clean(prediction, args):
     return prediction
 
 
-def measure(prediction, label, spacing, args):
+def measure(case, prediction, label, spacing, args):
     """[{'class': number or name, <metric>: value, ...}, ...]; voxels of the label `args.ignore_index` do not count.
 
     With --measure_largest also <metric>_largest, of the largest connected piece of each class alone.
     """
     ignored = None if args.ignore_index is None else label == args.ignore_index
     if ignored is not None and ignored.all():
-        raise DataError("nobody labelled any of its pixels, so nothing can be measured; leave it out of the list")
+        remedy = "so nothing can be measured; leave it out of the list"
+        raise DataError(f"case {case}: nobody labelled any of its pixels, {remedy}")
     right = {} if label.ndim == 3 else {"pixel_accuracy": pixel_accuracy(prediction, label, args.ignore_index)}
     largest = largest_component(prediction) if args.measure_largest else None
     rows = []
@@ -206,13 +207,10 @@ def infer_case(name, scan, trained, unit, output_dir, args):
     if scan.label is not None:
         if scan.grid is not None and scan.label_prepared:
             prediction = clean(averaging.label_map(scores), args)
-        more = {"uncertainty": entry["uncertainty"]} if args.uncertainty else {}
-        try:
-            rows = measure(prediction, scan.label, None if unit in ("voxel", "pixel") else scan.spacing, args)
-        except DataError as error:
-            raise DataError(f"case {name}: {error}") from error
         of = {"case": name} | ({"set": scan.set} if scan.set else {})
-        entry["rows"] = [of | row | more for row in rows]
+        more = {"uncertainty": entry["uncertainty"]} if args.uncertainty else {}
+        spacing = None if unit in ("voxel", "pixel") else scan.spacing
+        entry["rows"] = [of | row | more for row in measure(name, prediction, scan.label, spacing, args)]
     return entry
 
 

@@ -55,9 +55,8 @@ def grey(image):
 
     Three channels are red, green and blue; of others the first is drawn.
     """
-    if image.ndim == 3:
-        image = np.moveaxis(image, 0, -1) if len(image) == 3 else image[0]
-    image = image if image.ndim == 3 else image[..., None]
+    channels = image if image.ndim == 3 else image[None]
+    image = np.moveaxis(channels if len(channels) == 3 else channels[:1], 0, -1)
     low, high = np.percentile(image, [1, 99.5])
     scaled = (image.astype(np.float32) - low) * (255 / max(high - low, 1e-9))
     return np.broadcast_to(np.clip(scaled, 0, 255).astype(np.uint8), (*image.shape[:2], 3))

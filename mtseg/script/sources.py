@@ -56,28 +56,27 @@ class Source:
 
     def __init__(self, root_path):
         self.root = root = find_root(root_path)
-        self.root_path, self.files, self.dims, self.axis, self.several = root_path, None, 3, 0, False
+        self.root_path, self.files, self.dims, self.axis = root_path, None, 3, 0
         self.tested = {*test_cases(root)}
         named = Path(root_path).suffix == ".json"
         index = Path(root_path) if named else root / "index.json"
         if named or index.is_file():
             index = read_index(index)
-            tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
-            self.several, self.tables = len(tables) > 1, tables
-            self.ignores = any(table and table.ignore is not None for table in tables.values())
+            self.tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
             self.files = {
-                s.id: Files(s.images, s.mask, s.dataset, tables[s.dataset], index.datasets[s.dataset].snap)
+                s.id: Files(s.images, s.mask, s.dataset, self.tables[s.dataset], index.datasets[s.dataset].snap)
                 for s in index.samples
             }
         else:
-            table = table_of(root)
-            self.tables, self.ignores = {None: table}, table is not None and table.ignore is not None
+            self.tables = {None: table_of(root)}
             flat = not (root / "data").is_dir() and any(path.suffix.lower() in ENDINGS for path in root.glob("*"))
             if flat or any((root / name).is_dir() for name in LAYOUTS):
                 cases, _ = find_cases(root)
                 if all(case.images[0].suffix.lower() in ENDINGS for case in cases):
-                    self.files = {c.name: Files(c.images, c.label, None, table) for c in cases}
+                    self.files = {c.name: Files(c.images, c.label, None, self.tables[None]) for c in cases}
                     self.tested |= {c.name for c in cases if c.part == "Ts"}
+        self.several = len(self.tables) > 1
+        self.ignores = any(table and table.ignore is not None for table in self.tables.values())
         if self.files is not None or root == flags.HOME / "data/Electrode":
             self.dims = 2
         elif any(root.glob("data/*/mri_norm2.h5")):
@@ -96,16 +95,14 @@ class Source:
             )
         return table
 
-    def dataset(self, args, cases, labelnum=None, transform=None):
+    def dataset(self, args, cases, labelnum=None):
         """The `cases` as a CaseDataset, of which the first `labelnum` (default: all) must have labels."""
-        blind = getattr(args, "labelnum", None) == 0  # pretraining looks at no label
-        checked = {"num_classes": None if blind else args.num_classes, "ignore_index": args.ignore_index}
-        if self.files is None:
-            how = {"cases": cases, "labelnum": labelnum, "transform": transform}
-            first = getattr(args, "slices_first", False)
-            self.axis = 2 if first else self.axis
-            return VolumeCases(self.root_path, args.intensity, first, **how, **checked)
-        return ImageCases(self, args, cases, labelnum, transform)
+        if self.files is not None:
+            return ImageCases(self, args, cases, labelnum)
+        blind, first = getattr(args, "labelnum", None) == 0, getattr(args, "slices_first", False)
+        self.axis = 2 if first else self.axis
+        how = {"num_classes": None if blind else args.num_classes, "ignore_index": args.ignore_index}  # blind: no label
+        return VolumeCases(self.root_path, args.intensity, first, cases=cases, labelnum=labelnum, **how)
 
     def annotated(self, args, cases):
         """The `cases` as a CaseDataset, their labels those in the folder --annotations."""
@@ -205,7 +202,7 @@ class ImageCases(CaseDataset):
     many pixels got the nearest class} of the masks that were read.
     """
 
-    def __init__(self, source, args, cases, labelnum=None, transform=None):
+    def __init__(self, source, args, cases, labelnum):
         self.source, self.intensity, self.snap = source, args.intensity, args.snap
         self.counted, self.snapped, self.unlabeled = (args.num_classes, args.ignore_index), {}, labelnum == 0
         foreign = args.ignore_index not in (None, UNKNOWN, *range(args.num_classes or 0))
@@ -223,7 +220,7 @@ class ImageCases(CaseDataset):
                 raise DataError(f"{self.path(case)}: case {case} has no mask; add it, or leave the case out")
         sizes = {case: stacked_size(source.files[case].images) for case in cases}
         shapes = {case: tuple(shape) for case, (_, *shape) in sizes.items()}
-        super().__init__(cases, transform, set(labeled), shapes, {case: size[0] for case, size in sizes.items()})
+        super().__init__(cases, None, set(labeled), shapes, {case: size[0] for case, size in sizes.items()})
 
     def path(self, case):
         return self.source.files[case].images[0]

@@ -207,7 +207,7 @@ def check_data(args, test):
     source = Source(args.root_path)
     if not source.root.is_dir():
         return
-    cases, other, _ = choose_cases(args, source, hasattr(args, "labeled_bs"))
+    cases, other, _ = choose_cases(args, source)
     source.dataset(args, cases["train_cases"], args.labelnum)
     source.dataset(args, cases["val_cases"], 0 if args.labelnum == 0 else None)
     if cases.get("unlabeled_cases"):
@@ -233,7 +233,7 @@ def fitting_weights(stage):
 def network_of(args):
     """The network that the scripts of the repository make by these flags; that of pretraining gives images."""
     source = Source(args.root_path)
-    cases, other, _ = choose_cases(args, source, hasattr(args, "labeled_bs"))
+    cases, other, _ = choose_cases(args, source)
     source, cases = (source, cases["train_cases"]) if cases["train_cases"] else (other, cases["unlabeled_cases"])
     channels = source.dataset(args, cases[:1], 0).n_channels * (2 * args.context + 1)
     return new_network(args, channels, None if args.labelnum else channels)

@@ -28,9 +28,8 @@ class RunState:
         self.writes = writes
 
     def save_config(self):
-        """Write the settings to config.json."""
-        if self.writes:
-            write_whole(self.folder / "config.json", json.dumps(self.config, indent=1).encode())
+        """Write the settings to config.json: of several processes, the one that writes calls it alone."""
+        write_whole(self.folder / "config.json", json.dumps(self.config, indent=1).encode())
 
     def load(self, state, path, progress):
         """Take over `state`, read from a latest.pth at `path`; returns its iteration and its progress.
