@@ -15,6 +15,7 @@ rows are added where there is a GPU. Steps and windows of mtseg are as with --fa
 """
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -30,7 +31,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from measure import fact, has  # noqa: E402
+from measure import GPU, fact, has  # noqa: E402
 from rows import active, case_metrics, growth, loading, methods, pretraining, steps, windows  # noqa: E402
 from tables import put_figures, show, table  # noqa: E402
 
@@ -54,7 +55,8 @@ CPU_ROWS = {
     "choosing": active.choosing,
     "scoring": active.scoring,
 }
-GPU_ROWS = {"gpu_step": steps.gpu_step, "gpu_ema": steps.gpu_ema, "gpu_sliding_window": windows.gpu_sliding_window}
+GPU_ROWS = {"gpu_step": steps.gpu_step, "gpu_ema": functools.partial(steps.ema, device=GPU)}
+GPU_ROWS |= {"gpu_sliding_window": functools.partial(windows.sliding_window, device=GPU)}
 
 
 def machine():

@@ -31,14 +31,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mtseg.checkpoint import write_whole
-from mtseg.report import ReportError, published_beside, read_published, read_result, report, to_markdown, to_text
+from mtseg.report import ReportError, published_beside, read_result, report, to_markdown, to_text
 from mtseg.script import processes
 from mtseg.script.flags import HOME, natural, one_sentence, positive, read_config
 from mtseg.script.methods import find_script, trained_weights, training_scripts
@@ -108,14 +107,14 @@ def train_and_test(folder, words, args, deadline):
 
 
 def attempt(job, args, deadline):
-    """(results, reason, mistake) of a job: its metrics.json files, why there are no more, and whether by a mistake."""
+    """(results, reason) of a job: its metrics.json files, and the exception that kept it from more, or None."""
     results = []
     try:
         results.extend(train_and_test(*job, args, deadline))  # what was yielded before an exception stays
         print(f"done: {job[0]}", flush=True)
-        return results, None, False
+        return results, None
     except (OutOfTime, BenchmarkError) as reason:
-        return results, str(reason), isinstance(reason, BenchmarkError)
+        return results, reason
 
 
 def split(text):
@@ -228,15 +227,11 @@ def main(argv=None):
         for job in jobs:
             asked_of(*job, args)
         if args.published:  # a mistake there is better found before the work than after it
-            (published_beside if args.published.suffix == ".json" else read_published)(args.published)
-        with ThreadPoolExecutor(args.jobs) as pool:
-            try:
-                done = list(pool.map(lambda job: attempt(job, args, deadline), jobs))
-            except BaseException:  # a signal: those that have not got it, too, go on for ever without this one
-                processes.stop_all()
-                raise
-        results = [path for paths, _, _ in done for path in paths]
-        left = [reason for _, reason, _ in done if reason]
+            published_beside(args.published)
+        with processes.threads(args.jobs) as pool:
+            done = list(pool.map(lambda job: attempt(job, args, deadline), jobs))
+        results = [path for paths, _ in done for path in paths]
+        left = [reason for _, reason in done if reason]
         problem = None
         if results:
             every = partial(report, results, published=args.published, per_class=True)
@@ -248,8 +243,8 @@ def main(argv=None):
             write_whole(args.out / "table.md", to_markdown(table).encode())
         if problem:
             raise problem
-        if failed := [reason for _, reason, mistake in done if mistake]:
-            raise BenchmarkError(failed[0] + (f"; {len(failed)} runs failed" if len(failed) > 1 else ""))
+        if failed := [reason for reason in left if isinstance(reason, BenchmarkError)]:
+            raise BenchmarkError(f"{failed[0]}" + (f"; {len(failed)} runs failed" if len(failed) > 1 else ""))
         if left:
             print(f"{args.minutes:g} minutes are over: {left[0]}, {len(left)} of {len(jobs)} runs are left")
     return MORE_TO_DO if left else 0

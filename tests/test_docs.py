@@ -33,7 +33,7 @@ def test_the_table_of_flags_is_the_parsers():
 def repository(tmp_path_factory):
     """A copy of the repository with the recipe of the page "Write your own method" as its one new file."""
     copy = tmp_path_factory.mktemp("repository")
-    for name in ("mtseg", "recipes", "benchmarks", "tests", "docs", "configs", "data/splits", "data/published"):
+    for name in ("mtseg", "recipes", "benchmarks", "tests", "docs", "configs", "data/splits"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in [*ROOT.glob("*.py"), *ROOT.glob("data/*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, copy / path.relative_to(ROOT))

@@ -20,6 +20,7 @@ from test_report import write_images, write_run
 import inference
 from mtseg import figures, html_report, metrics, report
 from mtseg.classes import ClassTable
+from mtseg.figures import cases as of_cases
 from mtseg.figures.__main__ import main as draw
 from mtseg.figures.slices import WRONG, slice_legend
 from mtseg.html_report.__main__ import main as write_page
@@ -708,6 +709,12 @@ def write_image_results(root, classes, unit="um"):
     result = {"network": {"num_classes": 3}, "protocol": {"ignore_index": 255}, "classes": classes}
     (root / "results/metrics.json").write_text(json.dumps(result))
     return cases
+
+
+def test_a_folder_may_have_an_equals_sign(tmp_path):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    assert of_cases.named_folders([str(folder), f"MT={folder}"]) == {"lr=0.1": folder, "MT": folder}
 
 
 @pytest.mark.parametrize("named", [True, False])

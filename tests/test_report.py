@@ -112,6 +112,17 @@ def test_the_signed_rank_test_is_exact_or_declined():
     assert report.paired_test({"a": 1.0}, {"b": 1.0}) == ({"pairs": 0}, "no case was tested by both")
 
 
+def test_the_signed_rank_test_does_not_depend_on_the_unit():
+    """Means over seeds differ in float's last digits, which are no difference, and break no tie."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.integers(2, 12, (3, 12)), rng.integers(3, 14, (3, 12))
+    of_case = [dict(zip("abcdefghijkl", one.sum(0) / 3, strict=True)) for one in (ours, theirs)]
+    expected = stats.wilcoxon((ours - theirs).sum(0)).pvalue  # of integers, whose ties are exact
+    for size in (1, 0.7, 1.1, 1 / 3):
+        one, other = ({case: size * value for case, value in values.items()} for values in of_case)
+        assert report.paired_test(one, other)[0]["p"] == expected
+
+
 def test_a_result_that_records_its_own_figures(tmp_path):
     write_run(
         tmp_path, dice=[0.5, 0.7], parameters=9449922, inference_seconds=5.0, training_seconds=7300.0, unit="mm", seed=3
@@ -186,7 +197,7 @@ def test_published_figures_of_a_json_file_stand_in_a_column(tmp_path, capsys):
     table, _ = report.report([tmp_path], published=ROOT / "benchmarks/published.json")
     cells = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [cell["published"] for cell in cells] == [
-        ["-"],
+        [f"{dice} (selection not stated; tables of UA-MT's family)" for dice in (79.99, 82.74)],
         ["84.25 (last iteration; DTC's table)", "85.81 (selection not stated; CrossMatch's table)"],
     ]
     assert [(cell["iteration"], cell["memory"]) for cell in cells] == [
@@ -194,10 +205,10 @@ def test_published_figures_of_a_json_file_stand_in_a_column(tmp_path, capsys):
         (["0.5 s"], ["2.50 GB"]),
     ]
     assert any("not comparable with the rows here" in note for note in table.notes)
-    (tmp_path / "wrong.json").write_text('[{"method": "A"}]')
-    assert "wrong.json: holds no published figures" in run_report(
-        capsys, tmp_path, "--published", tmp_path / "wrong.json"
-    )
+    for wrong in ('[{"method": "A"}]', json.dumps([{**every[0], "method": None}]), "data,labels"):
+        (tmp_path / "wrong.json").write_text(wrong)
+        said = run_report(capsys, tmp_path, "--published", tmp_path / "wrong.json")
+        assert "wrong.json: holds no published figures" in said
 
 
 def test_rows_that_are_not_comparable_say_why(tmp_path):
@@ -285,18 +296,17 @@ def test_scans_without_labels_are_no_result_and_no_obstacle(tmp_path):
         report.report([folder / "iter_6_imagesTs/metrics.json"])
 
 
-def test_published_figures_stand_beside_with_source_and_mark(tmp_path):
-    write_run(tmp_path, labelnum=16, dice=[0.5, 0.6])
-    table, rows = report.report([tmp_path], published=ROOT / "data/published/la.csv")
-    beside = {row.method: row for row in rows[1:]}
-    assert beside["UA-MT"].published == pytest.approx({"dice": 0.8888, "jaccard": 0.8021, "hd95": 7.32, "asd": 2.26})
-    assert beside["UA-MT"].source == "UA-MT"
-    assert {row.labelnum for row in rows} == {16}
-    assert all(row.mark and "20 test cases, not 2" in row.incomparable for row in beside.values())
-    assert "88.88" in report.to_text(table)
-    every = report.read_published(ROOT / "data/published/la.csv")
-    assert len(every) == 28
-    assert all(row.source and 0.3 < row.published["jaccard"] < row.published["dice"] < 0.95 for row in every)
+def test_published_figures_of_other_methods_stand_below(tmp_path, capsys):
+    """And a single command has those of the repository."""
+    write_run(tmp_path, labelnum=25, dice=[0.5, 0.6], dataset="LA")
+    main([str(tmp_path), "--published"])
+    said = capsys.readouterr().out
+    assert "90.28 (selection not stated; LASeg, 31 test cases of 154)" in said
+    assert "Published of other methods on LA with 25 labels: supervised 88.35 (selection not stated; LASeg, 31" in said
+    assert "UA-MT" not in said and "no figures" not in said
+    write_run(tmp_path / "other", labelnum=7, dice=[0.5, 0.6], dataset="LA")
+    main([str(tmp_path / "other"), "--published"])
+    assert "has no figures for these data" in capsys.readouterr().out
 
 
 def test_empty_masks_are_counted_and_left_out(tmp_path):
@@ -577,9 +587,7 @@ def test_mistakes_end_in_a_sentence(runs, tmp_path, capsys):
     assert "inference.py" in run_report(capsys, tmp_path / "empty")
     assert "supervised 8; MT, student 8" in run_report(capsys, runs, "--baseline", "UA-MT")
     assert "'jacard'" in run_report(capsys, runs, "--metrics", "jacard")
-    assert "no.csv" in run_report(capsys, runs, "--published", tmp_path / "no.csv")
-    (tmp_path / "figures.csv").write_text("method,labelled\nA,many\n")
-    assert "line 2" in run_report(capsys, runs, "--published", tmp_path / "figures.csv")
+    assert "no.json" in run_report(capsys, runs, "--published", tmp_path / "no.json")
     assert "report.docx: its name says no format" in run_report(capsys, runs, "--out", tmp_path / "report.docx")
     for content in (
         "{",
@@ -587,6 +595,7 @@ def test_mistakes_end_in_a_sentence(runs, tmp_path, capsys):
         "{}",
         '{"cases": [{"case": "a"}]}',
         '{"cases": [{"case": "a", "class": 1, "dice": "x"}]}',
+        '{"cases": [{"case": "a", "class": "mean", "dice": 0.5}]}',
     ):
         (tmp_path / "metrics.json").write_text(content)
         assert str(tmp_path / "metrics.json") in run_report(capsys, tmp_path / "metrics.json")

@@ -23,18 +23,8 @@ def method_steps(quick, scratch):
     size, count = ("16 16 16", 4) if quick else ("48 48 32", 12)
     found = {}
     for script in scripts:
-        words = [
-            "--dataset_name",
-            "Phantom",
-            "--labelnum",
-            "8",
-            "--n_filters",
-            "8",
-            "--num_workers",
-            "0",
-            "--overwrite",
-        ]
-        words += ["--patch_size", *size.split(), "--progress", "0", "--output_dir", str(scratch / script.stem)]
+        words = f"--dataset_name Phantom --labelnum 8 --n_filters 8 --patch_size {size} --num_workers 0".split()
+        words += ["--progress", "0", "--overwrite", "--output_dir", str(scratch / script.stem)]
         if methods.parser_of(script).get_default("consistency_warmup"):  # labels alone in the first iteration
             words += ["--consistency_warmup", "1"]
         totals = [operations(script, [*words, "--max_iterations", str(n)]) for n in (2, 3)]

@@ -86,24 +86,12 @@ def batch_of(patch_size, device, half=2):
 
 def cpu_step(quick, scratch):
     """A Mean Teacher iteration on the CPU, V-Net, 2 + 2 patches, same numbers to float32 rounding."""
-    n_filters, no_compiler = 16, compiler_error()
+    no_compiler = compiler_error()
     # Not smaller when quick: over the few values at the bottom of such patches, batch norm amplifies rounding.
     for patch_size, rounds in [(SMALL_PATCH, 2)] if quick else [(SMALL_PATCH, 7), (LA_PATCH, 3)]:
-        told = {name: [] for name in (["mtseg", PLAIN, "family"] if no_compiler is None else ["mtseg", "family"])}
-        with apart({name: (step_way, name, patch_size, n_filters, not no_compiler) for name in told}) as ways:
-
-            def listen(name, turn, ways=ways, told=told):
-                told[name].append(ways[name](turn))
-
-            times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
-        told, system, size = ({name: [f[i] for f in found] for name, found in told.items()} for i in range(3))
-        differs = []
-        for name, numbers in told.items():  # the second follows a step, over which batch norm amplifies rounding
-            for turn, tolerance in enumerate((1e-4, 1e-3)):  # sums over a million voxels in float32: 4e-5 was seen
-                what = f"losses of iteration {turn + 1}, {name}, family,"
-                differs += differences(what, numbers[turn], told["family"][turn], rtol=tolerance)
-        batch = batch_of(patch_size, CPU)
-        work = operations(mean_teacher(n_filters, CPU), *batch)
+        times, told = steps_by_turns(patch_size, 2, rounds, no_compiler)
+        losses, system, size = ({name: [t[i] for t in found] for name, found in told.items()} for i in range(3))
+        work = operations(mean_teacher(16, CPU), *batch_of(patch_size, CPU))
         peak = matmul_rate(torch.float32, CPU, 512 if quick else 1536)
         rate = work / median(times["mtseg"])
         note = (
@@ -114,35 +102,8 @@ def cpu_step(quick, scratch):
         note += f"CPU time in the system, for new pages, {ours} (family {theirs}); "
         ours, theirs = (f"{size[name][-1]:.1f} GiB" for name in ("mtseg", "family"))
         note += f"the process had at the most {ours} (family {theirs})"
-        yield row("step on the CPU, patches of " + "x".join(map(str, patch_size)), times, note, {"family": 2}, differs)
-
-
-def step_way(name, patch_size, n_filters, compiled):
-    """One way of `cpu_step`: a function of the turn that returns the loss, the seconds of CPU time that the system took
-    meanwhile, and the GiB that the process had at the most so far."""
-    volume, label, noise = batch_of(patch_size, CPU)
-    if name == "family":
-        networks, iteration = mean_teacher(n_filters, CPU), family.mean_teacher_step
-    else:
-        keep_freed_memory()  # as train_mean_teacher.py does
-        networks, iteration = mean_teacher(n_filters, CPU, torch.channels_last_3d), step
-        if name == "mtseg" and compiled:
-            for net in networks[:2]:
-                winograd_convolutions(net)
-    return told_by(iteration, networks, (volume, label, noise))
-
-
-def told_by(iteration, networks, batch):
-    """A function of the turn that does an `iteration` and returns what `step_way` says."""
-
-    def way(turn):
-        before = os.times().system
-        torch.manual_seed(turn + 1)
-        told = float(iteration(*networks, *batch, 0.1, turn + 1))
-        seconds = os.times().system - before
-        return told, seconds, resident("VmHWM") / 2**30 if Path("/proc/self/status").exists() else math.nan
-
-    return way
+        words = "x".join(map(str, patch_size))
+        yield row(f"step on the CPU, patches of {words}", times, note, {"family": 2}, losses_differ(losses))
 
 
 def cpu_step_2d(quick, scratch):
@@ -153,43 +114,67 @@ def cpu_step_2d(quick, scratch):
     """
     patch_size, half, rounds = ((64, 64), 2, 2) if quick else ((256, 256), 12, 5)
     no_compiler = compiler_error()
-    names = ["mtseg", PLAIN, "family"] if no_compiler is None else ["mtseg", "family"]
-    losses = {name: step_way_2d(name, (64, 64), 4, not no_compiler, dropout=False) for name in names}
-    losses = {name: [way(turn)[0] for turn in range(2)] for name, way in losses.items()}
-    differs = []
-    for name, numbers in losses.items():
-        for turn, tolerance in enumerate((1e-4, 1e-3)):
-            what = f"losses of iteration {turn + 1}, {name}, family,"
-            differs += differences(what, numbers[turn], losses["family"][turn], rtol=tolerance)
-    sizes = {}
-    with apart({name: (step_way_2d, name, patch_size, half, not no_compiler) for name in names}) as ways:
+    ways = {name: step_way(name, (64, 64), 4, not no_compiler, dropout=False) for name in ways_there_are(no_compiler)}
+    losses = {name: [way(turn)[0] for turn in range(2)] for name, way in ways.items()}
+    times, told = steps_by_turns(patch_size, half, rounds, no_compiler)
+    ours, theirs = (told[name][-1][2] for name in ("mtseg", "family"))
+    note = f"{no_compiler or 'with --winograd'}; numbers compared without dropout; the process had at the most "
+    note += f"{ours:.1f} GiB (family {theirs:.1f} GiB)"
+    words = f"{2 * half} images of " + "x".join(map(str, patch_size))
+    yield row(f"step on the CPU, SSL4MIS's U-Net, {words}", times, note, {"family": 1.5}, losses_differ(losses))
+
+
+def ways_there_are(no_compiler):
+    return ["mtseg", *([PLAIN] if no_compiler is None else []), "family"]
+
+
+def steps_by_turns(patch_size, half, rounds, no_compiler):
+    """(seconds of each way's iterations, as `by_turns`, {way: what `step_way` says of each}), a process a way."""
+    told = {name: [] for name in ways_there_are(no_compiler)}
+    with apart({name: (step_way, name, patch_size, half, not no_compiler) for name in told}) as ways:
 
         def listen(name, turn):
-            _, _, sizes[name] = ways[name](turn)
+            told[name].append(ways[name](turn))
 
-        times = by_turns({name: functools.partial(listen, name) for name in ways}, rounds)
-    note = f"{no_compiler or 'with --winograd'}; numbers compared without dropout; the process had at the most "
-    note += f"{sizes['mtseg']:.1f} GiB (family {sizes['family']:.1f} GiB)"
-    words = f"{2 * half} images of " + "x".join(map(str, patch_size))
-    yield row(f"step on the CPU, SSL4MIS's U-Net, {words}", times, note, {"family": 1.5}, differs)
+        return by_turns({name: functools.partial(listen, name) for name in ways}, rounds), told
 
 
-def step_way_2d(name, patch_size, half, compiled, dropout=True):
-    """One way of `cpu_step_2d`, as `step_way`."""
-    batch = batch_of(patch_size, CPU, half)
+def losses_differ(losses):
+    """The `differences` of each way's first two `losses`, {way: numbers}, from the family's."""
+    sentences = []
+    for name, numbers in losses.items():  # the second follows a step, over which batch norm amplifies rounding
+        for turn, tolerance in enumerate((1e-4, 1e-3)):  # sums over a million voxels in float32: 4e-5 was seen
+            what = f"losses of iteration {turn + 1}, {name}, family,"
+            sentences += differences(what, numbers[turn], losses["family"][turn], rtol=tolerance)
+    return sentences
+
+
+def step_way(name, patch_size, half, compiled, dropout=True):
+    """One way of `cpu_step` and `cpu_step_2d`: a function of the turn that returns the loss, the seconds of CPU time
+    that the system took meanwhile, and the GiB that the process had at the most so far."""
+    batch, flat = batch_of(patch_size, CPU, half), len(patch_size) == 2
     if name == "family":
-        networks = mean_teacher(16, CPU, image="family")
-        iteration = functools.partial(family.mean_teacher_step, classes=range(CLASSES))
+        networks = mean_teacher(16, CPU, image="family" if flat else None)
+        iteration = functools.partial(family.mean_teacher_step, classes=range(CLASSES) if flat else (1,))
     else:
         if dropout:  # in a process of its own: as the scripts do
             keep_freed_memory()
-        networks, iteration = mean_teacher(16, CPU, torch.channels_last, image="mtseg"), step
+        layout = torch.channels_last if flat else torch.channels_last_3d
+        networks, iteration = mean_teacher(16, CPU, layout, "mtseg" if flat else None), step
         if name == "mtseg" and compiled:
             for net in networks[:2]:
                 winograd_convolutions(net)
     for layer in (layer for net in networks[:2] for layer in net.modules() if isinstance(layer, nn.Dropout)):
         layer.p = layer.p if dropout else 0.0
-    return told_by(iteration, networks, batch)
+
+    def way(turn):
+        before = os.times().system
+        torch.manual_seed(turn + 1)
+        told = float(iteration(*networks, *batch, 0.1, turn + 1))
+        seconds = os.times().system - before
+        return told, seconds, resident("VmHWM") / 2**30 if Path("/proc/self/status").exists() else math.nan
+
+    return way
 
 
 def convolution_rates(quick, scratch):
@@ -319,8 +304,3 @@ def bytes_moved(model, volume, element_size):
     for hook in hooks:
         hook.remove()
     return 3.5 * sum(moved) * element_size
-
-
-def gpu_ema(quick, scratch):
-    """The teacher's update on the GPU."""
-    return ema(quick, scratch, GPU)

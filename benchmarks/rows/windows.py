@@ -7,7 +7,7 @@ import family
 import numpy as np
 import torch
 import torch.nn.functional as F
-from measure import CPU, GPU, apart, by_turns, differences, grown_by, has, row
+from measure import CPU, apart, by_turns, differences, grown_by, has, row
 
 from mtseg.allocator import keep_freed_memory
 from mtseg.networks.unet import UNetSSL4MIS
@@ -103,8 +103,3 @@ def windows_way(name, shape, patch_size, n_filters, device, compiled):
         return (labels, scores, grown) if dims == 3 else (labels.astype(np.uint8), scores[:, ::7, ::7], grown)
 
     return told
-
-
-def gpu_sliding_window(quick, scratch):
-    """A whole volume in windows on the GPU."""
-    return sliding_window(quick, scratch, GPU)

@@ -188,7 +188,7 @@ class Pool:
         self.cases, self.network, self.truth, self.of, self.per_case = cases, network, truth, of, per_case
         self.round, self.rounds = round, rounds
         self.size = region_size(cases, unit, size)
-        self.stride = [s if s in (1, WHOLE) else stride or max(s // 2, 1) for s in self.size]
+        self.stride = [s if s in (1, WHOLE) else stride or s // 2 for s in self.size]
         number_of = {name: number for number, name in enumerate(cases.names)}
         regions = [(number_of[case], start, stop) for case, start, stop in regions if case in number_of]
         self.annotated = windows_of(regions, len(self.size))

@@ -8,7 +8,6 @@ there is not done again, and what was cut off goes on to the same bits.
 import json
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +50,8 @@ def simulate_chain(args, words, oracle, strategy, seed):
             if not is_taken(folder):
                 regions = regions_asked([folder])
                 end_round(folder, oracle.answers(regions), oracle.cases.background)
-            dice = train(args, words, folder, seed)
+            labels = ["--annotations", folder / "annotations"]
+            dice = dice_of(args, args.script, [*words, *labels], folder / "run", folder, seed, args.weights)
             write_whole(record, json.dumps(measured(folder, seed, number, dice)).encode())
         run = folder if number or strategy == START else chain.with_name(START) / folder.name
         weights = methods.trained_weights(run / "run", args.weights)
@@ -87,25 +87,18 @@ def ask(args, oracle, folder, number, strategy, seed, weights):
     begin_round(folder, selection_of(pool, chosen, strategy if number else START, why), lambda _: None)
 
 
-def train(args, words, folder, seed):
-    """Train from scratch with all labels so far, unless that was done before; returns `test` of the last weights."""
-    run = folder / "run"
+def dice_of(args, script, words, run, logs, seed, weights="student"):
+    """Train from scratch into `run`, and test the `weights` of the last iteration, each unless that was done before;
+    returns the mean Dice, 0..1, of all classes of all test cases. The scripts' output goes into the folder `logs`."""
     if methods.trained_weights(run) is None:
-        words = [args.script, *words, *script_flags(vars(args) | {"seed": seed})]
-        words += ["--annotations", folder / "annotations", "--output_dir", run]
-        run_script([*words, "--resume"], folder / "train.log", OMP_NUM_THREADS="1")
-    return test(args, run, folder / "test.log", args.weights)
-
-
-def test(args, run, log, weights="student"):
-    """Test the `weights` of the last iteration of a run, unless that was done before; returns the mean Dice, 0..1, of
-    all classes of all test cases."""
+        words = [script, *words, *script_flags(vars(args) | {"seed": seed}), "--output_dir", run, "--resume"]
+        run_script(words, logs / "train.log", OMP_NUM_THREADS="1")
     weights = methods.trained_weights(run, weights)
     result = weights.parent / f"{weights.stem}_test" / "metrics.json"
     if not result.is_file():
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
         how += ["--gpu", args.gpu, *(["--network", args.network] if args.network else [])]
-        run_script([flags.HOME / "inference.py", *how], log, OMP_NUM_THREADS="1")
+        run_script([flags.HOME / "inference.py", *how], logs / "test.log", OMP_NUM_THREADS="1")
     return float(np.mean([*read_result(result).values("dice").values()]))
 
 
@@ -120,11 +113,8 @@ def measured(folder, seed, number, dice):
 def ceiling_of(args, words, oracle, seed):
     """The Dice of train_sup.py with all labels of all training cases, by those of the flags `words` that it has."""
     script, run = flags.HOME / "train_sup.py", args.output_dir / f"seed{seed}" / "all_labels"
-    if methods.trained_weights(run) is None:
-        words = [script, *flags_of(script, words), *script_flags(vars(args) | {"seed": seed}), "--output_dir", run]
-        words += ["--resume", "--labelnum", len(oracle.cases.names)]
-        run_script(words, run / "train.log", OMP_NUM_THREADS="1")
-    return test(args, run, run / "test.log")
+    words = [*flags_of(script, words), "--labelnum", len(oracle.cases.names)]
+    return dice_of(args, script, words, run, run, seed)
 
 
 def simulate_all(args):
@@ -175,15 +165,10 @@ def simulate_all(args):
             print(f"seed {seed}, {strategy}, {one['regions']} regions: Dice {100 * one['dice']:.2f}", flush=True)
         return records
 
-    with ThreadPoolExecutor(args.jobs) as pool:
-        try:
-            list(pool.map(do, [(START, seed) for seed in args.seeds]))
-            chains = list(pool.map(do, [(s, seed) for seed in args.seeds for s in args.strategies]))
-            ceilings = list(pool.map(do, [(CEILING, seed) for seed in args.seeds]))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            processes.stop_all()
-            raise
+    with processes.threads(args.jobs) as pool:
+        list(pool.map(do, [(START, seed) for seed in args.seeds]))
+        chains = list(pool.map(do, [(s, seed) for seed in args.seeds for s in args.strategies]))
+        ceilings = list(pool.map(do, [(CEILING, seed) for seed in args.seeds]))
     show(args, oracle, [one for records in chains for one in records], ceilings)
 
 

@@ -74,8 +74,7 @@ def export(args):
     for name, (write, read) in formats.items():
         if getattr(args, name):
             content = contents[name] = write(net, args.n_channels)
-            failing = convert.failing_as(f"the {name} network does not run on other sides than it was written with")
-            with convert.quiet(), failing:
+            with convert.failing_as(f"the {name} network does not run on other sides than it was written with"):
                 difference = convert.largest_difference(net, read(content), args.n_channels)
             if not difference <= TOLERANCE:
                 raise convert.ExportError(

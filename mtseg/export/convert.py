@@ -83,7 +83,7 @@ def to_onnx(net, n_channels):
         # The exporter that every PyTorch from 2.2 on has, and that needs no further package.
         options["dynamo"] = False
     content = io.BytesIO()
-    with quiet(), failing_as(f"{type(net).__name__} cannot be written as ONNX"):
+    with failing_as(f"{type(net).__name__} cannot be written as ONNX"):
         torch.onnx.export(net, (torch.zeros(compared_shapes(net, n_channels)[0]),), content, **options)
     return content.getvalue()
 
@@ -91,7 +91,7 @@ def to_onnx(net, n_channels):
 def to_torchscript(net, n_channels):
     """`net` (in eval mode, on the CPU) traced, as the bytes of a TorchScript file; batch and sides stay free."""
     content = io.BytesIO()
-    with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be traced"):
+    with torch.no_grad(), failing_as(f"{type(net).__name__} cannot be traced"):
         torch.jit.save(torch.jit.trace(net, torch.zeros(compared_shapes(net, n_channels)[0])), content)
     return content.getvalue()
 
@@ -107,7 +107,7 @@ def to_torch_export(net, n_channels):
     content = io.BytesIO()
     # Sides of the example differ, and its batch is not 1: what is alike would be taken to be the same for ever.
     example = torch.zeros(2, n_channels, *(n * by for n, by in enumerate(net.divisors, start=2)))
-    with quiet(), torch.no_grad(), failing_as(f"{type(net).__name__} cannot be exported"):
+    with torch.no_grad(), failing_as(f"{type(net).__name__} cannot be exported"):
         torch.export.save(torch.export.export(net, (example,), dynamic_shapes=(shapes,)), content)
     return content.getvalue()
 
@@ -132,7 +132,7 @@ def quantize(content, how, windows=()):
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(content)
-        with quiet(), failing_as(f"{how} quantization failed", "; export without it"):
+        with failing_as(f"{how} quantization failed", "; export without it"):
             types, only = quantization.QuantType, ["Conv"]
             if how == "dynamic":  # whose integer convolution takes no signed weights
                 quantization.quantize_dynamic(source, target, op_types_to_quantize=only, weight_type=types.QUInt8)
@@ -162,23 +162,17 @@ def extra(name):
 
 @contextlib.contextmanager
 def failing_as(what, remedy=""):
-    """A context that makes any error an ExportError: what failed, why, and the remedy."""
-    try:
-        yield
-    except ExportError:
-        raise
-    except Exception as error:  # those of the exporters have no type in common
-        raise ExportError(f"{what} ({first_line(error)}){remedy}") from error
-
-
-@contextlib.contextmanager
-def quiet():
-    """A context without the warnings and the log lines of exporters, which say nothing a user could act on."""
+    """A context that makes any error an ExportError: what failed, why, and the remedy. It is without the warnings and
+    the log lines of exporters, which say nothing a user could act on."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except ExportError:
+        raise
+    except Exception as error:  # those of the exporters have no type in common
+        raise ExportError(f"{what} ({first_line(error)}){remedy}") from error
     finally:
         logging.disable(before)

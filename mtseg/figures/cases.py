@@ -208,8 +208,9 @@ def named_folders(words):
     """{name: folder} of words like MT=predictions/MT, or predictions/MT, whose name is that of the folder."""
     folders = {}
     for word in words:
-        name, _, folder = str(word).rpartition("=")
-        name = name or Path(folder).name
+        name, given, folder = str(word).partition("=")
+        if not given or Path(word).exists():  # as runs/lr=0.1 may
+            name, folder = Path(word).name, word
         if name in folders:
             raise FigureError(f"{word}: two folders are called {name!r}; name them, as in supervised=FOLDER MT=FOLDER")
         folders[name] = Path(folder)

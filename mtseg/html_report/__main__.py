@@ -33,17 +33,16 @@ def parse_flags(argv):
 def sections_of(args):
     """{heading: HTML} of the page."""
     table, rows = report(args.paths, args.baseline, args.metrics, args.published, args.per_class)
-    measured = [row for row in rows if row.results]
     metrics = args.metrics or default_metrics(rows)
-    unit = measured[0].unit if len({row.unit for row in measured}) == 1 else ""
+    unit = rows[0].unit if len({row.unit for row in rows}) == 1 else ""
     sections = {"Table": html_table(table.columns, table.rows, table.keys) + html_notes(table.notes), "Cases": ""}
 
     if {"dice", "hd95"} <= set(metrics) and unit:
         caption = "Every case is a dot, averaged over the seeds; the box holds the middle half, the line is the median."
-        sections["Cases"] = html_picture(render(boxes_of(measured)), caption)
-    sections["Cases"] += f"<details><summary>Every case</summary>{case_table(measured, metrics, unit)}</details>"
+        sections["Cases"] = html_picture(render(boxes_of(rows)), caption)
+    sections["Cases"] += f"<details><summary>Every case</summary>{case_table(rows, metrics, unit)}</details>"
 
-    results = [(row, one) for row in measured for result in row.results for one in result.parts or [result]]
+    results = [(row, one) for row in rows for result in row.results for one in result.parts or [result]]
     runs = {result.run.resolve(): result.run for _, result in results if result.run}
     logged = [run for run in runs.values() if (run / "metrics.csv").is_file()]
     if logged:

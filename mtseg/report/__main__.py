@@ -22,7 +22,7 @@ result on several data sets has a row for each.
 Rows that are not comparable with the baseline (without one: the first row), because of other test cases, units,
 windows or selection, carry a mark and a footnote that says why; so do rows tested on cases of their own training, and
 rows of which several iterations were tested: these are no rows, but the column `inflation` says what the best of them
-has more than the last. A --published .json file fills a column beside; a .csv file gives rows.
+has more than the last. --published fills a column beside, and names the figures of other methods below the table.
 """
 
 from pathlib import Path

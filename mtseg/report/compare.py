@@ -21,12 +21,12 @@ def find_baseline(rows, words):
         return re.sub("[(),;]", " ", one_word).split()
 
     wanted = set(words_of(words))
-    known = {id(row): {*words_of(row.name), str(row.labelnum)} for row in rows if row.results}
-    named = [row for row in rows if row.results and wanted <= known[id(row)]]
+    known = {id(row): {*words_of(row.name), str(row.labelnum)} for row in rows}
+    named = [row for row in rows if wanted <= known[id(row)]]
     free = {id(row): {str(row.labelnum), f"labeled_draw={row.draw}"} for row in named}
     named = [row for row in named if known[id(row)] <= wanted | free[id(row)]] or named
     if not named:
-        names = "; ".join(f"{row.name} {row.labelnum}" for row in rows if row.results)
+        names = "; ".join(f"{row.name} {row.labelnum}" for row in rows)
         raise ReportError(f"--baseline {words!r} names no row; there are: {names}")
     for row in named:
         twin = next((r for r in named if _place(r) == _place(row) and r is not row), None)
@@ -63,7 +63,7 @@ def mark_rows(rows, reference):
     footnotes = {}
     for row in rows:
         other = reference
-        if row.results and "set" in row.results[0].cases[0]:
+        if "set" in row.results[0].cases[0]:
             own = [r for r in rows if r.dataset == row.dataset]
             other = next((r for r in own if (r.name, r.labelnum) == (reference.name, reference.labelnum)), own[0])
         row.faults, row.differences = _faults(row, other), _differences(row, other)
@@ -77,8 +77,6 @@ def mark_rows(rows, reference):
 
 def _faults(row, reference):
     """What is wrong with a row's figures, whatever stands beside them; a selection only where it is no difference."""
-    if row.published is not None:
-        return ["published"]
     faults = []
     if looks := max(len(result.looks) for result in row.results):
         faults.append(
@@ -99,12 +97,10 @@ def _differences(row, reference):
     reasons = []
     if row.dataset != reference.dataset:
         reasons.append(f"dataset {row.dataset}, not {reference.dataset}")
-    elif row.published is not None and row.test_cases != reference.test_cases:
-        reasons.append(f"{row.test_cases} test cases, not {reference.test_cases}")
-    elif row.published is None and row.case_names() != reference.case_names():
+    elif row.case_names() != reference.case_names():
         cases, others = set(row.case_names()), set(reference.case_names())
         reasons.append(f"other test cases ({len(cases)}, of which {len(cases & others)} are among the {len(others)})")
-    if row.results and set(row.classes()) != set(reference.classes()):
+    if set(row.classes()) != set(reference.classes()):
         reasons.append("other classes")
     if row.unit != reference.unit:
         reasons.append(f"distances in {row.unit}, not {reference.unit}")
@@ -112,16 +108,13 @@ def _differences(row, reference):
         ours, theirs = row.protocol[name], reference.protocol[name]
         if frozen(ours) != frozen(theirs):
             reasons.append(f"{name} {plain_setting(ours)}, not {plain_setting(theirs)}")
-    if row.results and reference.results:
-        one, other = row.results[0], reference.results[0]
-        if one.input != other.input:
-            names = [name and f"the scans in {name}" for name in without_common_folders([one.input, other.input])]
-            reasons.append(f"tested on {names[0] or 'the cases of a list'}, not on {names[1] or 'the cases of a list'}")
-        elif not one.input and one.preprocessing and other.preprocessing and one.preprocessing != other.preprocessing:
-            # Scans are measured on their own grid, however they were prepared; volumes of a list are not.
-            reasons.append("volumes were prepared in another way")
+    one, other = row.results[0], reference.results[0]
+    if one.input != other.input:
+        names = [name and f"the scans in {name}" for name in without_common_folders([one.input, other.input])]
+        reasons.append(f"tested on {names[0] or 'the cases of a list'}, not on {names[1] or 'the cases of a list'}")
+    elif not one.input and one.preprocessing and other.preprocessing and one.preprocessing != other.preprocessing:
+        # Scans are measured on their own grid, however they were prepared; volumes of a list are not.
+        reasons.append("volumes were prepared in another way")
     if row.selection != reference.selection:
         reasons.append(f"checkpoint selected by {row.selection}, not {reference.selection}")
-    if row.published is not None:
-        reasons.append("cases and voxel size not checked")
     return reasons

@@ -12,7 +12,7 @@ import textwrap
 from mtseg.results import csv_text
 
 # The columns of words; all others are set flush right.
-WORDS = ("dataset", "method", "statistic", "published", "selection", "source")
+WORDS = ("dataset", "method", "statistic", "published", "selection")
 WORDS += ("stage", "script", "data", "from", "parts", "strategy", "round", "network")
 
 

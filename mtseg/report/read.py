@@ -105,6 +105,8 @@ def read_result(path):
         for row in rows
         if row["class"] != "mean"
     ]
+    if not rows:
+        raise ReportError(f"{path}: holds means alone, no class of a case; test the checkpoint again")
     recorded = [Path(str(checkpoint)) for checkpoint in listed(content.get("checkpoint"))]
     first = recorded[0] if recorded else Path()
     # inference.py writes to <run>/<checkpoint>_<split>/ unless told otherwise, and the run may have been moved since.

@@ -1,9 +1,8 @@
-"""The rows of a table of results: runs that differ in the seed alone share one, published figures have their own.
+"""The rows of a table of results: runs that differ in the seed alone share one.
 
 Results are read.Result.
 """
 
-import csv
 import json
 import math
 import re
@@ -22,21 +21,18 @@ NOT_COMPARED = (ALIKE | {"labelnum"}) - {"exp"}  # a row has one number of label
 
 @dataclass
 class Row:
-    """Runs that differ in the seed alone, or one published figure (`published`: metric to mean). `draw`: the
-    --labeled_draw by which their labelled cases were chosen."""
+    """Runs that differ in the seed alone. `draw`: the --labeled_draw by which their labelled cases were chosen."""
 
     method: str
     weights: str
     dataset: str
     labelnum: int | None
     results: list
-    published: dict | None = None
-    source: str = "here"
-    test_cases: int | None = None
-    unit: str = ""
-    protocol: dict = field(default_factory=dict)
-    selection: str = ""
-    draw: int = 0
+    test_cases: int
+    unit: str
+    protocol: dict
+    selection: str
+    draw: int
     mark: str = ""
     faults: list = field(default_factory=list)
     differences: list = field(default_factory=list)
@@ -61,7 +57,7 @@ class Row:
         return self.results[0].case_names()
 
     def classes(self):
-        return self.results[0].classes() if self.results else ()
+        return self.results[0].classes()
 
     def values(self, metric, label="mean"):
         """(seeds, cases) array, cases in the order of their names."""
@@ -95,12 +91,12 @@ class Row:
     def mean_of(self, attribute):
         """The mean over the runs of a number each of them records, None where one does not."""
         numbers = [getattr(result, attribute) for result in self.results]
-        return sum(numbers) / len(numbers) if numbers and None not in numbers else None
+        return None if None in numbers else sum(numbers) / len(numbers)
 
 
 def published_beside(path, rows=()):
-    """{id of a row: the published figures of its method with as many labels on its data}, from a JSON file like
-    benchmarks/published.json; those on LA also stand beside rows on LA_half. Raises ReportError."""
+    """Figures of a JSON file like benchmarks/published.json with as many labels as a row has, on its data; those on LA
+    are for LA_half, too: ({id of a row: those of its method}, those of methods without a row). Raises ReportError."""
 
     def plain_name(name):
         return re.sub("[^a-z0-9+]", "", name.lower())
@@ -110,34 +106,13 @@ def published_beside(path, rows=()):
         known = [(entry["data"], entry["labels"], plain_name(entry["method"])) for entry in entries]
         for entry in entries:
             entry |= {"dice": entry["dice"] / scale("dice"), "said": f"{entry['selection']}; {entry['source']}"}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: holds no published figures ({error}); see benchmarks/published.json") from error
-    beside = {}
-    for row in rows:
-        wanted = row.dataset.split("_")[0], row.labelnum, plain_name(row.method.split(" (")[0])
-        if found := [entry for entry, key in zip(entries, known, strict=True) if key == wanted]:
-            beside[id(row)] = found
-    return beside
-
-
-def read_published(path):
-    """Published figures as Rows, from a CSV file like data/published/la.csv (Dice and Jaccard in %)."""
-    rows = []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            for entry in csv.DictReader(file):
-                protocol = {name: int(entry[name]) for name in ("stride_xy", "stride_z")}
-                protocol["patch_size"] = [int(side) for side in entry["patch_size"].split("x")]
-                said = {name: entry[name] for name in ("method", "dataset", "source", "unit", "selection")}
-                said |= {"labelnum": int(entry["labelled"]), "test_cases": int(entry["test_cases"])}
-                published = {m: float(entry[m]) / scale(m) for m in ("dice", "jaccard", "hd95", "asd")}
-                rows.append(Row(weights="", results=[], published=published, protocol=protocol, **said))
-    except OSError as error:
-        raise ReportError(f"{path}: cannot be read ({error.strerror}); give the file behind --published") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        line = f"{path}: line {len(rows) + 2} is not a published figure ({error})"
-        raise ReportError(f"{line}; see data/published/la.csv") from error
-    return rows
+    wanted = {id(row): (row.dataset.split("_")[0], row.labelnum, plain_name(row.method.split(" (")[0])) for row in rows}
+    data = {key[:2] for key in wanted.values()}
+    others = [e for e, key in zip(entries, known, strict=True) if key[:2] in data and key not in wanted.values()]
+    beside = {row: [e for e, key in zip(entries, known, strict=True) if key == own] for row, own in wanted.items()}
+    return {row: found for row, found in beside.items() if found}, others
 
 
 def frozen(value):

@@ -48,7 +48,8 @@ def paired_test(values, baseline, patients=None):
     low, high = bootstrap_interval(differences, whose)
     test = {"pairs": len(names), "difference": float(differences.mean())}
     test |= {"difference_low": low, "difference_high": high}
-    of_patients = np.bincount(whose, differences) / np.bincount(whose)
+    # Rounded: what is alike but for float's last digits is a tie, or no difference, in whatever unit it is measured.
+    of_patients = np.round(np.bincount(whose, differences) / np.bincount(whose), 9)
     if np.count_nonzero(of_patients) < 6:
         return test, f"of {len(names)} pairs fewer than 6 differ"
     return test | {"p": float(stats.wilcoxon(of_patients).pvalue)}, ""

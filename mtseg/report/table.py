@@ -2,13 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from mtseg.report.compare import baseline_of, find_baseline, mark_rows
 from mtseg.report.read import ReportError, find_results
-from mtseg.report.rows import group_results, published_beside, read_published
+from mtseg.report.rows import group_results, published_beside
 from mtseg.report.summary import RESAMPLES, holm, paired_test, pooled_statistics, statistics
 from mtseg.results import METRICS, POOLED, heading, in_neither, is_distance, scale
 
@@ -54,15 +53,12 @@ def report(paths, baseline=None, metrics=None, published=None, per_class=False):
         names = sorted(held)
         raise ReportError(f"{results[0].path}: has no metric {absent[0]!r}; there are {', '.join(names)}")
     baselines = find_baseline(rows, baseline) if baseline else []
-    beside = {}
-    if published and Path(published).suffix == ".json":
-        beside = published_beside(published, rows)
-    elif published:
-        wanted = {(row.dataset, row.labelnum) for row in rows}
-        theirs = [row for row in read_published(published) if (row.dataset, row.labelnum) in wanted]
-        rows += theirs
-    if published and not (beside or any(row.published for row in rows)):
+    beside, others = published_beside(published, rows) if published else ({}, [])
+    if published and not (beside or others):
         more.append(f"{published} has no figures for these data and numbers of labels.")
+    for data, labels in dict.fromkeys((figure["data"], figure["labels"]) for figure in others):
+        of_them = [f"{f['method']} {_published(f)}" for f in others if (f["data"], f["labels"]) == (data, labels)]
+        more.append(f"Published of other methods on {data} with {labels} labels: {', '.join(of_them)}.")
     footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
     return _table(rows, metrics, baselines, footnotes, dict.fromkeys([*more, *notes]), per_class, beside), rows
 
@@ -72,8 +68,6 @@ def _describe(row, metric, label, baselines):
     there is none."""
     entry = dict.fromkeys(("mean", "sd_seeds", "sd_cases", "low", "high", *OF_TEST), math.nan)
     entry |= {"undefined": 0, "pairs": 0, "why": ""}
-    if row.published is not None:
-        return entry | {"mean": row.published.get(metric, math.nan)}
     if metric in METRICS and metric.endswith("_pooled"):
         parts = row.parts(metric.removesuffix("_pooled"), label)
         return entry if parts is None else entry | pooled_statistics(parts, row.patients())
@@ -98,19 +92,14 @@ def _describe(row, metric, label, baselines):
 def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
     """The Table of `rows`; what explains it stands between the `footnotes` and the `notes`. `beside`: {id of a row: its
     published figures}, or empty."""
-    measured = [row for row in rows if row.results]
-    several_classes = any(len(row.classes()) > 1 for row in measured)
+    several_classes = any(len(row.classes()) > 1 for row in rows)
     per_class = per_class and several_classes
     units = {row.unit for row in rows}
     unit = next(iter(units)) if len(units) == 1 else ""
-    images = all(result.images for row in measured for result in row.results)
-    columns = ["dataset", "method", "labels", "class", "seeds", "statistic"]
-    columns += [heading(metric, unit, images) for metric in metrics]
-    inflated = any(row.inflation() is not None for row in measured)
-    columns += ["inflation Dice %"] * inflated + ["published"] * bool(beside)
-    columns += ["parameters", "training", "iteration", "memory", "inference a case", "selection", "source"]
+    images = all(result.images for row in rows for result in row.results)
+    inflated = any(row.inflation() is not None for row in rows)
 
-    cells, keys, records, untested, undefined = [], [], [], {}, []
+    cells, records, untested, undefined = [], [], {}, []  # cells: of each row {column: (lines, what to sort by)}
     lines = [(row, label) for row in rows for label in [*(row.classes() if per_class else ()), "mean"]]
     described = [{metric: _describe(row, metric, label, baselines) for metric in metrics} for row, label in lines]
     several_tests = _correct(lines, described)
@@ -124,25 +113,26 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
         if left_out := [f"{entry['undefined']} of {heading(m)}" for m, entry in entries.items() if entry["undefined"]]:
             which = ", ".join(left_out)
             undefined.append(f"{row.title}{of_class}: not defined for an empty mask, and left out: {which}.")
-        cost = {name: row.mean_of(name) for name in SHOWN}
+        cost = {name: row.mean_of(name) for name, _ in COSTS.values()}
         inflation = row.inflation() if label == "mean" else None
         figures = beside.get(id(row), []) if label == "mean" else []
-        head = [row.dataset, row.name + row.mark, row.labelnum, label, len(row.results) or None, ""]
-        means = [entry["mean"] for entry in entries.values()]
-        more = [None if inflation is None else inflation.mean()] * inflated
-        more += [figures[0]["dice"] if figures else None] * bool(beside)
-        keys.append([*head, *means, *more, *cost.values(), row.selection, row.source])
-        texts = [[UNKNOWN if value is None else str(value)] for value in head]
-        texts[5] = list(statistics_shown) if row.results else ["mean"]
-        texts += [_lines(entries[m], m, row, statistics_shown, not unit) for m in metrics]
-        texts += [[_inflation(inflation)]] * inflated
-        texts += [[f"{100 * f['dice']:.2f} ({f['said']})" for f in figures] or [UNKNOWN]] * bool(beside)
-        shown = [SHOWN[name](value) for name, value in cost.items()]
-        cells.append([*texts, *([text] for text in [*shown, row.selection, row.source])])
+        head = {"dataset": row.dataset, "method": row.name + row.mark, "labels": row.labelnum, "class": label}
+        head["seeds"] = len(row.results)
+        line = {name: ([UNKNOWN if value is None else str(value)], value) for name, value in head.items()}
+        line["statistic"] = list(statistics_shown), ""
+        for metric, entry in entries.items():
+            line[heading(metric, unit, images)] = _lines(entry, metric, row, statistics_shown, not unit), entry["mean"]
+        if inflated:
+            line["inflation Dice %"] = [_inflation(inflation)], None if inflation is None else inflation.mean()
+        if beside:
+            texts = [_published(figure) for figure in figures]
+            line["published"] = texts or [UNKNOWN], figures[0]["dice"] if figures else None
+        line |= {column: ([show(cost[name])], cost[name]) for column, (name, show) in COSTS.items()}
+        line["selection"] = [row.selection], row.selection
+        cells.append(line)
         records.append(_record(row, label, entries, cost, inflation, figures))
 
-    kept, constant = _columns_that_vary(columns, cells)
-    explained = [*constant, *_explanations(measured, baselines, several_tests)]
+    explained = [*_fold(cells), *_explanations(rows, baselines, several_tests)]
     if beside:
         explained.append(
             "published: Dice as printed, on the whole data by the papers' own budgets, with how the checkpoint was "
@@ -155,7 +145,7 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
         )
     if several_classes and not per_class:
         explained.append("All metrics are means over the classes of a case.")
-    for row in measured:
+    for row in rows:
         cases = [case for result in row.results for case in result.cases]
         of_class = [[in_neither(case) for case in cases if case["class"] == label] for label in row.classes()]
         shares = zip(row.classes(), map(np.mean, of_class), strict=True)
@@ -165,8 +155,8 @@ def _table(rows, metrics, baselines, footnotes, notes, per_class, beside):
         of_metrics = f" ({', '.join(which)})" if len(which) < len(metrics) else ""
         explained.append(f"No test of {why}{of_metrics}.")
     notes = [*footnotes, *explained, *undefined, *notes]
-    columns, *rest = ([row[i] for i in kept] for row in [columns, *cells, *keys])
-    return Table(columns, rest[: len(cells)], rest[len(cells) :], notes, records)
+    texts, keys = ([[cell[i] for cell in line.values()] for line in cells] for i in (0, 1))
+    return Table([*cells[0]], texts, keys, notes, records)
 
 
 def _correct(lines, described):
@@ -225,13 +215,15 @@ def _lines(entry, metric, row, shown, name_unit):
         first += f" ± {number('sd_seeds')}"
     if name_unit and is_distance(metric):
         first += f" {row.unit}"
-    if row.published is not None:
-        return [first]
     p, corrected = ("<0.001" if entry[name] < 0.001 else f"{entry[name]:.3f}" for name in ("p", "p_holm"))
     tests = [UNKNOWN] * 2 if math.isnan(entry["p"]) else [f"{p} ({entry['pairs']})", corrected]
     difference, low, high = (number(name, "+") for name in OF_TEST[:3])
     tests.insert(0, UNKNOWN if difference == UNKNOWN else f"{difference} [{low}, {high}]")
     return [first, number("sd_cases"), f"[{number('low')}, {number('high')}]", *tests][: len(shown)]
+
+
+def _published(figure):
+    return f"{100 * figure['dice']:.2f} ({figure['said']})"
 
 
 def _inflation(values):
@@ -258,23 +250,27 @@ def _memory(megabytes):
     return UNKNOWN if megabytes is None else f"{megabytes / 1e3:.2f} GB"
 
 
-SHOWN = {"parameters": _count, "training_seconds": _duration, "iteration_seconds": _duration}
-SHOWN |= {"peak_memory_mb": _memory, "inference_seconds": _duration}
+COSTS = {  # columns: what it is of a Row's results, and how it is shown
+    "parameters": ("parameters", _count),
+    "training": ("training_seconds", _duration),
+    "iteration": ("iteration_seconds", _duration),
+    "memory": ("peak_memory_mb", _memory),
+    "inference a case": ("inference_seconds", _duration),
+}
 
 
-def _columns_that_vary(columns, cells):
-    """(indices of the columns to print, sentences for the others): what is the same in all rows is said once."""
-    foldable = {"dataset", "class", "parameters", "training", "iteration", "memory", "inference a case"}
-    foldable |= {"selection", "source"}
-    kept, sentences = [], []
-    for i, name in enumerate(columns):
-        values = {tuple(row[i]) for row in cells}
-        if name not in foldable or len(values) > 1:
-            kept.append(i)
-        elif name not in ("class", "source"):
-            (value,) = next(iter(values))
-            sentences.append(f"{name} of all: {value}" if value != UNKNOWN else f"{name}: not recorded")
-    return kept, [f"{'; '.join(sentences)}."] if sentences else []
+def _fold(cells):
+    """Take what is the same in all rows out of the `cells`; the sentences that say it once instead."""
+    sentences = []
+    for name in ("dataset", "class", *COSTS, "selection"):
+        texts = {line[name][0][0] for line in cells}
+        if len(texts) > 1:
+            continue
+        for line in cells:
+            del line[name]
+        if name != "class":
+            sentences += [f"{name}: not recorded" if texts == {UNKNOWN} else f"{name} of all: {texts.pop()}"]
+    return [f"{'; '.join(sentences)}."] if sentences else []
 
 
 def _record(row, label, entries, cost, inflation, figures):
@@ -288,4 +284,4 @@ def _record(row, label, entries, cost, inflation, figures):
     del record["inference_seconds"]
     record["dice_inflation"] = None if inflation is None else float(inflation.mean())
     record["dice_published"] = "; ".join(f"{figure['dice']:.4f} ({figure['said']})" for figure in figures)
-    return record | {"not_comparable": row.incomparable, "source": row.source}
+    return record | {"not_comparable": row.incomparable}

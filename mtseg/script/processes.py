@@ -6,9 +6,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 TO_STOP = 30  # seconds that a training may need to finish its iteration and save
 running = set()  # the processes that this one started
+ending = threading.Event()  # no more of them are to begin
 
 
 class ScriptError(Exception):
@@ -27,6 +30,8 @@ def run_script(words, log, seconds=math.inf, **environment):
         process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
         running.add(process)
         try:
+            if ending.is_set():
+                raise ScriptError(f"{words[0]} was not run, as another one has ended this")
             code = process.wait(None if math.isinf(seconds) else seconds)
         except KeyboardInterrupt:
             stop(process, 2)
@@ -55,7 +60,19 @@ def stop(process, patience=0):
     process.wait()
 
 
-def stop_all():
-    """`stop` every process that runs in some thread, after a signal that ends this one."""
-    for process in tuple(running):
-        stop(process, 2)
+@contextlib.contextmanager
+def threads(count):
+    """A ThreadPoolExecutor of `count` threads that run scripts. What ends it early, an error or a signal, stops those
+    that run, and no thread begins another: those that have not got the signal would go on without this process."""
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            try:
+                yield pool
+            except BaseException:
+                ending.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in tuple(running):
+                    stop(process, 2)
+                raise
+    finally:
+        ending.clear()
