@@ -85,7 +85,8 @@ def prepare_all(args, folder):
     """Write all cases of `args.source` to the new folder `folder`; returns (split, settings)."""
     cases, channels = find_cases(args.source, labels=args.labels)
     if alone := args.labels is None and masks_without_image(args.source, cases):
-        raise LayoutError(f"{alone[0]}: a label without an image; add the image or remove it")
+        remedy = "add the image, remove it, or say by --labels where the labels lie"
+        raise LayoutError(f"{alone[0]}: a label without an image; {remedy}")
     prepared = next((case for case in cases if case.images[0].suffix in (".h5", ".hdf5")), None)
     if prepared:
         raise LayoutError(f"{prepared.images[0]}: is HDF5 already; give the folder with the scans")

@@ -162,9 +162,13 @@ def masks_without_image(source, cases):
     """The files with labels in `source` that belong to none of `cases`, those that `find_cases` gave, sorted."""
     source = Path(source).absolute()
     root = source.parent if source.name in BESIDE else source
-    folders = [root / name for names in BESIDE.values() for name in names]
+    # Of one of several folders of images: what belongs to the others is theirs.
+    asked = [name for name in BESIDE if source in (root, root / name) or not (root / name).is_dir()]
+    folders = [root / name for images in asked for name in BESIDE[images]]
     files = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if stem(path) is not None]
     files += [path for path in source.glob("*") if _is_image(path) and MASK.fullmatch(stem(path) or "")]
+    if not any(_is_image(path) for case in cases for path in case.files):  # pictures beside volumes are passed over
+        files = [path for path in files if not _is_image(path)]
     used = {path.resolve() for case in cases for path in (*case.images, case.label) if path}
     return sorted(path for path in files if path.resolve() not in used)
 
@@ -175,8 +179,8 @@ def _flat(folder, channels=None):
     A number of four digits at the end is a channel where the case has a 0000, or `channels` are such numbers, and else
     part of the name (PANCREAS_0001); of images, whose sequences are numbered so, the 0000 says it in nnU-Net's layout
     only. The label is <case>_seg, where that lies beside; of images <case>_mask or <case>_label, too, and such a file
-    is never an image, but in a folder that is called as one of images. In the place of files that contradict each other
-    is a LayoutError.
+    is never an image, but in a folder that is called as one of images. In the place of files that contradict each
+    other, and of a volume's label without the volume in any other folder, is a LayoutError.
     """
     found = [path for path in sorted(folder.iterdir()) if stem(path) and path.is_file()] if folder.is_dir() else []
     volumes = [path for path in found if not _is_image(path)]
@@ -201,9 +205,10 @@ def _flat(folder, channels=None):
     for case in list(groups) if is_label else ():
         of = is_label.fullmatch(case)
         single = not isinstance(groups[case], LayoutError) and groups[case].keys() == {""}
-        if of and single:
+        alone = of and volumes and of[1] not in groups
+        if of and single and not (alone and called in (*BESIDE, UNLABELED)):
             path = groups.pop(case)[""]
-            if volumes and of[1] not in groups:
+            if alone:
                 groups[case] = LayoutError(f"{path}: a label without an image; add the image or remove it")
             elif of[1] in labels:
                 groups[of[1]] = _two_labels(of[1], labels[of[1]], path)

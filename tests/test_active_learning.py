@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import active_learning
@@ -15,7 +16,7 @@ from conftest import PHASES, TINY_2D, finish_after_kills, make_images, make_stac
 
 from mtseg.active import simulation
 from mtseg.phantom import make_phantom
-from mtseg.script import methods
+from mtseg.script import methods, processes
 from mtseg.script.sources import read_annotation
 
 Image = pytest.importorskip("PIL.Image", reason="masks are drawn by Pillow")
@@ -344,8 +345,6 @@ def test_a_case_whose_name_has_dots(tmp_path):
 
 
 def test_train_is_a_process_of_its_own(waiting, tmp_path, monkeypatch, capsys):
-    from mtseg.script import processes
-
     out = shutil.copytree(waiting[1], tmp_path / "active")
     call(out, "take")
     monkeypatch.setattr(active_learning, "run_script", processes.run_script)
@@ -354,6 +353,25 @@ def test_train_is_a_process_of_its_own(waiting, tmp_path, monkeypatch, capsys):
 
 
 # --------------------------------------------------------------------------------------------------------- simulations
+
+
+def test_after_an_error_no_thread_begins_another_script(tmp_path):
+    """One that is choosing meanwhile goes on to its next training."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import pathlib, time\ntime.sleep(60)\npathlib.Path({str(tmp_path / 'ended')!r}).touch()\n")
+
+    def choose_and_train():
+        processes.ending.wait()
+        processes.run_script([script], tmp_path / "log.txt")
+
+    with pytest.raises(ZeroDivisionError), processes.threads(1) as pool:
+        future = pool.submit(choose_and_train)
+        while not future.running():
+            time.sleep(0.01)
+        raise ZeroDivisionError
+    with pytest.raises(processes.ScriptError, match="was not run, since another script failed or a signal came"):
+        future.result()
+    assert not (tmp_path / "ended").exists() and not processes.ending.is_set() and not processes.running
 
 
 def simulated(root, out, *more, **changes):
@@ -441,11 +459,12 @@ def test_simulations_that_cannot_be(tmp_path, capsys):
 
 DRIVER = """
 import sys
+import time
 sys.path[:0] = PATHS
 import active_learning, torch
 from pathlib import Path
 from mtseg.active import simulation
-from mtseg.script import methods
+from mtseg.script import methods, processes
 
 def run_here(words, log, **environment):
     methods.load_script(Path(words[0])).main([str(word) for word in words[1:]])

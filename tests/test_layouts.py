@@ -98,6 +98,11 @@ def test_images_beside_volumes_are_passed_over(tmp_path):
     assert found(tmp_path / "folders")[0] == {"x": (["x/x_t1.nii"], "x/x_seg.nii")}
 
 
+def test_in_a_folder_of_scans_a_name_says_nothing(tmp_path):
+    make(tmp_path, "imagesTr/a_seg.nii.gz", "labelsTr/a_seg.nii.gz")
+    assert found(tmp_path)[0] == {"a_seg": (["imagesTr/a_seg.nii.gz"], "labelsTr/a_seg.nii.gz")}
+
+
 def test_labels_in_a_folder_of_their_own(tmp_path):
     make(tmp_path, "scans/a.png", "scans/b.png", "drawn/a_mask.tif", "drawn/z.png")
     labels = tmp_path / "drawn"

@@ -13,6 +13,7 @@ from conftest import ball
 from prepare_nifti import main
 
 from mtseg.datasets import LAHeart
+from mtseg.images import png_bytes
 
 nibabel = pytest.importorskip("nibabel", reason='pip install -e ".[test]"')
 
@@ -118,7 +119,16 @@ def test_a_label_whose_scan_is_missing_is_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(words(source, tmp_path / "out"))
     assert stopped.value.code == 2 and not (tmp_path / "out").exists()
-    assert "heart_1.nii.gz: a label without an image; add the image or remove it" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "heart_1.nii.gz: a label without an image; add the image, remove it, or say by --labels where" in said
+
+
+def test_labels_of_other_folders_and_pictures_are_passed_over(tmp_path):
+    source = make_decathlon(tmp_path / "Task02", train=3, test=2)
+    (source / "labelsTr/heart_0.png").write_bytes(png_bytes(np.zeros((4, 4), np.uint8)))
+    main(words(source, tmp_path / "out"))
+    main(words(source / "imagesTs", tmp_path / "test", like=tmp_path / "out/preprocessing.json"))
+    assert len(list((tmp_path / "test/data").iterdir())) == 2
 
 
 def test_scans_that_nobody_labelled_yet_are_prepared(tmp_path):

@@ -209,8 +209,9 @@ def named_folders(words):
     folders = {}
     for word in words:
         name, given, folder = str(word).partition("=")
-        if not given or Path(word).exists():  # as runs/lr=0.1 may
-            name, folder = Path(word).name, word
+        if not given or Path(word).exists():  # in whose own name an = may stand, as in runs/lr=0.1
+            name, folder = "", word
+        name = name or Path(folder).name
         if name in folders:
             raise FigureError(f"{word}: two folders are called {name!r}; name them, as in supervised=FOLDER MT=FOLDER")
         folders[name] = Path(folder)

@@ -103,7 +103,7 @@ def published_beside(path, rows=()):
 
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = [(entry["data"], entry["labels"], plain_name(entry["method"])) for entry in entries]
+        known = [(str(entry["data"]), int(entry["labels"]), plain_name(entry["method"])) for entry in entries]
         for entry in entries:
             entry |= {"dice": entry["dice"] / scale("dice"), "said": f"{entry['selection']}; {entry['source']}"}
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:

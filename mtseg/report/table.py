@@ -58,7 +58,8 @@ def report(paths, baseline=None, metrics=None, published=None, per_class=False):
         more.append(f"{published} has no figures for these data and numbers of labels.")
     for data, labels in dict.fromkeys((figure["data"], figure["labels"]) for figure in others):
         of_them = [f"{f['method']} {_published(f)}" for f in others if (f["data"], f["labels"]) == (data, labels)]
-        more.append(f"Published of other methods on {data} with {labels} labels: {', '.join(of_them)}.")
+        what = f"Published Dice % of other methods on {data} with {labels} labels, not comparable with the rows here"
+        more.append(f"{what}: {', '.join(of_them)}.")
     footnotes = mark_rows(rows, baselines[0] if baselines else rows[0])
     return _table(rows, metrics, baselines, footnotes, dict.fromkeys([*more, *notes]), per_class, beside), rows
 

@@ -64,7 +64,8 @@ class CaseLog:
         """Record that `case` is finished, with what is to be known of it (a dict for JSON); on disk on return."""
         self.done[case] = entry
         try:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with open(self.path, "r+", encoding="utf-8") as file:  # not "a": one that was removed stays so
+                file.seek(0, os.SEEK_END)
                 file.write(json.dumps({"case": case, **entry}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())

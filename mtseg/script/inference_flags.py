@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtseg.script import flags
 from mtseg.script.checks import FlagError, check_class_numbers, check_dims, is_own
-from mtseg.script.config import LEARNED, read_config, words_of
+from mtseg.script.config import LEARNED, read_config
 from mtseg.script.parser import Parser
 from mtseg.script.values import classes, positive, rate
 
@@ -197,9 +197,11 @@ def take_over(parser, args, config, defaults):
             raise FlagError(f"{path}: its network is code: give --network {value}, to run it")
         wrong = f"{path}: {name} cannot be {json.dumps(value)}; repair it"
         if value is not None and f"--{name}" in parser._option_string_actions:
-            words = ["--model_path", "", *words_of(parser, path, name, value)]
+            words = [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+            if isinstance(value, bool):
+                words = [f"--{name}" if value else f"--no-{name}"]
             with parser.errors_as(lambda _, wrong=wrong, name=name: FlagError(f"{wrong}, or give --{name}")):
-                value = getattr(parser.parse_args(words), name)
+                value = getattr(parser.parse_args(["--model_path", "", *words]), name)
         elif value is not None and not isinstance(value, type(default)):
             raise FlagError(wrong)
         setattr(args, name, default if value is None else value)

@@ -31,7 +31,7 @@ def run_script(words, log, seconds=math.inf, **environment):
         running.add(process)
         try:
             if ending.is_set():
-                raise ScriptError(f"{words[0]} was not run, as another one has ended this")
+                raise ScriptError(f"{words[0]} was not run, since another script failed or a signal came")
             code = process.wait(None if math.isinf(seconds) else seconds)
         except KeyboardInterrupt:
             stop(process, 2)
@@ -64,15 +64,15 @@ def stop(process, patience=0):
 def threads(count):
     """A ThreadPoolExecutor of `count` threads that run scripts. What ends it early, an error or a signal, stops those
     that run, and no thread begins another: those that have not got the signal would go on without this process."""
+    pool = ThreadPoolExecutor(count)
     try:
-        with ThreadPoolExecutor(count) as pool:
-            try:
-                yield pool
-            except BaseException:
-                ending.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in tuple(running):
-                    stop(process, 2)
-                raise
+        yield pool
+    except BaseException:
+        ending.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in tuple(running):
+            stop(process, 2)
+        raise
     finally:
+        pool.shutdown()  # where a second signal cuts this short, `ending` stays: threads that still work begin nothing
         ending.clear()

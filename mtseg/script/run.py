@@ -95,7 +95,7 @@ class Run:
     `folder`: the run's. `device`, `autocast`: of the forward passes. `resume_from`: the checkpoint to go on from, or
     None. `ranks`: distributed.Ranks. `notes`: sentences for the log. `inside`: with --ignore_padding, of the batch that
     is trained on, bool (N, 1, *spatial) on the device: which voxels are not padding; else None. `hidden`: all labels of
-    that batch as the files hold them, (N, *spatial): to watch a method, never to train on.
+    that batch as the files hold them, (N, *spatial), but those of padding: to watch a method, never to train on.
     """
 
     def __init__(self, args, ranks, command, defaults, script):
