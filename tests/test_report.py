@@ -310,9 +310,7 @@ def test_published_figures_of_other_methods_stand_below(tmp_path, capsys):
         main([str(tmp_path / method), "--published"])
         return " ".join(capsys.readouterr().out.split())
 
-    below = (
-        "Published Dice % of other methods on LA with 25 labels, not comparable with the rows here: supervised 88.35 "
-    )
+    below = "Published Dice % of other methods on LA with 25 labels, not comparable with the rows here: supervised "
     text = said("MT", 25)
     assert "90.28 (selection not stated; LASeg, 31 test cases of 154)" in text
     assert below + "88.35 (selection not stated; LASeg, 31 test cases of 154), URPC" in text
