@@ -1,5 +1,7 @@
 """CrossMatch against its equations, written out once more in plain steps: the weights after some iterations."""
 
+import json
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,3 +91,21 @@ def test_unlabelled_patches_without_a_partner_are_refused(data, tmp_path, capsys
 def test_the_rate_of_the_built_in_data_is_for_sgd_alone():
     rates = [flags.parse(SCRIPTS[name].PARSER, ["--dataset_name", "Phantom"]).base_lr for name in ("MT", "CrossMatch")]
     assert rates == [0.03, 0.001]
+
+
+def test_a_rate_of_sgd_in_a_config_is_refused(tmp_path):
+    """As configs for all methods of a data set have one: AdamW would take it for its own."""
+    path = tmp_path / "config.json"
+
+    def rate(script, config, *more):
+        path.write_text(json.dumps(config))
+        return flags.parse(SCRIPTS[script].PARSER, ["--dataset_name", "Phantom", "--config", str(path), *more]).base_lr
+
+    assert rate("MT", {"base_lr": 0.05}) == 0.05
+    with pytest.raises(
+        flags.FlagError, match="its base_lr 0.05 names no optimizer, and this script's is adamw, at 0.001"
+    ):
+        rate("CrossMatch", {"base_lr": 0.05})
+    assert rate("CrossMatch", {"base_lr": 0.05}, "--base_lr", "0.002") == 0.002
+    assert rate("CrossMatch", {"base_lr": 0.05}, "--optimizer", "sgd") == 0.05
+    assert rate("CrossMatch", {"base_lr": 0.004, "optimizer": "adamw"}) == 0.004

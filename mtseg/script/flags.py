@@ -287,6 +287,11 @@ def parse(parser, argv):
     if "root_path" not in given and name and (name in BUILT_IN or (HOME / "data" / name).is_dir()):
         config.pop("root_path", None)  # other data than that of the run whose settings these are
     chosen, settings = {**config, **given}, {}
+    optimizer, own_rate = parser.get_default("optimizer"), parser.get_default("base_lr")
+    if optimizer != "sgd" and "base_lr" in config and "base_lr" not in given and "optimizer" not in chosen:
+        remedy = "give --base_lr, or name the optimizer in the file"
+        said = f"{given['config']}: its base_lr {config['base_lr']:g} names no optimizer"
+        raise FlagError(f"{said}, and this script's is {optimizer}, at {own_rate:g}, not sgd; {remedy}")
     name, images = chosen.get("dataset_name"), chosen.get("dims") == 2
     if chosen.get("root_path") is None:
         la = HOME / "data/LA"
@@ -299,7 +304,7 @@ def parse(parser, argv):
         settings = {**BUILT_IN.get(name, {}), "root_path": str(place)}
         if chosen.get("dims") == 3 and settings.get("dims") == 2:
             raise FlagError(f"--dims 3 with --dataset_name {name}, whose cases are images: take --dims 2")
-    if parser.get_default("optimizer") != "sgd":
+    if optimizer != "sgd":
         settings.pop("base_lr", None)  # the built-in data's is a rate of sgd
     if not parser.get_default("consistency_rampup"):
         settings.pop("consistency_rampup", None)  # a method that has no ramp has none there
