@@ -102,9 +102,7 @@ def test_a_rate_of_sgd_in_a_config_is_refused(tmp_path):
         return flags.parse(SCRIPTS[script].PARSER, ["--dataset_name", "Phantom", "--config", str(path), *more]).base_lr
 
     assert rate("MT", {"base_lr": 0.05}) == 0.05
-    with pytest.raises(
-        flags.FlagError, match="its base_lr 0.05 names no optimizer, and this script's is adamw, at 0.001"
-    ):
+    with pytest.raises(flags.FlagError, match=r"its base_lr 0\.05 names no optimizer, and this script.s is adamw, at"):
         rate("CrossMatch", {"base_lr": 0.05})
     assert rate("CrossMatch", {"base_lr": 0.05}, "--base_lr", "0.002") == 0.002
     assert rate("CrossMatch", {"base_lr": 0.05}, "--optimizer", "sgd") == 0.05
