@@ -101,18 +101,19 @@ def published_beside(path, rows=()):
     def plain_name(name):
         return re.sub("[^a-z0-9+]", "", name.lower())
 
+    figures = {}
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = [(str(entry["data"]), int(entry["labels"]), plain_name(entry["method"])) for entry in entries]
-        for entry in entries:
+        for entry in json.loads(Path(path).read_text(encoding="utf-8")):
+            key = str(entry["data"]), int(entry["labels"]), plain_name(entry["method"])
             entry |= {"dice": entry["dice"] / scale("dice"), "said": f"{entry['selection']}; {entry['source']}"}
+            figures.setdefault(key, []).append(entry)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: holds no published figures ({error}); see benchmarks/published.json") from error
     wanted = {id(row): (row.dataset.split("_")[0], row.labelnum, plain_name(row.method.split(" (")[0])) for row in rows}
     data = {key[:2] for key in wanted.values()}
-    others = [e for e, key in zip(entries, known, strict=True) if key[:2] in data and key not in wanted.values()]
-    beside = {row: [e for e, key in zip(entries, known, strict=True) if key == own] for row, own in wanted.items()}
-    return {row: found for row, found in beside.items() if found}, others
+    beside = {row: figures[key] for row, key in wanted.items() if key in figures}
+    others = [of_one for key, of_one in figures.items() if key[:2] in data and key not in wanted.values()]
+    return beside, [entry for of_one in others for entry in of_one]
 
 
 def frozen(value):
