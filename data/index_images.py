@@ -179,6 +179,8 @@ def index_images(args, asked):
         print_set(name, table, [entry for entry in looked if entry[0].dataset == name])
     samples, _, snapped = zip(*looked, strict=True)
 
+    if args.out.is_dir():
+        raise ImageIndexError(f"{args.out}: is a folder; name a file in it, such as {args.out / 'index.json'}")
     needed = bool(args.test or args.val or args.labelnum is not None or args.unlabeled is not None)
     groups, pattern = groups_of(samples, datasets, args.patient_id, needed or bool(fixed))
     samples = [replace(sample, group=groups[sample.id]) for sample in samples]

@@ -24,7 +24,7 @@ import h5py
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # for mtseg, installed or not
 
 from mtseg.datasets import read_list, test_cases, training_cases
-from mtseg.layouts import find_cases
+from mtseg.layouts import IMAGES, find_cases
 from mtseg.script.flags import Parser, one_sentence
 from mtseg.script.newdata import add_split_flags
 from mtseg.splits import (
@@ -46,7 +46,7 @@ def cases_of(root):
     kinds = ([], [], [])
     files = sorted([*root.glob("data/*/mri_norm2.h5"), *root.glob("data/*.h5")])
     for case in [] if files else find_cases(root)[0]:
-        if case.images[0].suffix.lower() not in (".png", ".tif", ".tiff"):
+        if case.images[0].suffix.lower() not in IMAGES:
             raise SplitError(f"{case.images[0]}: is no image; prepare volumes first, with prepare_nifti.py")
         kinds[1 if case.label is None else 2 if case.part == "Ts" else 0].append(case.name)
     for path in files:

@@ -65,15 +65,15 @@ def dropout_on(nets):
     Gal and Ghahramani, "Dropout as a Bayesian Approximation", ICML 2016 (arXiv:1506.02142). Yields the number of
     dropout layers, 0 where the networks have none and all samples would be alike.
     """
-    layers = [m for net in nets for m in net.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
-    modes = [layer.training for layer in layers]
-    for layer in layers:
-        layer.train()
+    modes = [(module, module.training) for net in nets for module in net.modules()]
+    layers = [module for module, _ in modes if isinstance(module, nn.modules.dropout._DropoutNd)]
+    for module, _ in modes:
+        module.training = module in layers
     try:
         yield len(layers)
     finally:
-        for layer, mode in zip(layers, modes, strict=True):
-            layer.train(mode)
+        for module, mode in modes:
+            module.training = mode
 
 
 def entropy(probabilities):

@@ -46,7 +46,7 @@ def encode(image):
 
 def decode(codes, levels):
     """levels[codes], float32, for uint8 `codes` of any shape and strides and float32 `levels` (256,)."""
-    codes = np.ascontiguousarray(codes)
+    codes = np.asarray(codes, order="C")
     image = np.empty(codes.shape, np.float32)
     flat, out = codes.reshape(-1), image.reshape(-1)
     done = 0
@@ -84,6 +84,9 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __getitem__(self, key):
         return LazyArray(self._stored[key], self._levels)
 
+    def __setitem__(self, key, value):
+        raise TypeError("a LazyArray is read-only: assign to a copy, np.array(it)")
+
     def __array__(self, dtype=None, copy=None):
         if self._levels is None:
             return np.array(self._stored, dtype=dtype, order="C")
@@ -100,7 +103,7 @@ class LazyArray(np.lib.mixins.NDArrayOperatorsMixin):
         return function(*map(_read, args), **{key: _read(value) for key, value in kwargs.items()})
 
     def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
-        return getattr(ufunc, method)(*map(_read, inputs), **kwargs)
+        return getattr(ufunc, method)(*map(_read, inputs), **{key: _read(value) for key, value in kwargs.items()})
 
 
 def _read(value):

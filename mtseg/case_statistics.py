@@ -51,7 +51,7 @@ class _Moments:
         self.total, self.count = torch.zeros_like(torch.stack(self.learned), dtype=torch.double), 0
 
     def __call__(self, _, inputs):
-        values = inputs[0].transpose(0, 1).flatten(1)
+        values = inputs[0].float().transpose(0, 1).flatten(1)  # squares overflow float16
         variance, mean = (moment.double() for moment in torch.var_mean(values, 1, correction=0))
         moments, count = torch.stack([mean, variance + mean**2]), values.shape[1]
         self.use(moments, count)

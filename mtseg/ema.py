@@ -18,10 +18,12 @@ def update_ema_variables(model, ema_model, alpha, global_step, average_buffers=F
     teacher's batch norm are then estimated from the teacher's own inputs, which is right as long as it stays in train()
     mode and sees data like the student's. Set `average_buffers=True` where the teacher runs in eval() mode during
     training: its statistics would otherwise stay those of its initialisation. Floating-point buffers are then averaged
-    as parameters are, and integer buffers (num_batches_tracked) are copied.
+    as parameters are, and integer buffers (num_batches_tracked) are copied. ValueError for a teacher in half precision.
     """
     alpha = min(1 - 1 / (global_step + 1), alpha)
     averaged = list(zip(ema_model.parameters(), model.parameters(), strict=True))
+    if any(teacher.dtype in (torch.float16, torch.bfloat16) for teacher, _ in averaged):
+        raise ValueError("a teacher in half precision loses steps of 1 - alpha: keep its weights in float32")
     if average_buffers:
         for ema_buffer, buffer in zip(ema_model.buffers(), model.buffers(), strict=True):
             if ema_buffer.is_floating_point():

@@ -100,11 +100,11 @@ def paired_p(differences):
     return float(2 * stdtr(count - 1, -abs(mean) / (deviation / math.sqrt(count))))
 
 
-def penalty_matrix(scores, alpha=0.05):
+def penalty_matrix(scores):
     """float (S, S) of `scores` (S, R, seeds), of strategies, rounds and seeds: who beats whom how often, from 0 to 1.
 
     In row i and column j the share of rounds in which strategy i is better than j: the mean of the differences of their
-    scores, seed by seed, is above 0, and their t-test's p below `alpha`. The mean of column j without its diagonal says
+    scores, seed by seed, is above 0, and their t-test's p below 0.05. The mean of column j without its diagonal says
     how often j is beaten. Ash et al., ICLR 2020 (arXiv:1906.03671). Seeds are paired: the same start, test cases and
     initial weights. CurveError for fewer than two seeds and scores that are not finite.
     """
@@ -116,6 +116,6 @@ def penalty_matrix(scores, alpha=0.05):
     matrix = np.zeros((len(scores), len(scores)))
     for i, better in enumerate(scores):
         for j, worse in enumerate(scores):
-            won = [d.mean() > 0 and paired_p(d) < alpha for d in better - worse]
+            won = [d.mean() > 0 and paired_p(d) < 0.05 for d in better - worse]
             matrix[i, j] = np.mean(won)
     return matrix

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 SMOOTH = 1e-5
+NO_LABEL = -(2**63)  # PyTorch's own default, -100, would leave out a mistake
 
 
 def dice_loss(score, target):
@@ -65,18 +66,16 @@ def tversky_loss(input_logits, target, alpha=0.3, beta=0.7, include_background=F
 
 def _mean_over_classes(loss, input_logits, target, include_background, ignore_index):
     """The mean of loss(probability, is this class) over classes, with both 0 on ignored voxels. ValueError for a target
-    of another shape, such as (N, 1, *spatial), and where no class is left to take the mean of."""
+    of another shape, such as (N, 1, *spatial)."""
     if target.shape != input_logits.shape[:1] + input_logits.shape[2:]:
         shapes = tuple(target.shape), tuple(input_logits.shape)
         raise ValueError("the target is {} for logits of {}: give (N, *spatial)".format(*shapes))
-    probabilities = F.softmax(_widened(input_logits), dim=1)
+    probabilities = F.softmax(_logits(input_logits), dim=1)
     if ignore_index is not None:
         ignored = target == ignore_index
         probabilities = probabilities.masked_fill(ignored.unsqueeze(1), 0)
         target = target.long().masked_fill(ignored, -1)
     classes = range(0 if include_background else 1, input_logits.shape[1])
-    if not classes:
-        raise ValueError("logits of one class, the background: give a channel a class, background too")
     return sum(loss(probabilities[:, c], target == c) for c in classes) / len(classes)
 
 
@@ -88,7 +87,7 @@ def cross_entropy_loss(input_logits, target, class_weights=None, ignore_index=No
     """
     # On a GPU, F.cross_entropy adds its mean up in any order: the same numbers give another one in the last digits.
     if class_weights is None and ignore_index is None and not input_logits.is_cuda:
-        return F.cross_entropy(_widened(input_logits), target.detach().long())
+        return F.cross_entropy(_logits(input_logits), target.detach().long(), ignore_index=NO_LABEL)
     loss = _voxel_cross_entropy(input_logits, target, ignore_index)
     return _weighted_mean(loss, target, input_logits.shape[1], class_weights, ignore_index)
 
@@ -273,7 +272,7 @@ def confidence_mask(target_logits, threshold):
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"a confidence threshold of {threshold}: take one between 0 and 1")
-    return F.softmax(_widened(target_logits.detach()), dim=1).amax(dim=1) >= threshold
+    return F.softmax(_logits(target_logits.detach()), dim=1).amax(dim=1) >= threshold
 
 
 def masked_mean(loss_map, mask):
@@ -302,15 +301,21 @@ def _widened(tensor):
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def _logits(tensor):
+    if tensor.shape[1] < 2:  # whose softmax is 1 everywhere, and every loss of it a constant
+        raise ValueError("logits of one class: give every class a channel, the background too")
+    return _widened(tensor)
+
+
 def _pair(input_logits, target_logits):
     if input_logits.shape != target_logits.shape:
         raise ValueError(f"logits of shape {tuple(input_logits.shape)} against {tuple(target_logits.shape)}")
-    return _widened(input_logits), _widened(target_logits.detach())
+    return _logits(input_logits), _logits(target_logits.detach())
 
 
 def _voxel_cross_entropy(input_logits, target, ignore_index):
-    ignored = {} if ignore_index is None else {"ignore_index": ignore_index}
-    return F.cross_entropy(_widened(input_logits), target.detach().long(), reduction="none", **ignored)
+    ignored = NO_LABEL if ignore_index is None else ignore_index
+    return F.cross_entropy(_logits(input_logits), target.detach().long(), reduction="none", ignore_index=ignored)
 
 
 def _weighted_mean(voxel_loss, target, num_classes, class_weights, ignore_index):

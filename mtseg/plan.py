@@ -27,17 +27,18 @@ class PlanError(ValueError):
     """A data set of which no plan can be made, or a file that is no plan; the message is one sentence."""
 
 
-def fingerprint(cases, labeled, crop=True, voxels=10**7):
+def fingerprint(cases, labeled, voxels=10**7):
     """What a plan needs to know of a data set, as JSON holds it; one case is in memory at a time.
 
     `cases`: (image, label, spacing) triples: numbers (*spatial) or (C, *spatial); an array (*spatial) with the
     foreground above 0, or None where the label is hidden or there is none; the size of a voxel along each spatial axis.
-    `labeled`: how many of them have a label. `crop`: to the box of what is not 0 in a channel. `voxels`: so many of the
-    foreground are looked at, an equal share of each labelled case, drawn with replacement (nnU-Net: 10**8).
+    `labeled`: how many of them have a label. `voxels`: so many of the foreground are looked at, an equal share of each
+    labelled case, drawn with replacement (nnU-Net: 10**8).
 
-    Returns {'shapes', 'spacings': a list a case, 'channels': int, 'kept': median share of a scan that the crop leaves,
-    'intensities': [{'mean', 'std', 'median', 'min', 'max', 'low', 'high'}, ...], one a channel, low and high the 0.5th
-    and 99.5th percentile; [] where no case has a foreground}. Raises PlanError.
+    Returns {'shapes', 'spacings': a list a case, the shape of its box of what is not 0 in a channel, 'channels': int,
+    'kept': median share of a scan in that box, 'intensities': [{'mean', 'std', 'median', 'min', 'max', 'low', 'high'},
+    ...], one a channel, low and high the 0.5th and 99.5th percentile; [] where no case has a foreground}. Raises
+    PlanError.
     """
     shapes, spacings, kept, samples, channels = [], [], [], [], set()
     for number, (image, label, spacing) in enumerate(cases, start=1):
@@ -48,7 +49,7 @@ def fingerprint(cases, labeled, crop=True, voxels=10**7):
         image = image.reshape(-1, *image.shape[-len(spacing) :])
         shape = np.array(image.shape[1:])
         channels.add(len(image))
-        size = nonzero_size(image) if crop else shape
+        size = nonzero_size(image)
         shapes.append(size.tolist())
         spacings.append(spacing)
         kept.append(size.prod() / shape.prod())

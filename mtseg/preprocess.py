@@ -94,7 +94,9 @@ def check_settings(settings):
         problems.append(f"coarse_axis {settings['coarse_axis']!r}")
     if settings.get("over", "all") not in ("nonzero", "all"):
         problems.append(f"over {settings['over']!r}")
-    for row in settings.get("by_channel") or [None] if settings.get("normalization") == "by_channel" else ():
+    rows = settings.get("by_channel")
+    rows = rows if rows and isinstance(rows, list) else [rows]
+    for row in rows if settings.get("normalization") == "by_channel" else ():
         if row not in ("zscore", "percentile", "minmax") and not (numbers(row, 4) and row[0] < row[1] and row[3] > 0):
             problems.append(f"by_channel {row!r}")
     if settings.get("normalization") == "ct" and not (numbers(window, 2) and window[1] > 0):

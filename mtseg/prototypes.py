@@ -61,13 +61,14 @@ class ClassPrototypes(nn.Module):
     def choose(self, vectors, labels, number=32, best=False):
         """A list with the prototypes of each class: the up to `number` projections (k, size) of its vectors with the
         lowest scores, or with `best` the highest. Batch norm uses its running statistics. No gradient flows."""
+        mode = self.training
         self.eval()
         projected, chosen = self.projection(vectors), []
         for number_of_class, selector in zip(self.classes, self.selectors, strict=True):
             candidates = projected[labels == number_of_class]
             scores = selector(candidates).squeeze(1)
             chosen.append(candidates[scores.topk(min(number, len(scores)), largest=best).indices])
-        self.train()
+        self.train(mode)
         return chosen
 
     def forward(self, vectors, labels, prototypes):

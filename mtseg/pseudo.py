@@ -41,7 +41,7 @@ def pseudo_labels(teacher_logits, threshold=0.8, max_entropy=None, foreground=No
     probabilities = F.softmax(logits, dim=1)
     confidence, labels = probabilities.max(dim=1)
     used = confidence >= threshold
-    if max_entropy is not None:
+    if max_entropy is not None and max_entropy < 1:  # above 1 by rounding where all classes are alike
         used &= torch.special.entr(probabilities).sum(dim=1) / math.log(num_classes) <= max_entropy
     if foreground is not None:
         counted = torch.ones_like(used) if seen is None else seen

@@ -106,7 +106,7 @@ def weighted_ranks(scores, weights):
 
 def overlapping(windows, case, start, stop):
     """Indices of the windows of `case` that share a voxel with the box from `start` to `stop`."""
-    here = np.flatnonzero(windows.case == case)
+    here = np.flatnonzero(np.asarray(windows.case) == case)
     return here[((windows.start[here] < stop) & (start < windows.stop[here])).all(axis=1)]
 
 
@@ -133,8 +133,9 @@ def take(chosen, n, scores, windows, still, per_case):
         chosen.append(best)
         case = windows.case[best]
         still[overlapping(windows, case, windows.start[best], windows.stop[best])] = False
-        if per_case and (windows.case[chosen] == case).sum() >= per_case:
-            still[windows.case == case] = False
+        same = np.asarray(windows.case) == case
+        if per_case and same[chosen].sum() >= per_case:
+            still[same] = False
 
 
 def top_windows(scores, windows, n, annotated=None, per_case=None):

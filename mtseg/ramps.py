@@ -64,4 +64,4 @@ def consistency_weight(iteration, weight, shape="sigmoid", length=40.0, warmup=0
     now = (iteration - 1 - warmup) // block
     if now < 0:
         return 0.0, "warm-up"
-    return weight * rampup(shape, now, length), "ramp" if now < length else "stable"
+    return weight * rampup(shape, now, length), "ramp" if now < length and shape != "constant" else "stable"

@@ -9,8 +9,9 @@ class TwoStreamBatchSampler:
     """Batches of `batch_size - secondary_batch_size` primary (labelled) indices, then the secondary (unlabelled) ones.
 
     One epoch is one pass through the primary indices in random order; those that do not fill a batch are left out. The
-    secondary indices are passed through again and again, each time in a new order. From Tarvainen and Valpola's code,
-    as UA-MT uses it.
+    secondary indices are in a new random order in every epoch, too, and again where an epoch needs more of them than
+    there are; with few primary indices it ends long before, and the next begins with any of them. From Tarvainen and
+    Valpola's code, as UA-MT uses it.
 
     Without `seed` the orders come from NumPy's global random state, with it they are a function of seed and epoch
     (`set_epoch`). Raises ValueError where a share of the batch is below one or above what there is. `strata[index]`:

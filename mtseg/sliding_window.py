@@ -94,7 +94,7 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
         if logits.shape[1:] != (num_classes, *patch_size):
             wanted = (len(batch), num_classes, *patch_size)
             raise ValueError(f"the network gives {tuple(logits.shape)} for these windows, and not logits {wanted}")
-        probabilities = F.softmax(logits, dim=1).to(host)
+        probabilities = F.softmax(logits.float(), dim=1).to(host)  # in bf16 they would not add up to 1
         if weight is not None:
             probabilities = probabilities * weight
         for window, scores_of_window in zip(windows, probabilities, strict=True):

@@ -18,6 +18,7 @@ EACH = ".+"  # the pattern by which every case is a patient
 CONVENTIONS = (r"^(BraTS-[A-Za-z]+-\d+)-\d+$", r"^(sub-[A-Za-z0-9]+)(?:_|$)", r"^(patient\d+)_frame\d+$")
 FOLDS = "splits_final.json"
 LAST_PART = r"^(.+)[_-][A-Za-z0-9]+$"  # the patient is what stands before the last part: p07_2, 012-left
+FIRST_PART = "^[^_-]+"  # or what stands before all others: p07_left_2
 
 
 class SplitError(ValueError):
@@ -43,7 +44,7 @@ def recognise_patients(cases):
     One of CONVENTIONS; or EACH, where no two names differ in their last part alone (la_003 and liver_7), or all do, for
     then the last part is the patient (la_003 and la_004; nnU-Net's names, BraTS2021_00005); or LAST_PART, where what
     stands before it ends in a number wherever it is repeated (p07_1 and p07_2, beside p08_1). Of Healthy_1, Healthy_2
-    and Sick_1 nobody knows.
+    and Sick_1 nobody knows, nor of p07_1_1, p07_1_2 and p07_2_1.
     """
     for pattern in CONVENTIONS:
         if all(re.search(pattern, case) for case in cases):
@@ -53,7 +54,7 @@ def recognise_patients(cases):
     if not repeated or len(series) == 1:
         return EACH
     numbered = all(name[-1].isdigit() for name in repeated) and all(re.search(LAST_PART, case) for case in cases)
-    return LAST_PART if numbered else None
+    return LAST_PART if numbered and recognise_patients([*series]) == EACH else None
 
 
 def patients_of(cases, pattern=None, needed=True):
@@ -61,8 +62,10 @@ def patients_of(cases, pattern=None, needed=True):
     SplitError, or with `needed` False every case is a patient, and the pattern None."""
     pattern = pattern or recognise_patients(cases)
     if pattern is None and needed:
-        one, other = next(members[:2] for members in _series(cases).values() if len(members) > 1)
-        how = f"--patient_id '{LAST_PART}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
+        series = _series(cases)
+        one, other = next(members[:2] for members in series.values() if len(members) > 1)
+        same = LAST_PART if recognise_patients([*series]) == EACH else FIRST_PART
+        how = f"--patient_id '{same}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
         raise SplitError(f"the names do not tell whether {one} and {other} are of one patient; say it by {how}")
     return {case: patient_of(case, pattern or EACH) for case in cases}, pattern
 
@@ -88,7 +91,7 @@ def _record(root):
         record = json.loads(path.read_text("utf-8")) if path.exists() else {}
         said = record.get("patient_id", "") is not None
         cases_of = record.get("patients", {}) if said else {}
-        return {**record, "patients": {case: patient for patient, cases in cases_of.items() for case in cases}}
+        return {**record, "patients": {str(case): patient for patient, cases in cases_of.items() for case in cases}}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         says = "does not say which cases are of which patient"
         raise SplitError(f"{path}: {says} ({error}); make it again, or move it away") from error

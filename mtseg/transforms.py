@@ -57,6 +57,8 @@ def _turn(sample, turns, axes):
     image, label = image_and_label(sample)
     dims = label.ndim
     axes = [axis if axis < 0 else axis - dims for axis in axes]  # an image may have channels in front
+    if not all(-dims <= axis < 0 for axis in axes):
+        raise ValueError(f"a label of {dims} axes cannot be mirrored along others: give axes of its own")
 
     def turned(array):
         return np.flip(np.rot90(array, turns, axes=(-dims, 1 - dims)), axis=axes)
@@ -117,7 +119,7 @@ class RandomCrop:
             sides = zip(middle, self.output_size, rooms, strict=True)
             return [int(np.clip(voxel - side // 2, 0, room)) for voxel, side, room in sides]
 
-        return _crop(sample, self.output_size, start, self.outside or (self.unknown if in_part else 0))
+        return _crop(sample, self.output_size, start, self.outside or (0 if known.all() else self.unknown))
 
     def _foreground_voxel(self, rng, label):
         """A voxel of one of the classes, along each axis; None where the label has none of them."""

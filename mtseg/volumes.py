@@ -143,7 +143,8 @@ def _read_nrrd(path, header_only):
     if dims not in (3, 4) or len(spatial) != 3:
         raise VolumeError(f"{path}: has {dims} axes, {len(spatial)} of them spatial; a volume has 3 and channels")
     affine = spacing = None
-    units = {str(unit).strip('" ') for unit in header.get("space units", ["mm"])}
+    units = header.get("space units", [header["units"][axis] for axis in spatial] if "units" in header else [])
+    units = {str(unit).strip('" ') or "mm" for unit in units or ["mm"]}
     scale = NRRD_MILLIMETRES.get(units.pop() if len(units) == 1 else None)
     if scale and "space directions" in header:
         directions = scale * np.asarray(header["space directions"], dtype=float)[spatial]

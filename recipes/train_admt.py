@@ -46,7 +46,7 @@ VIEWS = {2: {"blur": 2.0, "shares": (0.8, 0.2, 0.0)}, 3: {"noise": 1.0}}  # of i
 
 def turns(longest, iterations, seed):
     """Whose turn it is in each iteration, 0 or 1, for 1 to `longest` iterations at a time; by the seed alone."""
-    lengths = torch.randint(1, longest + 1, (iterations,), generator=torch.Generator().manual_seed(seed))
+    lengths = torch.randint(1, longest + 1, (iterations,), generator=torch.Generator().manual_seed(seed % 2**63))
     return (torch.arange(iterations) % 2).repeat_interleave(lengths)[:iterations].tolist()
 
 

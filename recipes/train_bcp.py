@@ -57,7 +57,8 @@ def train(args, run):
         raise flags.FlagError(f"--labeled_bs {labeled}, --batch_size {size}: take a multiple of {halves} and twice it")
     if args.labelnum < 2:
         raise flags.FlagError("--labelnum 1: labelled cases are pasted into one another; give at least 2")
-    if not (args.consistency_warmup or (args.pretrained and not args.from_scratch)):
+    whole = args.pretrained and args.pretrained_parts != "encoder" and not args.from_scratch
+    if not (args.consistency_warmup or whole):
         raise flags.FlagError("--consistency_warmup 0: the teacher would know nothing; raise it, or give --pretrained")
     flags.check_normalization(args, max(labeled // halves // args.accumulation_steps, 1))  # of the labels-only phase
     # ------------------------------------------------------------------------------ data, student, teacher, optimizer

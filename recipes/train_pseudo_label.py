@@ -37,6 +37,8 @@ from mtseg.script.run import script_main
 def train(args, run):
     if args.pseudo_foreground and args.pseudo_foreground[0] > args.pseudo_foreground[1]:
         raise flags.FlagError("--pseudo_foreground {} {}: MIN is above MAX; swap them".format(*args.pseudo_foreground))
+    if args.pseudo_foreground and args.background is None:
+        raise flags.FlagError("--pseudo_foreground where no class is the background: leave it out")
     # ------------------------------------------------------------------------------ data, student, teacher, optimizer
     data = build.read_data(args, run)
     model = build.make_network(args, run, data.n_channels)

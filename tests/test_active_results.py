@@ -154,8 +154,10 @@ def test_the_curves_show_means_deviations_and_the_ceiling():
         }
         assert len(looks) == len(many)
         assert texts_that_overlap(figure) == []
-        figure = figures.label_curves(simulated(seeds=(1,)), x=("voxels",))
-        assert [a.get_xlabel() for a in figure.axes] == ["annotated voxels"]
+        figure = figures.label_curves(simulated(seeds=(1,)))
+        assert [a.get_xlabel() for a in figure.axes] == [
+            *map("annotated ".__add__, ("regions", "voxels", "foreground voxels"))
+        ]
         assert figures.render(figure).startswith(b"\x89PNG")
         with pytest.raises(figures.FigureError, match="no seed is finished by all strategies; go on with"):
             figures.label_curves([])

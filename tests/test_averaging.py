@@ -67,11 +67,14 @@ def test_several_networks_are_averaged():
 
 def test_dropout_alone_is_switched_on_and_off_again():
     net = nn.Sequential(nn.BatchNorm3d(2), nn.Dropout3d(0.5), nn.Sequential(nn.Dropout(0.5))).eval()
-    with pytest.raises(KeyError), dropout_on([net]) as count:
-        assert count == 2
-        assert [m.training for m in net.modules()] == [False, False, True, False, True]
-        raise KeyError
-    assert not any(m.training for m in net.modules())
+    for before in ([False] * 5, [True] * 5, [True, False, True, True, False]):
+        for module, mode in zip(net.modules(), before, strict=True):
+            module.training = mode
+        with pytest.raises(KeyError), dropout_on([net]) as count:
+            assert count == 2
+            assert [m.training for m in net.modules()] == [False, False, True, False, True]
+            raise KeyError
+        assert [m.training for m in net.modules()] == before
     with dropout_on([nn.Conv3d(1, 1, 1)]) as count:
         assert count == 0
 

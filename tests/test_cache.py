@@ -93,6 +93,16 @@ def test_a_case_that_cannot_be_augmented_is_named_with_its_file(data, workers):
         list(DataLoader(cached, batch_sampler=[[2]], num_workers=workers))
 
 
+def test_numpys_ways_to_change_an_image_change_a_copy():
+    image = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+    centred = lazy = LazyArray(image, np.arange(256, dtype=np.float32) / 2)
+    centred -= lazy.mean()
+    np.testing.assert_array_equal(centred, image / 2 - image.mean() / 2)
+    assert float(lazy[1, 2, 3]) == 11.5
+    with pytest.raises(TypeError, match="read-only: assign to a copy"):
+        lazy[lazy > 3] = 3
+
+
 def test_what_a_sample_gives_may_be_written_to(data):
     cached = CachedDataset(LAHeart(data, transform=ToTensor()))
     before = cached.read("case_0")["image"].copy()

@@ -60,6 +60,13 @@ def test_the_whole_network_computes_as_in_training_by_the_cases_statistics_alone
     assert (net(windows) - expected).std() > expected.std()
 
 
+def test_large_activations_in_float16_have_a_variance():
+    net = nn.Sequential(nn.BatchNorm2d(2)).eval()
+    windows = torch.randn(4, 2, 32, 32, generator=torch.Generator().manual_seed(0)) * 400 + 3000
+    found = with_case_statistics(net, windows.half(), 1.0)[0]
+    torch.testing.assert_close(found.running_var, windows.transpose(0, 1).flatten(1).var(1), rtol=0.01, atol=0)
+
+
 def test_a_layer_with_few_values_keeps_the_trainings_statistics():
     net = VNet(1, 2, 2, "batchnorm").eval()
     found = with_case_statistics(net, torch.randn(1, 1, 16, 16, 16), 1.0)

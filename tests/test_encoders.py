@@ -132,6 +132,8 @@ def test_the_numbers_of_parameters_are_the_published():
     head = [nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280), nn.Linear(1280, 1000)]
     assert counted(EfficientNetB0()) + counted(nn.Sequential(*head)) == 5_288_548
     assert counted(ConvNeXtT()) + counted(nn.LayerNorm(768)) + counted(nn.Linear(768, 1000)) == 28_589_128
+    with pytest.raises(ValueError, match="6 blocks: take a multiple of 4"):
+        DINOv2(depth=6)
     assert counted(DINOv2()) == 22_056_576
     assert counted(DINOv2(registers=4)) == 22_056_576 + 4 * 384
 

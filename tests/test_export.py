@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import sys
 
 import numpy as np
@@ -115,6 +116,9 @@ def test_the_difference_that_decides_is_seen():
         with torch.no_grad():
             other.out_conv.bias[1] += 0.25
         assert export.largest_difference(net, other, 1) == pytest.approx(0.25, rel=1e-5)
+        with torch.no_grad():
+            other.out_conv.bias[1] = math.nan
+        assert math.isnan(export.largest_difference(net, other, 1))
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static"])

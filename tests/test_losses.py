@@ -82,10 +82,33 @@ def test_labels_with_an_axis_for_channels_are_refused(loss):
     logits, labels = torch.randn(3, 2, 4, 4), torch.ones(3, 1, 4, 4, dtype=torch.long)
     with pytest.raises(ValueError, match="the target is"):
         loss(logits, labels)
-    with pytest.raises(ValueError, match="give a channel a class, background too"):
-        loss(logits[:, :1], labels[:, 0])
     with pytest.raises(ValueError, match="one shape"):
         losses.dice_loss(logits.softmax(1)[:, 1:], labels[:, 0] == 1)
+
+
+def test_logits_of_one_class_are_refused():
+    """As networks with a sigmoid give them: their softmax is 1 everywhere, and the losses were constants."""
+    one, label = A[:, :1], torch.zeros_like(LABELS)
+    for loss in (losses.cross_entropy_loss, losses.focal_loss, losses.multiclass_dice_loss, losses.tversky_loss):
+        for how in ({}, {"include_background": True}) if "dice" in loss.__name__ else ({},):
+            with pytest.raises(ValueError, match="logits of one class"):
+                loss(one, label, **how)
+    for name in CONSISTENCY:
+        with pytest.raises(ValueError, match="logits of one class"):
+            getattr(losses, name)(one, one)
+    with pytest.raises(ValueError, match="logits of one class"):
+        losses.confidence_mask(one, 0.9)
+
+
+@only_on_the_cpu  # a label out of range ends the process on a GPU
+def test_no_label_is_left_out_without_being_named():
+    """PyTorch leaves -100 out."""
+    for loss in (losses.cross_entropy_loss, losses.focal_loss):
+        with pytest.raises(IndexError, match="Target -100 is out of bounds"):
+            loss(A, LABELS.masked_fill(TARGET, -100))
+        assert torch.equal(
+            loss(A, LABELS.masked_fill(TARGET, -100), ignore_index=-100), loss(A, IGNORED, ignore_index=255)
+        )
 
 
 def test_different_shapes_are_refused():

@@ -23,6 +23,10 @@ def test_mixup_weighs_each_sample():
     assert torch.equal(mixed[0], b[0]) and torch.equal(mixed[2], a[2])
     torch.testing.assert_close(mixed[1], 0.25 * a[1] + 0.75 * b[1])
     torch.testing.assert_close(mixup(a, b, 0.25)[1], mixed[1])
+    labels = torch.eye(2, dtype=torch.long)  # one-hot: integers
+    torch.testing.assert_close(
+        mixup(labels, labels.flip(0), torch.tensor([0.7, 0.7])), mixup(labels, labels.flip(0), 0.7)
+    )
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -39,7 +43,7 @@ def test_inner_boxes_have_one_size_and_lie_anywhere(size, device):
         places = side - side * 2 // 3 + 1
         counts = np.bincount(np.array(seen)[:, axis], minlength=places)
         assert len(counts) == places and stats.chisquare(counts).pvalue > 1e-3
-    assert [int(inner_box((side,), 2 / 3).sum()) for side in range(1, 300)] == [2 * side // 3 for side in range(1, 300)]
+    assert [int(inner_box((side,), 2 / 3).sum()) for side in range(2, 300)] == [2 * side // 3 for side in range(2, 300)]
     assert not inner_box(size, 0).any() and inner_box(size, 1).all()
     with pytest.raises(ValueError, match="a share from 0 to 1"):
         inner_box(size, 1.5)
@@ -70,6 +74,14 @@ def test_cutmix_boxes_have_the_volume_and_the_aspect_that_were_asked_for(size, d
 def test_shares_in_percent_are_refused():
     with pytest.raises(ValueError, match="boxes of 2 to 40 of the volume: take shares from 0 to 1"):
         cutmix_boxes(2, (8, 8), shares=(2, 40))
+    with pytest.raises(ValueError, match=r"boxes of 1 of the volume with aspects \(3, 3\) do not fit"):
+        cutmix_boxes(2, (32, 32), shares=(0.5, 1), aspects=(3, 3))
+
+
+def test_a_patch_of_one_slice_has_boxes_of_one_slice():
+    torch.manual_seed(0)
+    for masks in (cutmix_boxes(99, (64, 64, 1), p=1), centred_boxes(99, (64, 64, 1)), inner_box((64, 64, 1), 2 / 3)):
+        assert masks.flatten(1).any(1).all() and not masks.flatten(1).all(1).any()
 
 
 def test_cutmix_boxes_are_drawn_each_for_itself():

@@ -293,7 +293,7 @@ def test_settings_survive_json_and_nonsense_is_named():
     for name in SETTINGS.keys() - {"window"}:
         with pytest.raises(PreprocessError, match=name):
             check_settings({key: value for key, value in SETTINGS.items() if key != name})
-    for rows in (None, [], ["ct"], [[0, 1, 2]], [[1, 0, 0, 1]], [[0, 1, 0, 0]], [[0, 1, 0, float("nan")]]):
+    for rows in (None, 1, [], ["ct"], [[0, 1, 2]], [[1, 0, 0, 1]], [[0, 1, 0, 0]], [[0, 1, 0, float("nan")]]):
         with pytest.raises(PreprocessError, match="by_channel"):
             check_settings({**SETTINGS, "normalization": "by_channel", "by_channel": rows})
     with pytest.raises(PreprocessError, match="window"):

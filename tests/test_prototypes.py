@@ -25,7 +25,8 @@ def test_the_lowest_or_the_highest_scores_make_prototypes(device, best):
     before = {name: value.clone() for name, value in heads.state_dict().items()}
     chosen = on(device, lambda heads, *more: heads.choose(*more))(heads, VECTORS, LABELS, 5, best)
     assert heads.training and all(torch.equal(value, before[name]) for name, value in heads.state_dict().items())
-    heads.eval()
+    heads.eval().choose(VECTORS, LABELS)
+    assert not heads.training
     for number, selector, kept in zip((1, 2, 3, 4), heads.selectors, chosen, strict=True):
         scored = []
         for vector, label in zip(VECTORS, LABELS, strict=True):

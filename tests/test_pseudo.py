@@ -21,6 +21,8 @@ def test_threshold_and_entropy_limit():
         np.testing.assert_array_equal(labels, np.where(used, SOFT.argmax(axis=1), 255))
     assert torch.equal(pseudo_labels(LOGITS, 0, ignore_index=-1), LOGITS.argmax(dim=1))
     assert (pseudo_labels(LOGITS, 1.0) == 255).all()
+    for classes in range(2, 20):  # alike: the entropy divided by its largest value is 1, or a rounding above it
+        assert (pseudo_labels(torch.zeros(1, classes, 4, 4), 0, max_entropy=1) == 0).all()
 
 
 def test_volumes_outside_the_foreground_limits_are_left_out_whole():

@@ -122,6 +122,7 @@ def test_windows_against_masks(seed, per_case):
 def test_cases_may_have_names_and_nothing_may_be_left():
     windows = Windows(np.array(["a", "b", "b"]), np.zeros((3, 2), int), np.ones((3, 2), int))
     assert top_windows([1, 2, 3], windows, 5).tolist() == [2, 0]
+    assert top_windows([1, 2, 3], windows._replace(case=["a", "b", "b"]), 5, per_case=1).tolist() == [2, 0]
     assert top_windows([1, 2, 3], windows, 5, annotated=windows).tolist() == []
     empty = Windows(np.array([], int), np.zeros((0, 2), int), np.zeros((0, 2), int))
     assert top_windows([], empty, 5).tolist() == [] == clasp_pe([[]], [], empty, 5, 1, seeded()).tolist()

@@ -103,6 +103,15 @@ def test_networks_that_do_not_match_are_refused(on_every_device):
         update_ema_variables(student, nn.Conv3d(1, 2, 1), 0.99, 3)
 
 
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_a_teacher_in_half_precision_which_would_never_move_is_refused(half):
+    with pytest.raises(ValueError, match="keep its weights in float32"):
+        update_ema_variables(nn.Linear(1, 2).to(half), nn.Linear(1, 2).to(half), 0.999, 1000)
+    student, teacher = nn.Linear(1, 2).to(half), nn.Linear(1, 2)
+    update_ema_variables(student, teacher, 0.999, 0)
+    assert torch.equal(teacher.weight, student.weight.float())
+
+
 def test_the_students_gradients_are_left_alone(on_every_device):
     student, teacher = networks()
     student[0](torch.ones(1, 1, 1, 1, 1)).sum().backward()

@@ -317,6 +317,30 @@ def test_published_figures_of_other_methods_stand_below(tmp_path, capsys):
     assert "UA-MT" not in text and "no figures" not in text
     assert "test cases of 154), MT 90.28 (selection" in said("mine", 25).partition(below)[2]
     assert "has no figures for these data" in said("nobodys", 7)
+    write_run(tmp_path / "lower", labelnum=25, dice=[0.5, 0.6], dataset="la")
+    main([str(tmp_path / "lower"), "--published"])
+    assert "90.28 (selection" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_results_folder_called_like_the_checkpoint_is_not_the_runs(tmp_path, capsys):
+    for seed, rate in ((1, 0.1), (2, 0.001)):
+        write_run(tmp_path, seed=seed, dice=[0.5, 0.6], config={"base_lr": rate})
+        found = next(tmp_path.glob(f"seed{seed}/**/metrics.json"))
+        (tmp_path / f"results/{seed}/iter_6").mkdir(parents=True)
+        found.rename(tmp_path / f"results/{seed}/iter_6/metrics.json")
+    text = report.to_text(report.report([tmp_path / "results"])[0])
+    assert "base_lr 0.1" in text and "base_lr 0.001" in text and "config.json is gone" not in text
+    for config in tmp_path.glob("seed*/**/config.json"):
+        config.unlink()
+    text = " ".join(report.to_text(report.report([tmp_path / "results"])[0]).split())
+    assert "whether its runs had one setting is not known; their config.json is gone" in text
+
+
+@pytest.mark.parametrize("wrong", [{"parameters": math.nan}, {"config": {"labeled_draw": "x"}}])
+def test_values_that_are_no_numbers_are_left_out(tmp_path, wrong):
+    write_run(tmp_path, dice=[0.5, 0.6], **wrong)
+    write_run(tmp_path, "supervised", dice=[0.5, 0.6])
+    assert len(records(report.report([tmp_path])[0])) == 2
 
 
 def test_empty_masks_are_counted_and_left_out(tmp_path):

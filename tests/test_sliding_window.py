@@ -106,6 +106,13 @@ def test_an_image_is_segmented_as_a_volume_of_one_slice(weighting):
     assert covering_strides(40, None, (16, 32)) == (16, None)
 
 
+def test_in_bf16_scores_add_up_to_one():
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, score = single_case(nn.Conv2d(1, 4, 3, padding=1), wave_input((64, 64)).numpy(), 16, None, (32, 32), 4)
+    np.testing.assert_allclose(score.sum(0), 1, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("damage", [float("nan"), 1e31])
 def test_scores_that_are_no_numbers_are_an_error(damage):
     net = vnet()

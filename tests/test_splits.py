@@ -13,6 +13,7 @@ from mtseg.splits import (
     SplitError,
     check_split,
     describe,
+    known_patients,
     missing_classes,
     patient_of,
     recognise_patients,
@@ -87,6 +88,19 @@ def test_two_scans_of_a_patient_are_never_on_two_sides_without_a_flag():
         assert len(split["test"]) == 9 and split["labelnum"] == 6
     assert "10 patients in 30 cases" in describe(split) and "p00 has p00_0, p00_1, p00_2" in describe(split)
     assert "every case is taken for another patient" in describe(split_by_patient(["la_1", "la_2"], test=1))
+
+
+def test_where_a_name_has_two_more_parts_the_last_alone_is_not_taken_away():
+    """patient_visit_slice: what is left would be a visit, and a patient with two on both sides."""
+    cases = [f"{patient:03}_{visit}_{number:02}" for patient in range(6) for visit in (1, 2) for number in (1, 2)]
+    with pytest.raises(SplitError, match=r"say it by --patient_id '\^\[\^_-\]\+' \(they are\)"):
+        split_by_patient(cases, test=3)
+    assert len(split_by_patient(cases, test=3, patient_id="^[^_-]+")["patients"]) == 6
+
+
+def test_a_record_with_numbers_for_names_is_understood(tmp_path):
+    (tmp_path / "splits.json").write_text(json.dumps({"patients": {"p1": [1, 2], "p2": [3]}}))
+    assert known_patients(tmp_path, ["1", "2", "3"])[0] == {"1": "p1", "2": "p1", "3": "p2"}
 
 
 def test_where_names_do_not_tell_the_patient_nothing_is_guessed():

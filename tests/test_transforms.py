@@ -157,6 +157,22 @@ def test_an_image_that_does_not_fit_its_label_is_refused():
                     assert f"an image of shape {image} for a label of shape {label}" in str(error)
 
 
+@pytest.mark.parametrize(("channels", "shape", "axis"), [(3, (4, 4), 2), (None, (4, 4), 2), (2, (4, 4, 4), 3)])
+def test_an_axis_that_the_label_does_not_have_is_not_mirrored(channels, shape, axis):
+    """Of an image with channels it mirrored these, and of the label another axis."""
+    with pytest.raises(ValueError, match=f"a label of {len(shape)} axes cannot be mirrored along others"):
+        for seed in range(9):
+            RandomFlip((axis,))(sample(shape, channels, rng=np.random.default_rng(seed)))
+
+
+@pytest.mark.parametrize("labelled", [0, 1, 16])
+def test_what_pads_a_label_that_is_known_in_part_or_not_at_all_is_unknown(labelled):
+    label = np.full(16, 255)
+    label[:labelled] = 1
+    out = RandomCrop((8, 8), unknown=255)({"image": np.zeros((4, 4), "f"), "label": label.reshape(4, 4)})["label"]
+    assert Counter(out.flat) == Counter({1: labelled, 255: 16 - labelled}) + Counter({0 if labelled == 16 else 255: 48})
+
+
 @pytest.mark.parametrize(("kind", "value"), [(bool, 255), (np.uint8, -1), (np.int8, 255), (np.uint8, 0.5)])
 def test_padding_that_a_label_cannot_hold_is_refused(kind, value):
     with pytest.raises(ValueError, match=f"cannot hold {value}"):

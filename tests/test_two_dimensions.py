@@ -10,6 +10,7 @@ import h5py
 import index_images
 import numpy as np
 import pytest
+import tifffile
 import torch
 import torch.nn.functional as F
 from conftest import PHASES, TINY_2D, TINY_OF, killed_after_saving, make_data, make_images, make_stacks
@@ -20,7 +21,8 @@ from plan import main as make_plan
 import inference
 import train_sup
 from mtseg import report
-from mtseg.datasets import LAHeart
+from mtseg.classes import ClassTable
+from mtseg.datasets import DataError, LAHeart
 from mtseg.losses import multiclass_dice_loss
 from mtseg.networks.unet import UNet
 from mtseg.samplers import IterationSampler, TwoStreamBatchSampler
@@ -588,6 +590,27 @@ def test_classes_that_do_not_follow_the_numbers_in_hdf5_files_are_refused(tmp_pa
         assert "class numbers" in said(capsys, SCRIPTS["supervised"].main, words_of(data, tmp_path / "out"))
     (data / "classes.json").write_text(json.dumps({"classes": names[::-1]}))
     assert [row["class"] for row in infer(run("supervised", data, tmp_path / "out"))["cases"][:2]] == ["pore", "grain"]
+
+
+@pytest.mark.parametrize("kind", ["palette", "tiff"])
+def test_a_mask_of_one_bit_whose_0_is_white_is_refused_where_the_colours_say_otherwise(tmp_path, kind):
+    table = {"classes": [{"name": "grain", "color": [0] * 3}, {"name": "pore", "value": 255, "color": [255] * 3}]}
+    white = np.zeros((8, 8), bool)
+    white[2:4, 2:4] = True
+    for turned in (False, True):
+        path = tmp_path / f"{turned}.{'png' if kind == 'palette' else 'tif'}"
+        if kind == "palette":
+            picture = Image.fromarray((white ^ turned).astype(np.uint8), "P")
+            picture.putpalette([255, 255, 255, 0, 0, 0] if turned else [0, 0, 0, 255, 255, 255])
+            picture.save(path, bits=1)
+        else:
+            tifffile.imwrite(path, white ^ turned, photometric="miniswhite" if turned else "minisblack")
+        assert (np.array(Image.open(path).convert("L")) > 0).sum() == 4
+        if turned:
+            with pytest.raises(DataError, match="the colours it shows are of different classes; save it as RGB"):
+                sources.read_label(path, (8, 8), ClassTable.from_dict(table))
+        else:
+            assert sources.read_label(path, (8, 8), ClassTable.from_dict(table))[0].sum() == 4
 
 
 def test_a_mask_whose_palette_shows_other_classes_than_its_values_is_refused(images, tmp_path, capsys):

@@ -3,7 +3,7 @@ import math
 import torch
 from torch import nn
 
-from mtseg.vat import virtual_adversarial_noise
+from mtseg.vat import unit, virtual_adversarial_noise
 
 
 def squares(outputs, clean):
@@ -54,6 +54,7 @@ def test_where_nothing_changes_there_is_no_noise():
     x = torch.ones(2, 1, 4, 4, 4)
     r = virtual_adversarial_noise(lambda batch: 0 * batch, squares, torch.zeros_like(x), x, radius=10.0)
     assert torch.equal(r, torch.zeros_like(x))
+    assert torch.equal(unit(torch.zeros(1, 4, dtype=torch.float16)), torch.zeros(1, 4, dtype=torch.float16))
 
 
 def test_in_float16_the_gradient_of_a_mean_over_many_voxels_is_not_lost():

@@ -190,6 +190,13 @@ def test_hdf5_voxels_that_lie_in_other_files_are_refused(tmp_path, how, key):
             read_volume(path, header_only)
 
 
+@pytest.mark.parametrize(("units", "spacing"), [('"um" "um" "um"', (0.5, 0.5, 2)), ('"mm" "" ""', (500, 500, 2000))])
+def test_the_units_of_each_axis_of_an_nrrd_count(tmp_path, units, spacing):
+    header = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 3 4 5\nencoding: raw\nspacings: 500 500 2000\n"
+    (tmp_path / "a.nrrd").write_bytes(f"{header}units: {units}\n\n".encode() + bytes(60))
+    np.testing.assert_allclose(read_volume(tmp_path / "a.nrrd").spacing, spacing)
+
+
 def test_an_nrrd_header_that_names_another_file_is_refused(tmp_path):
     (tmp_path / "secret").write_bytes(bytes(range(60)))
     header = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 3 4 5\nencoding: raw\n"

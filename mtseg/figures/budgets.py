@@ -11,8 +11,8 @@ from mtseg.figures.runs import DASHES, MARKERS, SERIES
 LABELS = {"regions": "annotated regions", "voxels": "annotated voxels", "foreground": "annotated foreground voxels"}
 
 
-def label_curves(records, ceiling=(), x=tuple(LABELS)):
-    """Test Dice against labels, a panel for each of `x`, of "regions", "voxels" and "foreground".
+def label_curves(records, ceiling=()):
+    """Test Dice against labels, a panel for each of LABELS.
 
     `records`: as active.results has them; `ceiling`: Dice with all labels, of a seed each. A point is the mean over the
     seeds at a round, its bar their deviation. FigureError where no seed is finished by all strategies.
@@ -23,8 +23,8 @@ def label_curves(records, ceiling=(), x=tuple(LABELS)):
     if not runs:
         raise FigureError("no seed is finished by all strategies; go on with the simulation")
     beside = max(1, min(4, 105 // (8 + max(map(len, runs)))))  # in the legend, as wide as the figure
-    figure, (panels,) = subplots(1, len(x), 2.8 + 0.18 * (len(runs) // beside + 1), sharey=True)
-    for axes, measure in zip(panels, x, strict=True):
+    figure, (panels,) = subplots(1, len(LABELS), 2.8 + 0.18 * (len(runs) // beside + 1), sharey=True)
+    for axes, measure in zip(panels, LABELS, strict=True):
         if len(ceiling):
             axes.axhline(100 * np.mean(ceiling), color="#555555", linestyle="--", linewidth=1, label="all labels")
         for i, (name, run) in enumerate(runs.items()):

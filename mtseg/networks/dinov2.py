@@ -54,6 +54,8 @@ class DINOv2(nn.Module):
 
     def __init__(self, n_channels=3, registers=0, width=384, depth=12, heads=6, grid=37):
         super().__init__()
+        if depth % 4:
+            raise ValueError(f"{depth} blocks: take a multiple of 4, after whose quarters the features are taken")
         self.channels, self.strides, self.grid = (width,) * 4, (14,) * 4, grid
         # Beginnings of the names of the stages' weights; here each block is one.
         self.stages = [("cls_token", "register_tokens", "mask_token", "pos_embed", "patch_embed.")]

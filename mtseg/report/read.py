@@ -1,5 +1,6 @@
 """The metrics.json files that inference.py writes, with what the config.json of the checkpoint's run adds."""
 
+import math
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,8 +111,8 @@ def read_result(path):
     recorded = [Path(str(checkpoint)) for checkpoint in listed(content.get("checkpoint"))]
     first = recorded[0] if recorded else Path()
     # inference.py writes to <run>/<checkpoint>_<split>/ unless told otherwise, and the run may have been moved since.
-    beside = path.parent.parent if first.stem and path.parent.name.startswith(first.stem) else None
-    run = beside or first.parent
+    beside = path.parent.parent if first.stem and path.parent.name.startswith(first.stem) else first.parent
+    run = beside if (beside / "config.json").is_file() else first.parent
     sha256 = tuple(map(str, listed(content.get("checkpoint_sha256"))))
     places = [run / checkpoint.name if checkpoint.parent == first.parent else checkpoint for checkpoint in recorded]
     pairs = zip(places, sha256, strict=False)
@@ -124,7 +125,7 @@ def read_result(path):
 
     def number(name):
         value = content.get(name)
-        return value if isinstance(value, (int, float)) else None
+        return value if isinstance(value, (int, float)) and math.isfinite(value) else None
 
     def settings(value):
         return value if isinstance(value, dict) else {}

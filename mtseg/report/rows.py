@@ -104,12 +104,15 @@ def published_beside(path, rows=()):
     figures = {}
     try:
         for entry in json.loads(Path(path).read_text(encoding="utf-8")):
-            key = str(entry["data"]), int(entry["labels"]), plain_name(entry["method"])
+            key = str(entry["data"]).lower(), int(entry["labels"]), plain_name(entry["method"])
             entry |= {"dice": entry["dice"] / scale("dice"), "said": f"{entry['selection']}; {entry['source']}"}
             figures.setdefault(key, []).append(entry)
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ReportError(f"{path}: holds no published figures ({error}); see benchmarks/published.json") from error
-    wanted = {id(row): (row.dataset.split("_")[0], row.labelnum, plain_name(row.method.split(" (")[0])) for row in rows}
+    wanted = {
+        id(row): (row.dataset.split("_")[0].lower(), row.labelnum, plain_name(row.method.split(" (")[0]))
+        for row in rows
+    }
     data = {key[:2] for key in wanted.values()}
     beside = {row: figures[key] for row, key in wanted.items() if key in figures}
     others = [of_one for key, of_one in figures.items() if key[:2] in data and key not in wanted.values()]
@@ -176,7 +179,8 @@ def group_results(results):
         one = members[0]
         alike = ("method", "weights", "dataset", "labelnum", "unit", "protocol", "selection")
         shared = {name: getattr(one, name) for name in alike}
-        draw = one.config.get("labeled_draw") or 0
+        draw = one.config.get("labeled_draw")
+        draw = draw if isinstance(draw, int) else 0
         rows.append(Row(results=members, test_cases=len(one.case_names()), draw=draw, **shared))
     rows.sort(key=lambda r: (r.dataset, r.labelnum is None, r.labelnum, r.draw, r.method != "supervised", r.name))
     for row in (row for row in rows if row.draw):
@@ -187,6 +191,8 @@ def group_results(results):
             missing = [f"fold {number}" for number in range(one.folds) if number not in one.fold]
             row.method += f" ({f'{len(one.fold)} of ' * bool(missing)}{one.folds} folds)"
             notes += [f"{row.title}: still to be tested: {', '.join(missing)}."] * bool(missing)
+        if not one.config and len(row.results) > 1:
+            notes.append(f"{row.title}: whether its runs had one setting is not known; their config.json is gone.")
         codes = {frozen(result.config["code"]) for result in row.results if "code" in result.config}
         if len(codes) > 1:
             notes.append(f"{row.title}: its runs are of {len(codes)} versions of the script or of mtseg.")

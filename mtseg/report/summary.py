@@ -13,7 +13,7 @@ from mtseg.results import share_of
 RESAMPLES = 10000
 
 
-def bootstrap_interval(values, patients=None, resamples=RESAMPLES, seed=0):
+def bootstrap_interval(values, patients=None):
     """95 % percentile bootstrap interval of the mean of `values` (1-D, no NaN); (NaN, NaN) of fewer than two.
 
     `patients`: whose each value is (default: of another each). Whole patients are drawn, with all their values, since
@@ -24,8 +24,8 @@ def bootstrap_interval(values, patients=None, resamples=RESAMPLES, seed=0):
     sums, counts = np.bincount(whose, values), np.bincount(whose)
     if len(sums) < 2:
         return math.nan, math.nan
-    rng, at_once = np.random.default_rng(seed), max(10**7 // len(sums), 1)  # which 160 MB hold
-    draws = (min(at_once, resamples - first) for first in range(0, resamples, at_once))
+    rng, at_once = np.random.default_rng(0), max(10**7 // len(sums), 1)  # which 160 MB hold
+    draws = (min(at_once, RESAMPLES - first) for first in range(0, RESAMPLES, at_once))
     drawn = (rng.integers(len(sums), size=(n, len(sums))) for n in draws)
     means = np.concatenate([sums[draw].sum(axis=1) / counts[draw].sum(axis=1) for draw in drawn])
     low, high = np.percentile(means, [2.5, 97.5])

@@ -97,7 +97,8 @@ def check_finetuning(args):
         if args.freeze and (args.freeze, args.unfreeze_at) != ("encoder", end):
             raise FlagError(f"--freeze {args.freeze} with --lr_schedule sawtooth, which freezes the encoder: take one")
         args.freeze, args.unfreeze_at = "encoder", end
-    if args.freeze and not (args.pretrained or getattr(args, "teacher_checkpoint", None)):
+    taught = getattr(args, "teacher_checkpoint", None) and args.teacher_checkpoint_for != "teacher"
+    if args.freeze and not (args.pretrained or taught):
         raise FlagError(
             f"--freeze {args.freeze} without --pretrained: weights that were drawn by lot would stay; give FILE"
             if schedule != "sawtooth"
@@ -249,7 +250,10 @@ def check_used(args, given, terms):
         "lr_power": (schedule in ("poly", "warmup", "sawtooth"), "--lr_schedule poly, warmup or sawtooth"),
         "lr_patience": (schedule == "plateau", "--lr_schedule plateau"),
         "class_weights": (terms.keys() & {"ce", "focal"}, "ce or focal in --loss"),
-        "in_plane": (any(v for k, v in vars(args).items() if k.startswith("strong_")), "a --strong_... above 0"),
+        "in_plane": (
+            any(getattr(args, f"strong_{name}", 0) for name in ("rotation", "scaling", "elastic")),
+            "--strong_rotation, --strong_scaling or --strong_elastic",
+        ),
         "deep_supervision_weights": (args.deep_supervision, "--deep_supervision"),
         "val_freq": (args.val_list, "--val_list"),
         "patience": (args.val_list, "--val_list"),

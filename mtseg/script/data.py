@@ -149,6 +149,8 @@ def read_data(args, run):
         description, slices = f"{args.labelnum} labelled cases", f" ({len(labeled)} slices)"
     description += slices if len(train) > len(train.image_list) else ""
     labeled, rest = enough(labeled, labeled_bs), enough(rest, unlabeled_bs)
+    if args.set_balance and not source.several:
+        notes.append(f"--set_balance {args.set_balance:g} changes nothing: there is one data set")
     strata = [source.set_of(train.case_of(index)) for index in range(len(train))] if source.several else None
     if unlabeled:
         sampler = TwoStreamBatchSampler(

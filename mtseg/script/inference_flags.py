@@ -136,6 +136,13 @@ def parse_inference(parser, argv):
         raise FlagError("--labels and --preprocessing are about scans: name them by --input")
     if args.input and args.save_result:
         raise FlagError("--save_result is for the cases of a list: with --input predictions are written anyway")
+    given = flags.given_flags(parser, argv)
+    for name, used, needed in (
+        ("save_format", args.save_result, "--save_result"),
+        ("mc_samples", args.uncertainty == "mc_dropout", "--uncertainty mc_dropout"),
+    ):
+        if name in given and not used:
+            raise FlagError(f"--{name} without {needed} changes nothing: add that, or leave --{name} out")
     if args.background is None and (args.largest_component or args.fill_holes or args.measure_largest):
         raise FlagError(
             "--largest_component, --measure_largest and --fill_holes without a background: nothing could stand in the "
@@ -155,9 +162,10 @@ def listed_for_training(root_path):
 
 
 def check_alike(args):
-    """FlagError where runs of --model_path were trained on another view of the data than the first, or on other
-    classes: the mean of their probabilities would be of nothing."""
-    names = [name for name in ("intensity", "resize", "context", "slices_first") if getattr(args, name) is None]
+    """FlagError where runs of --model_path were trained on another view of the data than the first, on other classes,
+    or are of other networks: the mean of their probabilities would be of nothing."""
+    names = ("intensity", "resize", "context", "slices_first", "network", "normalization")
+    names = [name for name in names if getattr(args, name) is None]
     views = []
     for path, config in zip(args.model_path, args.configs, strict=True):
         view = {f"--{name}": config[name] for name in names if name in config}

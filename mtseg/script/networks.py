@@ -101,6 +101,7 @@ def make_own(self, kind, **settings):
     given = {name: value for name, value in settings.items() if everything or name in taken}
     try:
         kind.__init__(self, **given)
+        self.not_taken = settings.keys() - given.keys()
     except TypeError as error:
         raise FlagError(
             f"--network {self.word}: {error}; it must take n_channels and n_classes, and may take n_filters, "

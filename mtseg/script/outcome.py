@@ -29,7 +29,7 @@ PRINTED += ("tp", "fp", "fn", "tn")
 
 def split_of(args):
     """What was segmented, in a word: the list's name, or that of --input."""
-    return args.split if args.input is None else stem(args.input) or args.input.resolve().name
+    return Path(args.split).name if args.input is None else stem(args.input) or args.input.resolve().name
 
 
 def output_folder(args, sources):

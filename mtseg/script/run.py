@@ -46,6 +46,8 @@ from mtseg.seeding import seed_iteration, set_deterministic
 
 PREFIXES = {"student": "", "teacher": "ema_"}  # of the files with a network's weights; any other: its name
 
+OF_TEST = ("root_path", "stride_xy", "stride_z")  # flags that --test_only hands on
+
 
 class NotFiniteError(ArithmeticError):
     """Training went to NaN or infinity; the message is one sentence with the iteration and what is left."""
@@ -63,7 +65,9 @@ def script_main(train, parser, file):
             args = flags.parse(parser, argv)
             if args.test_only:
                 newest = runfolder.newest_weights(runfolder.run_folder(args))
-                raise SystemExit(subprocess.call([sys.executable, *words_to_test(args, newest)]))
+                given = flags.given_flags(parser, argv)
+                given = [word for name in OF_TEST if name in given for word in (f"--{name}", str(given[name]))]
+                raise SystemExit(subprocess.call([sys.executable, *words_to_test(args, newest), *given]))
             with joined_ranks() as ranks:
                 words = sys.argv[1:] if argv is None else map(str, argv)
                 run = Run(args, ranks, [*ranks.launcher(), file, *words], flags.defaults_of(parser), file)
@@ -133,9 +137,10 @@ class Run:
         for name, values in runfolder.ancestry_of(path, config, **how).items():
             known = self.ancestry.setdefault(name, [])
             known += [value for value in values if value not in known]
-        there, here = config.get("intensity"), self.args.intensity
-        if "torch" in config and there != here:
-            self.notes.append(f"{path} was trained with --intensity {there}, and this run has {here}: make them alike")
+        for name in ("intensity", "normalization"):
+            there, here = config.get(name), getattr(self.args, name)
+            if "torch" in config and there != here:
+                self.notes.append(f"{path} was trained with --{name} {there}, and this run has {here}: make them alike")
 
     @contextlib.contextmanager
     def started(self, data, networks, updater, fixed_length=False, **others):
@@ -188,7 +193,7 @@ class Run:
     def _config(self):
         """What config.json says: the flags, and what else the numbers depend on."""
         config = {**vars(self.args), **self.data.record, "ranks": self.ranks.world_size}
-        return config | runfolder.versions(self.device, self.script)
+        return config | runfolder.versions(self.device, self.script, self.args.network)
 
     def _resume(self, fixed_length):
         """Take over the state of the run that goes on, where one does, at iteration `start`.

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from mtseg.checkpoint import file_sha256, load_checkpoint
+from mtseg.script.checks import is_own
 from mtseg.script.config import FAST_DECIDES, LEARNED
 
 # What config.json says of the weights that a run began with: the chain of files, and all cases that these have seen.
@@ -24,11 +25,11 @@ ASIDE |= {"save_freq", "keep_last", "log_freq", "tensorboard", "wandb", "progres
 FREE_SETTINGS = {
     *("root_path", "unlabeled_root", "val_list", "dataset_name", "exp", "model", "overwrite", "test_only", *ASIDE),
     *("max_iterations", "patience", "val_freq", "stride_xy", "stride_z", "selection", "data_crc32", *ANCESTRY),
-    *("teacher_checkpoint", "teacher_checkpoint_for"),
+    "teacher_checkpoint",
 }
 BEGINNINGS = ("pretrained", "teacher_checkpoint")  # the files of weights that a run begins with
 # Runs that differ in these alone are of one method. What else may differ when a run goes on, makes another one of it.
-MADE_ANOTHER = {"max_iterations", "patience", "teacher_checkpoint_for", "data_crc32", *BEGINNINGS}
+MADE_ANOTHER = {"max_iterations", "patience", "data_crc32", *BEGINNINGS}
 ALIKE = {"seed", *VERSIONS, *FREE_SETTINGS} - MADE_ANOTHER
 # What the folds of one cross-validation differ in.
 OF_FOLD = {"fold", "fold_cases", "train_cases", "unlabeled_cases", "data_crc32"}
@@ -74,6 +75,8 @@ def checkpoint_to_resume(folder, resume, overwrite):
     """
     latest, lies_there = folder / "latest.pth", holds_run(folder) or (folder / "metrics.csv").exists()
     if resume == "latest":
+        if overwrite:
+            raise RunError("--resume with --overwrite: one goes on, the other starts anew; leave one out")
         # The best weights alone are of a run that was killed between its first validation and its first state.
         if not latest.exists() and list(folder.glob("*iter_*.pth")):
             raise RunError(f"{folder}: has weights but no latest.pth to go on from; start anew with --overwrite")
@@ -255,7 +258,9 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
     differing = {name: (config.get(name), value) for name, value in before.items() if config.get(name) != value}
     # A flag that the script has lost since may have been off.
     differing = {name: values for name, values in differing.items() if name in config or values[1]}
-    free = set(FREE_SETTINGS)
+    free, aside = set(FREE_SETTINGS), set(VERSIONS)
+    if config.get("fast") and before.get("fast"):  # which chooses them anew on each machine
+        aside |= {"tf32", *FAST_DECIDES}
     if fixed_length or config.get("lr_schedule") in LENGTH_SCHEDULES:
         free.remove("max_iterations")
     if config.get("lr_schedule") == "plateau":
@@ -265,16 +270,18 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
         if name in config
         else f"--{name} was {then}, and this script has no such flag"
         for name, (now, then) in differing.items()
-        if name not in free and name not in VERSIONS
+        if name not in free | aside
     ]
     if changed:
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
     notes, (now, then) = [], differing.pop("code", ({}, {}))
     then = then if isinstance(then, dict) else {}  # a stranger's
     if changed := [name for name in now if now[name] != then.get(name)]:
-        what = " and ".join({"script": "the script", "mtseg": "mtseg"}[name] for name in changed)
+        what = " and ".join(
+            {"script": "the script", "mtseg": "mtseg", "network": "the network's file"}[name] for name in changed
+        )
         notes.append(f"{what} was changed since this run began: its numbers may be those of neither version")
-    versions = [f"{name} is {now} and was {then}" for name, (now, then) in differing.items() if name in VERSIONS]
+    versions = [f"{name} is {now} and was {then}" for name, (now, then) in differing.items() if name in aside]
     return notes + [f"the last bits of the numbers may change: {', '.join(versions)}"] * bool(versions)
 
 
@@ -296,11 +303,12 @@ def choose_device(gpu, amp="off"):
     return torch.device(f"cuda:{gpu}")
 
 
-def versions(device, script):
+def versions(device, script, network):
     """Versions and device for config.json: what else the numbers may depend on. 'code': the SHA-256 of the file
-    `script`, and of all files of mtseg."""
+    `script`, of all files of mtseg, and of that of a `network` of one's own."""
     library = Path(__file__).parents[1]
     files = {"script": [Path(script)], "mtseg": sorted(library.rglob("*.py"))}
+    files |= {"network": [Path(network.rpartition(":")[0])]} if is_own(network) else {}
     code = {name: hashlib.sha256(b"".join(path.read_bytes() for path in paths)) for name, paths in files.items()}
     return {
         "code": {name: digest.hexdigest() for name, digest in code.items()},

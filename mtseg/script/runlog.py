@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import itertools
+import math
 import os
 import signal
 import threading
@@ -129,14 +130,17 @@ def _damaged(path, number, error):
     return MetricsError(f"{path}: line {number} is not of a run's metrics.csv ({reason}); restore it or move it away")
 
 
-def training_cost(path):
-    """(seconds, iterations, most memory in MB) of a metrics.csv; None each that no row tells. Raises MetricsError.
+def training_cost(path, last=math.inf):
+    """(seconds, iterations, most memory in MB) of a metrics.csv up to iteration `last`; None each that no row tells.
+    Raises MetricsError.
 
     The seconds of an iteration are from asking for its batch to the updated weights: validation, logging, saving and
     starting are not in them. The memory is clock.StepClock's.
     """
     seconds = before = peak = 0
     for row in read_metrics(path):
+        if int(row["iteration"]) > last:
+            break
         try:
             seconds += (int(row["iteration"]) - before) / float(row["iterations_per_second"])
             peak = max(peak, float(row.get("peak_memory_mb") or 0))

@@ -134,6 +134,8 @@ def input_scans(args):
     cases, _ = find_cases(args.input, channels=settings and settings["channels"], labels=args.labels, broken=broken)
     if cases and cases[0].images[0].suffix.lower() in IMAGES:
         return input_images(args, cases[: args.num], broken)
+    if args.save_colors:
+        raise FlagError("--save_colors is for images: a volume has no one colour picture; leave it out")
     raw = next((case.images[0] for case in cases if ending(case.images[0]) not in HDF5), None)
     if raw and settings is None:
         raise FlagError(

@@ -3,6 +3,7 @@
 `args` are always the flags of inference.py.
 """
 
+import math
 import time
 from typing import NamedTuple
 
@@ -60,6 +61,8 @@ def load_network(args, path):
         )
     try:
         net = kind(**settings)
+    except ValueError as error:  # strides of the other number of dimensions
+        raise FlagError(f"{path}: its network does not have {args.dims} dimensions ({error}); give --dims") from error
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
         raise FlagError(f"{path}: a network of such settings is too large to be made ({settings})") from error
     check_network_fits(args.patch_size, net.divisors)
@@ -87,8 +90,15 @@ def load_networks(args, device):
                 raise FlagError(f"--case_statistics: {path} has no batch norm that keeps statistics; leave it out")
     else:
         nets, partners = ([ready(net, args) for net in group] for group in (nets, partners))
-    runs = {path.parent: config for path, config in zip(args.model_path, args.configs, strict=True)}
-    costs = [training_cost(run / "metrics.csv") if config else (None, None, None) for run, config in runs.items()]
+    runs = {}  # and until which iteration they trained what is tested
+    for path, config in zip(args.model_path, args.configs, strict=True):
+        number = path.stem.rpartition("iter_")[2]
+        last = int(number) if number.isdecimal() else math.inf
+        runs[path.parent] = config, max(last, runs.get(path.parent, (config, 0))[1])
+    costs = [
+        training_cost(run / "metrics.csv", last) if config else (None, None, None)
+        for run, (config, last) in runs.items()
+    ]
     sha256 = [file_sha256(path) for path in args.model_path]
     return Trained(nets, partners, checkpoints, sha256, parameters, told[0], costs)
 

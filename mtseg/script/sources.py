@@ -326,8 +326,9 @@ def read_label(path, shape, table, snap=False):
         raise DataError(f"{path}: is {words(size)}, its image {words(shape)}; cut them alike")
     try:
         if palette is not None:
-            used = np.unique(mask).astype(int)
-            check_shown(used, palette[used], table)
+            used, two = np.unique(mask).astype(int), mask.dtype == bool and len(table.values) == 2
+            shown = palette[used] * np.uint8(255 if palette.max() == 1 else 1)  # a TIFF of 1 bit has 0 and 1
+            check_shown(np.sort(table.values)[used] if two else used, shown, table)
         return to_index(mask, table, snap)
     except ClassError as error:
         raise DataError(f"{path}: {error}") from error
