@@ -96,6 +96,10 @@ def test_weights_of_the_authors_code_are_taken_by_name(data, tmp_path):
         ({"labelnum": 1}, ["--labelnum 1", "at least 2"]),
         ({"consistency_warmup": 4}, ["--consistency_warmup 4", "--max_iterations 4"]),
         ({"consistency_warmup": 0}, ["--consistency_warmup 0", "--pretrained"]),
+        (
+            {"consistency_warmup": 0, "pretrained": "a.pth", "pretrained_parts": "encoder"},
+            ["--consistency_warmup 0", "the teacher would know nothing"],
+        ),
         ({"normalization": "batchnorm"}, ["--patch_size 16 16 16", "1 patches"]),
         (  # of the four labelled patches two mixtures are made, and each passes by itself
             {"normalization": "batchnorm", "labeled_bs": 4, "batch_size": 8, "accumulation_steps": 2},

@@ -84,12 +84,13 @@ def test_fast_takes_a_network_in_which_no_layer_suits_winograd(no_gpu, data, tmp
 
 
 @needs_compiler
-def test_a_fast_run_is_not_resumed_without_its_compiler(no_gpu, data, tmp_path, capsys, monkeypatch):
-    run(data, tmp_path, "--fast", max_iterations=1)
+def test_a_fast_run_goes_on_without_its_compiler_and_says_so(no_gpu, data, tmp_path, monkeypatch):
+    """The flags are the same; what they choose on another machine changes the last digits alone."""
+    folder = run(data, tmp_path, "--fast", max_iterations=1)
     monkeypatch.setattr(fast, "_why_not_winograd", lambda args: "; none")
-    with pytest.raises(SystemExit) as stopped:
-        run(data, tmp_path, "--fast", "--resume")
-    assert stopped.value.code == 2 and "--winograd is False and was True" in capsys.readouterr().err
+    run(data, tmp_path, "--fast", "--resume")
+    assert "the last bits of the numbers may change: winograd is False and was True" in (folder / "log.txt").read_text()
+    assert len(losses(folder)) == 2
 
 
 def test_the_config_of_a_fast_run_lets_this_machine_decide(no_gpu, no_compiler, data, tmp_path):

@@ -603,6 +603,9 @@ def test_memory_holds_one_case_at_a_time(tmp_path, monkeypatch):
         (["--uncertainty", "ensemble"], {}, "several checkpoints"),
         (["--labels", "nowhere"], {}, "nowhere: no such folder"),
         (["--save_result", "there"], {}, "--save_result is for the cases of a list"),
+        (["--save_format", "png"], {}, "--save_format without --save_result changes nothing"),
+        (["--mc_samples", 4], {}, "--mc_samples without --uncertainty mc_dropout changes nothing"),
+        (["--save_colors"], {}, "--save_colors is for images: a volume has no one colour picture"),
         (["--preprocessing", "nowhere.json"], {}, "nowhere.json: no such preprocessing"),
     ],
 )
@@ -767,12 +770,14 @@ def test_what_is_ignored_is_no_class_that_is_tested(data, tmp_path, capsys, igno
     [
         ({"intensity": "zscore"}, '--intensity "none" and "zscore"'),
         ({"slices_first": True}, "--slices_first false and true"),
+        ({"normalization": "instancenorm"}, '--normalization "batchnorm" and "instancenorm"'),  # a U-Net's fit either
         ({"classes": {**PHASES, "classes": PHASES["classes"][::-1]}}, "classes "),
     ],
     ids=str,
 )
 def test_runs_that_saw_other_images_or_classes_are_not_averaged(data, tmp_path, capsys, changes, words_of_it):
     settings = {"root_path": str(data), "intensity": "none", "slices_first": False, "classes": PHASES}
+    settings["normalization"] = "batchnorm"
     (one,) = make_run(tmp_path / "one", **settings)
     (other,) = make_run(tmp_path / "other", **{**settings, **changes})
     line = refused(capsys, "--model_path", one, other)
@@ -874,7 +879,7 @@ def test_runs_with_deep_supervision_and_residual_blocks_are_tested(data, tmp_pat
 
 
 @pytest.mark.parametrize("kind", ["LASeg", "MC-Net"])
-def test_published_weights_are_tested_without_a_config(data, tmp_path, kind):
+def test_published_weights_are_tested_without_a_config(data, tmp_path, capsys, kind):
     strides = (2, 2, 2, (2, 2, 1)) if kind == "LASeg" else (2, 2, 2, 2)
     net = fill(VNet(1, 2, 2, "batchnorm", strides=strides)).eval()
     state = net.state_dict()
@@ -891,6 +896,11 @@ def test_published_weights_are_tested_without_a_config(data, tmp_path, kind):
         _, expected = single_case(net, case["image"][...], 16, 4, (16, 16, 16))
         np.testing.assert_allclose(out["probabilities"][...], expected, atol=1e-3)
     assert len(result["cases"]) == 2
+    if kind == "LASeg":
+        line = refused(
+            capsys, *words("--model_path", tmp_path / "theirs.pth", dims=2, **flags | {"patch_size": "16 16"})
+        )
+        assert "theirs.pth: its network does not have 2 dimensions" in line and "give --dims" in line
 
 
 def ignore_a_part(data, case):

@@ -470,3 +470,4 @@ def test_a_damaged_or_foreign_metrics_csv_is_one_sentence(tmp_path):
         training_cost(file)
     file.write_text("\ufeffiteration,loss,iterations_per_second\n4,0.5,2\n6,0.5,4\n8,0.4")
     assert training_cost(file)[0] == 2.5
+    assert training_cost(file, last=5)[0] == 2.0  # what weights of that iteration took

@@ -71,6 +71,15 @@ def test_it_trains_resumes_and_is_tested(data, tmp_path, file, capsys):
     assert json.loads((whole / "iter_4_test/metrics.json").read_text())["network"]["network"] == word
 
 
+def test_a_file_that_changed_and_flags_that_it_does_not_take_are_said(data, tmp_path, file):
+    settings = {"network": f"{file}:Small", "n_filters": 64}
+    folder = run("supervised", data, tmp_path / "runs", max_iterations=1, **settings)
+    assert f"--n_filters 64 changes nothing: {file}:Small does not take it" in (folder / "log.txt").read_text()
+    file.write_text(CODE.replace("self.out_conv(self", "3 * self.out_conv(self"))
+    run("supervised", data, tmp_path / "runs", "--resume", **settings)
+    assert "the network's file was changed since this run began" in (folder / "log.txt").read_text()
+
+
 def test_a_settings_file_does_not_make_its_code_run(data, tmp_path, file, capsys):
     (tmp_path / "settings.json").write_text(json.dumps({"network": f"{file}:Small"}))
     file.write_text("raise RuntimeError('it ran')")

@@ -272,6 +272,13 @@ def test_a_teacher_that_was_trained_before_is_not_thrown_away(data, tmp_path, ca
         run("MT", data, tmp_path / "wrong", n_filters=4, teacher_checkpoint=before / "iter_4.pth")
     assert stopped.value.code == 2
     assert "another network" in capsys.readouterr().err
+    for place, changes, said in (
+        ("both", {"teacher_checkpoint_for": "student"}, "--teacher_checkpoint_for is student and was both"),
+        ("anew", {"teacher_checkpoint_for": "teacher", "freeze": "encoder"}, "--freeze encoder without --pretrained"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run("MT", data, tmp_path / place, "--resume", **checkpoint | {"max_iterations": 2} | changes)
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
 
 
 def test_pretrained_weights_are_loaded_where_they_fit_and_listed_where_not(data, tmp_path):
@@ -322,6 +329,8 @@ def test_consistency_warms_up_ramps_and_stays(data, tmp_path):
     log = (folder / "log.txt").read_text()
     assert "iteration 1: warm-up" in log and "iteration 4: ramp" in log
     assert all(value >= 0 for value in column(folder, "teacher_distance"))
+    folder = run("MT", data, tmp_path / "constant", consistency_ramp="constant", max_iterations=1)
+    assert "iteration 1: stable, consistency weight 0.1" in (folder / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("model", SEMI_SUPERVISED)
@@ -501,9 +510,10 @@ def test_a_test_is_given_what_no_config_may_say(data, tmp_path, monkeypatch, cap
     called = []
     monkeypatch.setattr("subprocess.call", lambda words: called.append(words) or 0)
     with pytest.raises(SystemExit):
-        run("supervised", data, tmp_path / "runs", "--test_only", gpu=1, **more)
+        run("supervised", data, tmp_path / "runs", "--test_only", gpu=1, stride_z=4, **more)
     weights = str(folder / "iter_1.pth")
-    assert called[0][2:] == ["--model_path", weights, "--network", more["network"], "--gpu", "1"]
+    given = ["--root_path", str(data), "--stride_xy", "8", "--stride_z", "4"]
+    assert called[0][2:] == ["--model_path", weights, "--network", more["network"], "--gpu", "1", *given]
 
 
 def test_pseudo_labels_are_watched_and_limited(data, tmp_path, capsys):

@@ -327,7 +327,9 @@ def test_a_results_folder_called_like_the_checkpoint_is_not_the_runs(tmp_path, c
         write_run(tmp_path, seed=seed, dice=[0.5, 0.6], config={"base_lr": rate})
         found = next(tmp_path.glob(f"seed{seed}/**/metrics.json"))
         (tmp_path / f"results/{seed}/iter_6").mkdir(parents=True)
-        found.rename(tmp_path / f"results/{seed}/iter_6/metrics.json")
+        content = json.loads(found.read_text()) | {"method": "MT", "seed": seed, "labelnum": 8}
+        found.unlink()
+        (tmp_path / f"results/{seed}/iter_6/metrics.json").write_text(json.dumps(content))
     text = report.to_text(report.report([tmp_path / "results"])[0])
     assert "base_lr 0.1" in text and "base_lr 0.001" in text and "config.json is gone" not in text
     for config in tmp_path.glob("seed*/**/config.json"):

@@ -612,6 +612,8 @@ def test_a_mistake_of_the_program_keeps_its_traceback(data, tmp_path, monkeypatc
         ("--lr_power 2", "--lr_power without"),
         ("--lr_patience 2", "--lr_patience without"),
         ("--loss dice --class_weights 1 2", "--class_weights without ce or focal in --loss"),
+        ("--strong_noise 0.5 --in_plane", "--in_plane without --strong_rotation, --strong_scaling or --strong_elastic"),
+        ("--num_classes 256", "256 is not between 2 and 255"),
         ("--val_freq 5", "--val_freq without --val_list changes nothing"),
         ("--patience 5", "--patience without --val_list changes nothing"),
         ("--ignore_index 1", "--ignore_index 1 is a foreground class"),

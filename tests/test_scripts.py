@@ -281,6 +281,8 @@ def test_a_run_is_not_overwritten_by_accident(capsys, runs):
     said = sentence(capsys, train_mean_teacher.main, flags(data, out))
     assert "--resume" in said
     assert "--overwrite" in said
+    said = sentence(capsys, train_mean_teacher.main, [*flags(data, out), "--resume", "--overwrite"])
+    assert "--resume with --overwrite: one goes on, the other starts anew; leave one out" in said
     assert (folder_of(out, "MT") / "latest.pth").read_bytes() == before
 
 

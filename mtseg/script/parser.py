@@ -127,7 +127,7 @@ class Parser(argparse.ArgumentParser):
 def given_flags(parser, argv):
     """{name: value} of the flags that stand in `argv`."""
     absent = object()
-    names = {action.dest: absent for action in parser._actions if action.dest != "help"}
+    names = {action.dest: absent for action in parser._actions if action.dest != "help" and not action.required}
     values = vars(parser.parse_args(argv, argparse.Namespace(**names)))
     return {name: value for name, value in values.items() if value is not absent}
 
