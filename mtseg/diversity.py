@@ -163,10 +163,11 @@ def typicality(x):
     return result
 
 
-def typiclust(features, n, rng, labeled=()):
+def typiclust(features, n, rng, labeled=(), labels=None):
     """Typical rows of many clusters, for the first labels: Hacohen et al., ICML 2022 (arXiv:2202.02794).
 
-    All rows are put into as many clusters as there are labels and choices, 500 at most. In turns each cluster chooses
+    All rows are put into as many clusters as there are `labels` (by default each `labeled` row is one; of windows that
+    overlap, one label covers many) and choices, 500 at most. In turns each cluster chooses
     its most typical row (of SAMPLE, where it has more); those of fewest labels come first, and the largest of these.
     Clusters of five rows or fewer choose when the others are used up.
     """
@@ -174,10 +175,10 @@ def typiclust(features, n, rng, labeled=()):
     chosen = []
     if n == 0 or not still.any():
         return np.array(chosen, dtype=int)
-    k = min(len(labeled) + n, 500, len(x))
+    k = min((len(labeled) if labels is None else labels) + n, 500, len(x))
     cluster, _ = clusters(x, k, rng)
-    size, labels = np.bincount(cluster, minlength=k), np.bincount(cluster[~still], minlength=k)
-    order = np.lexsort((-size, labels))
+    size, known = np.bincount(cluster, minlength=k), np.bincount(cluster[~still], minlength=k)
+    order = np.lexsort((-size, known))
     for turns in (order[size[order] > 5], order[size[order] <= 5]):
         while len(chosen) < n and len(turns := turns[np.isin(turns, cluster[still])]):
             for number in turns[: n - len(chosen)]:

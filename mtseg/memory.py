@@ -43,8 +43,8 @@ def checkpoint_blocks(net):
     shapes of the state_dict stay. Copy a network before, not after: a copy would run the layers of the original.
     """
     for child in net.children():
-        # A list of blocks, or a network or decoder of blocks.
-        if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or hasattr(child, "decode"):
+        # A list of blocks, or a network, an encoder or a decoder of blocks.
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or hasattr(child, "decode") or hasattr(child, "stem"):
             checkpoint_blocks(child)
         elif len(list(child.modules())) > 1:
             child.forward = recomputed(child.forward, child)
@@ -56,9 +56,9 @@ class InParts(nn.Module):
 
     The outputs of all parts come joined in the batch's order, so that any loss over the batch, also one that is no mean
     over samples like the Dice of a batch, has the gradient it has with `parts=1`, if the normalization does not depend
-    on the batch. (Batch norm normalises every part by itself.) Part k holds the samples k, k + parts, ...: labelled
-    and unlabelled ones alike; where `parts` does not divide the batch, the first parts have a sample more. The price is
-    a second forward pass of every part, in the backward pass.
+    on the batch and nothing drops. (Batch norm normalises every part by itself, and dropout draws other masks.) Part k
+    holds the samples k, k + parts, ...: labelled and unlabelled ones alike; where `parts` does not divide the batch,
+    the first parts have a sample more. The price is a second forward pass of every part, in the backward pass.
     """
 
     def __init__(self, net, parts):

@@ -37,8 +37,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
 
     `label_map`: int64 (*spatial), the class of the highest score; `score_map`: float32 (num_classes, *spatial), each
     voxel's (weighted) mean softmax over the windows that cover it; over the classes it sums to 1.
-    Raises ValueError for strides or batches below 1, an unknown weighting, an image of another number of dimensions or
-    logits of another shape, and NotFiniteScoresError where the network gives NaN or infinity.
+    Raises ValueError for strides or batches below 1, one class, an unknown weighting, an image of another number of
+    dimensions or logits of another shape, and NotFiniteScoresError where the network gives NaN or infinity.
     """
     image, dims = np.asarray(image), len(patch_size)
     if image.ndim not in (dims, dims + 1):
@@ -50,6 +50,8 @@ def test_single_case(net, image, stride_xy, stride_z, patch_size, num_classes=2,
         raise ValueError(f"strides are at least 1 voxel, not stride_xy={stride_xy} and stride_z={stride_z}")
     if weighting not in ("uniform", "gaussian"):
         raise ValueError(f"weighting is 'uniform' or 'gaussian', not {weighting!r}")
+    if num_classes < 2:
+        raise ValueError("the softmax of one class is 1 everywhere: give every class a channel, the background too")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"a batch has at least 1 window, not batch_size={batch_size}")
     image = image[None] if image.ndim == dims else image

@@ -20,6 +20,7 @@ At the end the last weights of each stage are tested on the test cases of every 
 The matrix of these Dice shows what is forgotten: it is in <output_dir>/stages.md too; "test": false leaves it out.
 """
 
+import zlib
 from pathlib import Path
 
 from mtseg.script import flags
@@ -82,8 +83,9 @@ def test(stages):
         kind = kind_of(stage.args), flags.read_config(weights.parent / "config.json")["n_channels"]
         for root, (name, other, channels) in sets.items():
             own = root == Path(stage.args.root_path).resolve()  # its folder is where inference.py puts it by itself
-            result = weights.parent / f"{weights.stem}{'' if own else f'_{name}'}_test/metrics.json"
-            fits = kind == (kind_of(other.args), channels * (2 * stage.args.context + 1))
+            of_other = f"_{name}_{zlib.crc32(str(root).encode()):08x}"  # others may be called alike
+            result = weights.parent / f"{weights.stem}{'' if own else of_other}_test/metrics.json"
+            fits = own or kind == (kind_of(other.args), channels * (2 * stage.args.context + 1))
             if fits and not result.is_file():
                 how = stage if own else other
                 run_script(stage.test_command(weights, how, result.parent), stage.folder / "test.log")

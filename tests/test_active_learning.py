@@ -215,6 +215,7 @@ def test_a_first_call_that_was_wrong_is_forgotten(tmp_path, capsys):
         (["--unit", "slice"], "--unit slice: the cases are images, which have no slices"),
         (["--unit", "patch"], "--unit patch with cases of 2 axes: give --region"),
         (["--region", 4, 4], "--unit case with --region, which is about patches"),
+        (["--stride", 8], "--unit case with --stride, which is about patches"),
         (["--strategy", "best"], "there is no strategy best; there are"),
         (["--strategy", "entropy"], "there is no network yet to be unsure: take random or typiclust"),
         (["--run", "nowhere"], "nowhere: no weights of a student there; give a run that has ended"),
@@ -326,10 +327,23 @@ def test_masks_that_were_taken_anew_are_not_learned_by_the_old_run(waiting, tmp_
     case = asked(out / "round_01")["cases"][1]["case"]
     Image.fromarray(np.roll(truth(root, case), 3, axis=0)).save(out / f"round_01/masks/{case}.png")
     (out / "round_01/taken.json").unlink()
+    assert "round_01/run: learned from other labels; delete it, then take the masks" in refused(capsys, out, "take")
+    shutil.rmtree(out / "round_01/run")
     call(out, "take")
-    with pytest.raises(SystemExit):
-        train(out)
-    assert "the run was started on other data of the same names" in capsys.readouterr().err
+    train(out)
+
+
+def test_a_round_is_taken_after_those_before_it(waiting, tmp_path, capsys):
+    """Its labels are theirs and its own: of masks that were corrected later it would hold the old ones."""
+    root, out = waiting[0], shutil.copytree(waiting[1], tmp_path / "active")
+    call(out, "take")
+    call(out, "next", "--budget", 1)
+    draw(root, out / "round_02")
+    (out / "round_01/taken.json").unlink()
+    sentence = "round_01: waits for its masks, from which round_02 goes on; take it first"
+    assert sentence in refused(capsys, out, "take")
+    call(out, "take", out / "round_01")
+    call(out, "take")
 
 
 def test_a_case_whose_name_has_dots(tmp_path):

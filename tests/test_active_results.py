@@ -1,10 +1,13 @@
 """What a simulation of active learning gives, against SciPy's tests, closed forms and the lines that are drawn."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import integrate, stats
 
 from mtseg import figures
+from mtseg.active import simulation
 from mtseg.active.results import finished, table, wins
 from mtseg.report import to_latex, to_markdown, to_text
 
@@ -88,6 +91,18 @@ def test_who_beats_whom_after_the_common_start():
             assert cells[other][one] == f"{lost[-1]:.2f}"
         assert beaten[one]["beaten"] == f"{np.mean(lost):.2f}"
     assert float(beaten["random"]["beaten"]) > float(beaten["clasp_pe"]["beaten"])
+
+
+def test_test_cases_that_were_learned_from_are_said(tmp_path, monkeypatch, capsys):
+    weights = tmp_path / "run/iter_1.pth"
+    monkeypatch.setattr(simulation.methods, "trained_weights", lambda *_: weights)
+    (tmp_path / "run/iter_1_test").mkdir(parents=True)
+    rows = [{"case": case, "class": 1, "dice": dice} for case, dice in (("a", 0.5), ("b", 1.0))]
+    for known in ([], ["a"]):
+        result = tmp_path / "run/iter_1_test/metrics.json"
+        result.write_text(json.dumps({"checkpoint": str(weights), "cases": rows, "trained_on": known}))
+        assert simulation.dice_of(None, None, [], tmp_path / "run", tmp_path, 1) == 0.75
+        assert ("1 of the cases of" in capsys.readouterr().out) == bool(known)
 
 
 def test_only_seeds_that_all_have_finished():

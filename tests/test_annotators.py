@@ -293,7 +293,7 @@ def test_pictures_show_the_prediction_and_the_frames(tmp_path, axis):
     times = 256 // 17
     count = {None: 1, 0: 3, 2: 3}[axis]
     assert picture.shape == (12 * times + (0 if axis is None else 14) + 4, count * (17 * times + 4), 3)
-    red = (picture == [114, 0, 0]).all(-1)
+    red = (picture == [115, 0, 0]).all(-1)
     assert red.mean() > 0.7
     if axis is None:
         assert (picture[2 * times, 3 * times : 12 * times] == 255).all()  # the upper side of the box
@@ -307,7 +307,7 @@ def test_a_box_of_one_pixel_is_framed_within_itself(tmp_path):
     )
     write_case(tmp_path, task._replace(boxes=[((0, 0), (1, 1))]), TABLE)
     picture = np.array(Image.open(tmp_path / "colour/a.png"))[:600, :300]
-    assert np.argwhere((picture != [114, 0, 0]).any(-1)).tolist() == [[0, 0]]
+    assert np.argwhere((picture != [115, 0, 0]).any(-1)).tolist() == [[0, 0]]
 
 
 def refused(words, call, *arguments, **keywords):
@@ -337,7 +337,7 @@ TWO = {"names": ("cell", "membrane"), "values": (0, 255), "colors": ((0, 0, 0), 
 LEAVING = {
     "255 is free": (TABLE, 255, (255, 255, 255)),
     "named": (dataclasses.replace(TABLE, ignore=7), 7, (255, 255, 255)),
-    "255 is a class": (ClassTable(**TWO), 254, (230, 159, 0)),
+    "255 is a class": (ClassTable(**TWO), 128, (230, 159, 0)),  # far from both
     "no colours": (plain_table(3), 255, (255, 255, 255)),
 }
 
@@ -356,6 +356,34 @@ def test_what_is_left_out_has_a_value_and_a_colour(tmp_path, case):
     assert (read_mask(folder, record, table)[0] == want).all()
     palette_png(folder / "masks/a.png", np.uint8(more.values)[truth], more.palette(by_value=True))
     assert (read_mask(folder, record, table)[0] == want).all()
+
+
+def test_white_and_nearly_white_is_a_class_of_255_and_not_what_is_left_out(tmp_path):
+    table = ClassTable(("cell", "membrane"), (0, 255), (None, None), background=0)
+    folder, record, truth = round_of(tmp_path, None, table, prediction=None)
+    grey = np.where(truth == 1, 200 + 54 * (np.arange(17) % 2), 3)
+    Image.fromarray(grey.astype(np.uint8)).save(folder / "masks/a.png")
+    labels, snapped = read_mask(folder, record, table, snap=True)
+    assert (labels == expected(truth, None)).all() and snapped > 0
+    Image.fromarray(255 * truth).convert("RGB").save(folder / "masks/a.png")
+    assert (read_mask(folder, record, table)[0] == expected(truth, None)).all()
+    Image.fromarray(np.full((12, 17), 255, np.uint8)).save(folder / "masks/a.png")
+    assert (read_mask(folder, record, table)[0] == expected(np.ones((12, 17)), None)).all()
+
+
+def test_of_data_without_a_background_the_first_class_is_no_empty_mask(tmp_path):
+    table = dataclasses.replace(TABLE, background=None)
+    folder, record, _ = round_of(tmp_path, None, table, prediction=None)
+    Image.fromarray(np.zeros((12, 17), np.uint8)).save(folder / "masks/a.png")
+    assert (read_mask(folder, record, table)[0] == expected(np.zeros((12, 17)), None)).all()
+
+
+@pytest.mark.parametrize("turned", ["LAS", "RPI", "SRP"])
+def test_a_stack_whose_axes_were_turned_is_refused(tmp_path, turned):
+    folder, record, truth = round_of(tmp_path, 0)
+    image = sitk.DICOMOrient(sitk.GetImageFromArray(VALUES[truth]), turned)
+    sitk.WriteImage(image, str(folder / "masks/a.nii.gz"))
+    refused("its axes are turned or mirrored; save it as TIFF", read_mask, folder, record, TABLE)
 
 
 def test_a_class_that_takes_the_rest_and_a_mask_of_one_bit(tmp_path):

@@ -138,6 +138,8 @@ def test_typiclust_begins_with_large_clouds_without_labels():
         assert index == members[typicality(x[members]).argmax()]
     labeled = [int(np.flatnonzero(cloud == 1)[0]), int(np.flatnonzero(cloud == 2)[0])]
     assert cloud[typiclust(x, 2, seeded(), labeled)].tolist() == [0, 3]
+    covered = np.flatnonzero(cloud == 1)[:9].tolist()  # windows of one region, which is one label
+    assert sorted(cloud[typiclust(x, 3, seeded(), covered, 1)].tolist()) == [0, 2, 3]
     x, cloud = clouds((30, 20, 5))  # a cloud of five is left out as long as there are others
     assert cloud[typiclust(x, 3, seeded())].tolist() == [0, 1, 0]
     assert sorted(cloud[typiclust(x, 55, seeded())].tolist()) == [0] * 30 + [1] * 20 + [2] * 5

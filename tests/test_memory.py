@@ -1,16 +1,19 @@
 """Gradients of batches in parts and of recomputed activations are those of the plain batch."""
 
 import copy
+import itertools
 import sys
 
 import pytest
 import torch
-from conftest import on
+from conftest import on, only_on_the_cpu
+from torch.profiler import ProfilerActivity, profile
 
 from mtseg.losses import dice_ce_loss
 from mtseg.memory import InParts, checkpoint_blocks
 from mtseg.networks.unet import UNet, UNetSSL4MIS
 from mtseg.networks.vnet import VNet
+from mtseg.script.networks import NETWORKS
 
 
 @pytest.fixture(autouse=True)
@@ -100,3 +103,27 @@ def test_recomputed_blocks_store_less(index):
 
     plain = stored(net)
     assert stored(checkpoint_blocks(net)) < 0.5 * plain
+
+
+@only_on_the_cpu
+@pytest.mark.parametrize("name", ["resnet50_unet", "convnext_t_unet", "dinov2_vits14_unet", "efficientnet_b0_deeplab"])
+def test_the_blocks_of_encoders_are_recomputed_one_by_one(name):
+    """An encoder that is one block has all its activations back at once in the backward pass."""
+    torch.manual_seed(0)
+    net = NETWORKS[name](n_channels=1, n_classes=2, n_filters=16, normalization="batchnorm", has_dropout=False, dims=2)
+    batch = torch.randn(2, 1, *[112 if "dinov2" in name else 128] * 2)
+
+    def measured(net):
+        """(the most bytes that one pass holds, its gradients)"""
+        for parameter in net.train().parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+            net(batch).square().mean().backward()
+        events = [event for event in seen.profiler.kineto_results.events() if event.name() == "[memory]"]
+        sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+        return max(itertools.accumulate(sizes)), [parameter.grad for parameter in net.parameters()]
+
+    plain, gradients = measured(copy.deepcopy(net))
+    recomputed, same = measured(checkpoint_blocks(net))
+    assert recomputed < 0.7 * plain
+    assert all(map(torch.equal, gradients, same))

@@ -220,6 +220,8 @@ def test_bad_arguments_say_so():
         single_case(nn.Identity(), np.zeros((4, 4, 4)), 0, 1, (4, 4, 4))
     with pytest.raises(ValueError, match="'gauss'"):
         single_case(nn.Identity(), np.zeros((4, 4, 4)), 1, 1, (4, 4, 4), weighting="gauss")
+    with pytest.raises(ValueError, match="the softmax of one class is 1 everywhere"):
+        single_case(nn.Identity(), np.zeros((4, 4, 4)), 1, 1, (4, 4, 4), num_classes=1)
     with pytest.raises(ValueError, match="at least 1 window"):
         single_case(nn.Identity(), np.zeros((4, 4, 4)), 1, 1, (4, 4, 4), batch_size=0)
     with pytest.raises(ValueError, match=r"gives \(1, 1, 4, 4\) for these windows, and not logits \(1, 2, 4, 4\)"):

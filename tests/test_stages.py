@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stages
 import torch
-from conftest import TINY_2D, finish_after_kills, make_images, start_python
+from conftest import TINY_2D, finish_after_kills, make_data, make_images, start_python
 from PIL import Image
 
 import inference
@@ -195,6 +195,21 @@ def test_the_best_weights_of_a_script_of_ones_own_and_data_of_other_classes(sets
     _, _, mine, third = rows_of(tmp_path / "out/stages.md")
     assert (mine[0], third[0]) == ("mine", "third") and mine[2] == third[1] == "-"
     assert not list(tmp_path.glob("out/*/model/*/*/iter_*_*_test"))
+
+
+def test_slices_and_volumes_of_the_same_data_are_each_tested(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "run_script", run_here)
+    root = make_data(tmp_path / "volumes")
+    how = {"n_filters": 2, "num_workers": 0, "stride_xy": 16, "stride_z": 16, "progress": 0, "max_iterations": 1}
+    how |= {"root_path": str(root), "labelnum": 2, "normalization": "groupnorm"}
+    steps = [
+        {"name": "flat", "script": "train_sup.py", "flags": {"dims": 2, "network": "unet", "patch_size": [16, 16]}},
+        {"name": "solid", "script": "train_sup.py", "flags": {"patch_size": [16, 16, 16]}},
+    ]
+    path = write(tmp_path / "p.json", {"defaults": how, "stages": steps})
+    stages.main([str(path), "--output_dir", str(tmp_path / "out")])
+    _, _, *rows = rows_of(tmp_path / "out/stages.md")
+    assert [row[0] for row in rows] == ["flat", "solid"] and all(re.fullmatch(r"[\d.]+", row[1]) for row in rows)
 
 
 def test_data_of_another_stage_are_read_as_that_one_reads_them(sets, tmp_path, monkeypatch):

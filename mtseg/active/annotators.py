@@ -60,10 +60,13 @@ class Task(NamedTuple):
 def annotation_table(table):
     """The ClassTable `table` with a colour for every class and one class more, the last: what the annotator leaves out.
 
-    Its value is the table's `ignore`, else the largest up to 255 that is no class's.
+    Its value is the table's `ignore`, else 255 or, where that is a class's, the value farthest from all classes: beside
+    white it would be what `snap` takes for nearly white.
     """
-    value = max(set(range(256)) - set(table.values)) if table.ignore is None else table.ignore
-    white = (255, 255, 255) if table.other is None and (255, 255, 255) not in table.colors else None
+    far = max(range(256), key=lambda v: (min(abs(v - one) for one in table.values), v))
+    value = (far if 255 in table.values else 255) if table.ignore is None else table.ignore
+    taken = table.other is not None or 255 in table.values or (255, 255, 255) in table.colors
+    white = None if taken else (255, 255, 255)
     names, values, colors = (*table.names, LEAVE_OUT), (*table.values, value), (*table.colors, white)
     more = ClassTable(names, values, colors, table.background, None, table.other)
     colors = list(map(tuple, more.palette()[: len(names)].tolist()))
@@ -224,7 +227,7 @@ def read_mask(folder, record, table, snap=False, allow_empty=False):
 
     Whatever lies outside of the boxes is passed over. AnnotationError where there is no file or two, one of another
     size or place, values or colours that are no class's (`snap` takes the nearest), a box in which all is left out,
-    and, without `allow_empty`, for nothing but class 0.
+    and, without `allow_empty`, for nothing but the background.
     """
     paths = masks_of(folder, record)
     if not paths:
@@ -237,7 +240,7 @@ def read_mask(folder, record, table, snap=False, allow_empty=False):
         if (labels[slices(start, stop)] == UNKNOWN).all():
             where = region(record, start, stop)
             raise AnnotationError(f"{paths[0]}: all is left out in {where}; annotate some of it")
-    if not allow_empty and not (labels[labels != UNKNOWN]).any():
+    if table.background is not None and not allow_empty and not (labels[labels != UNKNOWN]).any():
         only = f"all is {table.names[0]!r}, or {LEAVE_OUT} ({annotation_table(table).values[-1]}), in its regions"
         raise AnnotationError(f"{paths[0]}: {only}; draw what is there, or say that it is so with --allow_empty")
     return labels, snapped
@@ -295,7 +298,11 @@ def read_voxels(path, record):
     if not path.name.lower().endswith(IMAGES):
         if record["axis"] == 2:
             return on_grid(path, record), None
-        mask = read_volume(path).array.T  # of a stack (S, H, W) and of an image ITK's programs save (W, H, S)
+        volume = read_volume(path)
+        axes, flips = ((0, 1, 2), [False] * 3) if volume.affine is None else canonical_axes(volume.affine)
+        if tuple(axes) != (0, 1, 2) or flips[0] != flips[1] or flips[2]:  # as neither ITK nor NiBabel saves an array
+            raise AnnotationError(f"{path}: its axes are turned or mirrored; save it as TIFF, or as the image lies")
+        mask = volume.array.T  # of a stack (S, H, W) and of an image ITK's programs save (W, H, S)
         return mask[0] if record["axis"] is None and len(mask) == 1 else mask, None
     if record["axis"] == 2:
         raise AnnotationError(f"{path}: a mask of a volume is not kept in pages; save it as NIfTI or NRRD")

@@ -5,6 +5,8 @@
 
 import numpy as np
 
+from mtseg.script.snapshot import in_colors
+
 PLANE = {None: (0, 1), 0: (1, 2), 2: (1, 0)}  # by axis: which axes run down and to the right in a picture of a slice
 VIRIDIS = ((68, 1, 84), (71, 45, 123), (59, 82, 139), (44, 114, 142), (33, 145, 140), (40, 174, 128))
 VIRIDIS += ((94, 201, 98), (173, 220, 48), (253, 231, 37))
@@ -33,9 +35,7 @@ def colours(channels, prediction, axis, table):
         picture = np.stack([slice_of(channel, axis, number) for channel in shown] * (3 // len(shown)), -1)
         if prediction is None:
             return picture
-        index = slice_of(prediction, axis, number)
-        over = (index != table.background)[..., None]
-        return np.where(over, (0.55 * picture + 0.45 * palette[index]).astype(np.uint8), picture)
+        return in_colors(picture, slice_of(prediction, axis, number), palette, table.background, opacity=0.45)
 
     return draw
 

@@ -99,7 +99,10 @@ def dice_of(args, script, words, run, logs, seed, weights="student"):
         how = ["--model_path", weights, "--root_path", args.root_path, "--split", "test", "--continue"]
         how += ["--gpu", args.gpu, *(["--network", args.network] if args.network else [])]
         run_script([flags.HOME / "inference.py", *how], logs / "test.log", OMP_NUM_THREADS="1")
-    return float(np.mean([*read_result(result).values("dice").values()]))
+    found = read_result(result)
+    if found.trained_on:
+        print(f"note: {len(found.trained_on)} of the cases of {result} were learned from, unlabelled", flush=True)
+    return float(np.mean([*found.values("dice").values()]))
 
 
 def measured(folder, seed, number, dice):

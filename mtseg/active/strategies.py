@@ -78,7 +78,7 @@ def k_means(pool, n, rng):
 
 def typiclust(pool, n, rng):
     """The most typical of each of many clusters, those of fewest labels first."""
-    return diversity.typiclust(features_of(pool, rng), n, rng, pool.labeled())
+    return diversity.typiclust(features_of(pool, rng), n, rng, pool.labeled(), len(pool.annotated.case))
 
 
 def prob_cover(pool, n, rng):

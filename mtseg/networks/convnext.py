@@ -52,9 +52,8 @@ class ConvNeXtT(nn.Module):
     def __init__(self, n_channels=3):
         super().__init__()
         norms = [LayerNorm2d(width, eps=1e-6) for width in WIDTHS[:-1]]
-        self.features = nn.Sequential(
-            nn.Sequential(nn.Conv2d(n_channels, WIDTHS[0], 4, 4), LayerNorm2d(WIDTHS[0], eps=1e-6))
-        )
+        stem = nn.Sequential(nn.Conv2d(n_channels, WIDTHS[0], 4, 4), LayerNorm2d(WIDTHS[0], eps=1e-6))
+        self.features = nn.ModuleList([stem])
         for level, (width, depth) in enumerate(zip(WIDTHS, DEPTHS, strict=True)):
             if level:
                 halving = nn.Conv2d(WIDTHS[level - 1], width, 2, 2)

@@ -123,9 +123,8 @@ class DeepLabV3Plus(nn.Module):
         self.branches.extend(convolution(last, width, 3, normalization, rate, separable=True) for rate in RATES)
         # A single value has no spread over the image.
         self.pooled = convolution(last, width, 1, "none" if normalization == "instancenorm" else normalization)
-        self.project = nn.Sequential(
-            convolution(5 * width, width, 1, normalization), convolution(width, width, 3, normalization, separable=True)
-        )
+        self.project = nn.ModuleList([convolution(5 * width, width, 1, normalization)])
+        self.project.append(convolution(width, width, 3, normalization, separable=True))
         self.up = Enlarge(width, strides[-1] // 4, upsampling)
         self.low_conv = convolution(encoder.channels[self.low], 48, 1, normalization)
         self.fuse = convolution(width + 48, width, 3, normalization, separable=True)

@@ -82,7 +82,7 @@ class EfficientNetB0(nn.Module):
             raise ValueError(f"output_stride {output_stride}: give 8, 16 or 32")
         self.channels, self.divisor, self.tensorflow = (16, 24, 40, 112, 320), output_stride, tensorflow
         self.strides = tuple(min(2**level, output_stride) for level in range(1, 6))
-        self.features = nn.Sequential(convolution(n_channels, 32, 3, 2, tensorflow=tensorflow))
+        self.features = nn.ModuleList([convolution(n_channels, 32, 3, 2, tensorflow=tensorflow)])
         before, reached, dilation = 32, 2, 1
         for expansion, side, stride, after, count in STAGES:
             dilated = dilation * stride if reached * stride > output_stride else dilation
