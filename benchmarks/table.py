@@ -176,7 +176,8 @@ def jobs_of(args, grid):
 
 
 def refuse(message):
-    raise BenchmarkError(f"{message} (--help lists the flags)")
+    more = "; flags of the training scripts stand behind --flags" if message.startswith("unrecognized") else ""
+    raise BenchmarkError(f"{message}{more} (--help lists the flags)")
 
 
 def parse(argv):

@@ -208,6 +208,11 @@ def choose_cases(args, source):
     FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
     """
     root = source.root
+    if not (root / "train.list").is_file() and args.labelnum:
+        if source.files is not None:
+            raise DataError(f"{root}: images without a train.list; write it: python data/make_splits.py {root}")
+        if (root / "imagesTr").is_dir() or (root / "images").is_dir():
+            raise DataError(f"{root}: scans; prepare them first: python data/prepare_nifti.py {root} NEW_FOLDER")
     val = out = read_list(args.val_list) if args.val_list else []
     cases = {"val_cases": val}
     if args.fold is not None:

@@ -10,6 +10,10 @@ HEAD = """# Flags
 
 Written by `python -m mtseg.script.flag_table`; do not edit. `--help` shows the flags in bold, `--help all` every one.
 A JSON file with any of them is given by `--config`; the command line wins. A run's own `config.json` is such a file.
+
+Where no flag and no file says otherwise, images are trained with {images}; the built-in data, Phantom and Electrode,
+with {built_in},
+and patches of 32 x 32 x 32 and 64 x 64.
 """
 
 
@@ -23,6 +27,12 @@ def shown(action):
     if isinstance(default, bool):
         return "on" if default else "off"
     return f"`{' '.join(map(str, default)) if isinstance(default, (list, tuple)) else default}`"
+
+
+def words(settings):
+    """Settings as flags, in Markdown."""
+    values = {name: " ".join(map(str, v)) if isinstance(v, list) else v for name, v in settings.items()}
+    return ", ".join(f"`--{name} {value}`" for name, value in values.items())
 
 
 def table(parser, passed_over=()):
@@ -47,7 +57,8 @@ def page():
     scripts = methods.scripts_with_runs()
     first = next(path for path in scripts if path.name == "train_mean_teacher.py")
     parser = methods.parser_of(first)
-    text = f"{HEAD}\n## {first.name}\n{table(parser)}\n"
+    head = HEAD.format(images=words(flags.IMAGE_SETTINGS), built_in=words(flags.BUILT_IN_SETTINGS))
+    text = f"{head}\n## {first.name}\n{table(parser)}\n"
     known = {(action.dest, shown(action)) for action in parser._actions}
     for path in scripts:
         others = table(methods.parser_of(path), known)

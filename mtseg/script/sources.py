@@ -331,7 +331,9 @@ def read_label(path, shape, table, snap=False):
             check_shown(np.sort(table.values)[used] if two else used, shown, table)
         return to_index(mask, table, snap)
     except ClassError as error:
-        raise DataError(f"{path}: {error}") from error
+        plain = all(name.isdecimal() for name in table.names)  # as `plain_table` calls them
+        more = "; or say in a classes.json what its values mean (docs/images.md)" if plain else ""
+        raise DataError(f"{path}: {error}{more}") from error
 
 
 def words(shape):
