@@ -900,7 +900,7 @@ def test_published_weights_are_tested_without_a_config(data, tmp_path, capsys, k
         line = refused(
             capsys, *words("--model_path", tmp_path / "theirs.pth", dims=2, **flags | {"patch_size": "16 16"})
         )
-        assert "theirs.pth: its network does not have 2 dimensions" in line and "give --dims" in line
+        assert "theirs.pth: no network with 2 dimensions has its settings" in line and "give --dims" in line
 
 
 def ignore_a_part(data, case):

@@ -592,6 +592,22 @@ def test_classes_that_do_not_follow_the_numbers_in_hdf5_files_are_refused(tmp_pa
     assert [row["class"] for row in infer(run("supervised", data, tmp_path / "out"))["cases"][:2]] == ["pore", "grain"]
 
 
+def test_a_folder_that_is_not_prepared_is_told_how(images, tmp_path, capsys):
+    (images / "train.list").unlink()
+    line = said(capsys, SCRIPTS["supervised"].main, words_of(images, tmp_path / "out"))
+    assert f"{images}: images without a train.list; write it: python data/make_splits.py {images}" in line
+    (tmp_path / "scans/imagesTr").mkdir(parents=True)
+    (tmp_path / "scans/imagesTr/a_0000.nii.gz").write_bytes(b"")
+    line = said(capsys, SCRIPTS["supervised"].main, words_of(tmp_path / "scans", tmp_path / "out"))
+    assert f"prepare them first: python data/prepare_nifti.py {tmp_path / 'scans'} NEW_FOLDER" in line
+
+
+def test_masks_of_0_and_255_without_a_table_are_told_of_it(images, tmp_path, capsys):
+    (images / "classes.json").unlink(missing_ok=True)
+    line = said(capsys, SCRIPTS["supervised"].main, words_of(images, tmp_path / "out", num_classes=2))
+    assert "no class's" in line and "or say in a classes.json what its values mean (docs/images.md)" in line
+
+
 @pytest.mark.parametrize("kind", ["palette", "tiff"])
 def test_a_mask_of_one_bit_whose_0_is_white_is_refused_where_the_colours_say_otherwise(tmp_path, kind):
     table = {"classes": [{"name": "grain", "color": [0] * 3}, {"name": "pore", "value": 255, "color": [255] * 3}]}

@@ -202,17 +202,23 @@ def unknown_label(args):
     return UNKNOWN if args.ignore_index is None else args.ignore_index
 
 
+def check_prepared(source):
+    """DataError where a folder of images or scans lacks what a script makes of it; read_list names what else lacks."""
+    root = source.root
+    if (root / "train.list").is_file():
+        return
+    if source.files is not None:
+        raise DataError(f"{root}: images without a train.list; write it: python data/make_splits.py {root}")
+    if (root / "imagesTr").is_dir() or (root / "images").is_dir():
+        raise DataError(f"{root}: scans; prepare them first: python data/prepare_nifti.py {root} NEW_FOLDER")
+
+
 def choose_cases(args, source):
     """({'train_cases': names, 'val_cases': names, ...}, the Source of the 'unlabeled_cases' or None, notes).
 
     FlagError or DataError where there are too few of a kind, or one is of two kinds that exclude each other.
     """
     root = source.root
-    if not (root / "train.list").is_file() and args.labelnum:
-        if source.files is not None:
-            raise DataError(f"{root}: images without a train.list; write it: python data/make_splits.py {root}")
-        if (root / "imagesTr").is_dir() or (root / "images").is_dir():
-            raise DataError(f"{root}: scans; prepare them first: python data/prepare_nifti.py {root} NEW_FOLDER")
     val = out = read_list(args.val_list) if args.val_list else []
     cases = {"val_cases": val}
     if args.fold is not None:
@@ -240,6 +246,7 @@ def choose_cases(args, source):
     if args.annotations:
         train, rest = annotated_of(args, source.to_annotate(out, args.max_samples))
     else:
+        check_prepared(source)
         train, rest = drawn(root, training_cases(root, out, args.max_samples), args.labeled_draw), []
     if not hasattr(args, "labeled_bs") and args.labelnum:
         flags.check_one_stream(args, len(train))

@@ -61,8 +61,9 @@ def load_network(args, path):
         )
     try:
         net = kind(**settings)
-    except ValueError as error:  # strides of the other number of dimensions
-        raise FlagError(f"{path}: its network does not have {args.dims} dimensions ({error}); give --dims") from error
+    except ValueError as error:  # strides of the other number of dimensions, for one
+        said = f"{path}: no network with {args.dims} dimensions has its settings ({error})"
+        raise FlagError(f"{said}; give --dims, or the flags of its training") from error
     except (RuntimeError, OverflowError, MemoryError, TypeError) as error:  # PyTorch has no class of its own for this
         raise FlagError(f"{path}: a network of such settings is too large to be made ({settings})") from error
     check_network_fits(args.patch_size, net.divisors)
