@@ -38,13 +38,13 @@ def patient_of(case, pattern):
     return patient
 
 
-def recognise_patients(cases):
+def recognise_patients(cases, sure=True):
     """The pattern for `patient_of` that the names of all `cases` suggest; None where they do not tell.
 
     One of CONVENTIONS; or EACH, where no two names differ in their last part alone (la_003 and liver_7), or all do, for
     then the last part is the patient (la_003 and la_004; nnU-Net's names, BraTS2021_00005); or LAST_PART, where what
     stands before it ends in a number wherever it is repeated (p07_1 and p07_2, beside p08_1). Of Healthy_1, Healthy_2
-    and Sick_1 nobody knows, nor of p07_1_1, p07_1_2 and p07_2_1.
+    and Sick_1 nobody knows, nor, to be `sure`, of p07_1_1, p07_1_2 and p07_2_1.
     """
     for pattern in CONVENTIONS:
         if all(re.search(pattern, case) for case in cases):
@@ -54,18 +54,18 @@ def recognise_patients(cases):
     if not repeated or len(series) == 1:
         return EACH
     numbered = all(name[-1].isdigit() for name in repeated) and all(re.search(LAST_PART, case) for case in cases)
-    return LAST_PART if numbered and recognise_patients([*series]) == EACH else None
+    return LAST_PART if numbered and not (sure and recognise_patients([*series]) != EACH) else None
 
 
 def patients_of(cases, pattern=None, needed=True):
     """({case: patient}, pattern): by `pattern`, else by that of `recognise_patients`. Where the names do not tell it,
     SplitError, or with `needed` False every case is a patient, and the pattern None."""
-    pattern = pattern or recognise_patients(cases)
+    pattern = pattern or recognise_patients(cases, sure=needed)
     if pattern is None and needed:
-        series = _series(cases)
-        one, other = next(members[:2] for members in series.values() if len(members) > 1)
-        same = LAST_PART if recognise_patients([*series]) == EACH else FIRST_PART
-        how = f"--patient_id '{same}' (they are) or --patient_id '{EACH}' (every case is of another patient)"
+        one, other = next(members[:2] for members in _series(cases).values() if len(members) > 1)
+        ways = {patient_of(one, pattern): pattern for pattern in (FIRST_PART, LAST_PART)}  # often the same
+        ways = [f"--patient_id '{pattern}' (both are of {name})" for name, pattern in ways.items()]
+        how = " or ".join([*ways, f"--patient_id '{EACH}' (every case is of another patient)"])
         raise SplitError(f"the names do not tell whether {one} and {other} are of one patient; say it by {how}")
     return {case: patient_of(case, pattern or EACH) for case in cases}, pattern
 
@@ -80,7 +80,7 @@ def known_patients(root, cases, pattern=None, needed=False):
             with contextlib.suppress(SplitError, TypeError):  # where its name has another form
                 known[case] = patient_of(case, made_by)
     others = [case for case in cases if case not in known]
-    named, found = patients_of(others, pattern or recognise_patients([*known, *others]), needed)
+    named, found = patients_of(others, pattern or recognise_patients([*known, *others], sure=needed), needed)
     return named | known, pattern or made_by or found
 
 

@@ -29,5 +29,5 @@ def virtual_adversarial_noise(net, divergence, clean, x, radius, probe=10.0, ste
 
 def unit(r):
     """`r` (N, ...) with each sample divided by its L2 norm."""
-    norms = r.flatten(1).norm(dim=1).clamp_min(torch.finfo(r.dtype).tiny)
+    norms = r.flatten(1).norm(dim=1).clamp_min(max(1e-12, torch.finfo(r.dtype).tiny))
     return r / norms.view(-1, *[1] * (r.dim() - 1))

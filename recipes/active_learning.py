@@ -81,6 +81,8 @@ from mtseg.script.processes import run_script
 def ask(args):
     """Make the next round's folder, with what to annotate and with the annotator's files."""
     loop, before = tasks.loop_of(args), rounds.rounds_of(args.output_dir)
+    if args.stride and loop["unit"] != "patch":
+        raise rounds.RoundError(f"--unit {loop['unit']} with --stride, which is about patches: leave it out")
     cases = Cases(loop["root_path"], loop["val_list"])
     labels = tasks.labelled_before(args, cases, loop, before)
     folder, paths = rounds.next_round(args.output_dir), tasks.weights_of(args, before)
@@ -122,7 +124,7 @@ def take(args):
         raise rounds.RoundError(f"{folder / 'run'}: learned from other labels; delete it, then take the masks")
     later = [path for path in others if rounds.order(path) > rounds.order(folder)]
     if later := [path.name for path in later if rounds.is_taken(path)]:  # which hold its labels as they were
-        remedy = "remove taken.json there too, and take it anew afterwards"
+        remedy = "remove taken.json and run/ there too, and take it anew afterwards"
         raise rounds.RoundError(f"{folder}: {later[0]} went on from its labels; {remedy}")
     table, labels, changed, snapped = tasks.table_of(cases, loop), [], {}, 0
     check_folder(folder, selection["cases"])

@@ -386,6 +386,12 @@ def test_a_stack_whose_axes_were_turned_is_refused(tmp_path, turned):
     refused("its axes are turned or mirrored; save it as TIFF", read_mask, folder, record, TABLE)
 
 
+def test_a_stack_whose_file_says_nothing_of_its_axes_lies_as_the_image(tmp_path):
+    folder, record, truth = round_of(tmp_path, 0)
+    nibabel.save(nibabel.Nifti1Image(VALUES[truth].T, None), folder / "masks/a.nii.gz")
+    assert (read_mask(folder, record, TABLE)[0] == expected(truth, 0)).all()
+
+
 def test_a_class_that_takes_the_rest_and_a_mask_of_one_bit(tmp_path):
     rest = ClassTable(("matrix", "pore"), (0, 1), (None, (255, 0, 0)), background=None, other=0)
     folder, record, _ = round_of(tmp_path, None, rest, prediction=None)

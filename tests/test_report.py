@@ -375,7 +375,7 @@ def test_a_row_of_several_versions_of_its_script_says_so(tmp_path):
     for seed, code in ((1, "a"), (2, "b"), (3, "a")):
         write_run(tmp_path, seed=seed, dice=[0.5], config={"code": {"script": code, "mtseg": "c"}})
     (said,) = (note for note in report.report([tmp_path])[0].notes if "versions" in note)
-    assert said == "MT, student, 8 labels: its runs are of 2 versions of the script or of mtseg."
+    assert said == "MT, student, 8 labels: its runs are of 2 versions of the code."
 
 
 def test_seeds_are_pooled_only_where_nothing_else_differs(tmp_path):

@@ -55,6 +55,7 @@ def test_where_nothing_changes_there_is_no_noise():
     r = virtual_adversarial_noise(lambda batch: 0 * batch, squares, torch.zeros_like(x), x, radius=10.0)
     assert torch.equal(r, torch.zeros_like(x))
     assert torch.equal(unit(torch.zeros(1, 4, dtype=torch.float16)), torch.zeros(1, 4, dtype=torch.float16))
+    assert unit(torch.full((1, 1000), 1e-25)).norm() < 1e-9  # whose squares are 0
 
 
 def test_in_float16_the_gradient_of_a_mean_over_many_voxels_is_not_lost():

@@ -299,8 +299,10 @@ def read_voxels(path, record):
         if record["axis"] == 2:
             return on_grid(path, record), None
         volume = read_volume(path)
-        axes, flips = ((0, 1, 2), [False] * 3) if volume.affine is None else canonical_axes(volume.affine)
-        if tuple(axes) != (0, 1, 2) or flips[0] != flips[1] or flips[2]:  # as neither ITK nor NiBabel saves an array
+        codes = volume.header.get("qform_code", 1), volume.header.get("sform_code", 1)  # 0: the file does not say
+        known = volume.affine is not None and any(codes)
+        axes, flips = canonical_axes(volume.affine) if known else ((0, 1, 2), [False] * 3)
+        if tuple(axes) != (0, 1, 2) or flips[0] != flips[1] or flips[2]:  # ITK saves it as it is with both mirrored
             raise AnnotationError(f"{path}: its axes are turned or mirrored; save it as TIFF, or as the image lies")
         mask = volume.array.T  # of a stack (S, H, W) and of an image ITK's programs save (W, H, S)
         return mask[0] if record["axis"] is None and len(mask) == 1 else mask, None

@@ -187,8 +187,6 @@ class Pool:
     ):
         self.cases, self.network, self.truth, self.of, self.per_case = cases, network, truth, of, per_case
         self.round, self.rounds = round, rounds
-        if stride and unit != "patch":
-            raise QueryError(f"--unit {unit} with --stride, which is about patches: take --unit patch, or leave it out")
         self.size = region_size(cases, unit, size)
         self.stride = [s if s in (1, WHOLE) else stride or s // 2 for s in self.size]
         number_of = {name: number for number, name in enumerate(cases.names)}

@@ -195,7 +195,7 @@ def group_results(results):
             notes.append(f"{row.title}: whether its runs had one setting is not known; their config.json is gone.")
         codes = {frozen(result.config["code"]) for result in row.results if "code" in result.config}
         if len(codes) > 1:
-            notes.append(f"{row.title}: its runs are of {len(codes)} versions of the script or of mtseg.")
+            notes.append(f"{row.title}: its runs are of {len(codes)} versions of the code.")
     for row in rows:
         same = [r for r in rows if (r.dataset, r.labelnum, r.name) == (row.dataset, row.labelnum, row.name)]
         if len(same) > 1:

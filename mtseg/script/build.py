@@ -29,9 +29,9 @@ def make_network(args, run, n_channels, n_classes=None):
     net = new_network(args, n_channels, n_classes)
     if flags.is_own(args.network):
         check_own(net, args.patch_size, n_channels, n_classes or args.num_classes)
-        for name in sorted(net.not_taken & run.defaults.keys()):
-            if getattr(args, name) != run.defaults[name]:
-                run.notes.append(f"--{name} {getattr(args, name)} changes nothing: {args.network} does not take it")
+        for name in sorted(net.not_taken & {word.partition("=")[0].removeprefix("--") for word in run.command}):
+            note = f"--{name} {getattr(args, name)} changes nothing: {args.network} does not take it"
+            run.notes += [] if note in run.notes else [note]
     check_stages(args, net)
     net = prepare(args, run, net)
     if args.pretrained and not args.from_scratch and run.resume_from is None:

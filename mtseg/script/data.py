@@ -207,7 +207,7 @@ def check_prepared(source):
     root = source.root
     if (root / "train.list").is_file():
         return
-    if source.files is not None:
+    if source.files is not None and not source.indexed:
         raise DataError(f"{root}: images without a train.list; write it: python data/make_splits.py {root}")
     if (root / "imagesTr").is_dir() or (root / "images").is_dir():
         raise DataError(f"{root}: scans; prepare them first: python data/prepare_nifti.py {root} NEW_FOLDER")

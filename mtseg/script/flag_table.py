@@ -11,9 +11,8 @@ HEAD = """# Flags
 Written by `python -m mtseg.script.flag_table`; do not edit. `--help` shows the flags in bold, `--help all` every one.
 A JSON file with any of them is given by `--config`; the command line wins. A run's own `config.json` is such a file.
 
-Where no flag and no file says otherwise, images are trained with {images}; the built-in data, Phantom and Electrode,
-with {built_in},
-and patches of 32 x 32 x 32 and 64 x 64.
+Where no flag and no file says otherwise, images are trained with {images};
+{built_in}.
 """
 
 
@@ -57,7 +56,8 @@ def page():
     scripts = methods.scripts_with_runs()
     first = next(path for path in scripts if path.name == "train_mean_teacher.py")
     parser = methods.parser_of(first)
-    head = HEAD.format(images=words(flags.IMAGE_SETTINGS), built_in=words(flags.BUILT_IN_SETTINGS))
+    built_in = ";\n".join(f"the built-in {name} with {words(settings)}" for name, settings in flags.BUILT_IN.items())
+    head = HEAD.format(images=words(flags.IMAGE_SETTINGS), built_in=built_in)
     text = f"{head}\n## {first.name}\n{table(parser)}\n"
     known = {(action.dest, shown(action)) for action in parser._actions}
     for path in scripts:

@@ -276,6 +276,7 @@ def check_same_run(config, state, path, parts, defaults, fixed_length=False):
         raise RunError(f"{path}: not the same run ({'; '.join(changed)}); resume with the flags it was started with")
     notes, (now, then) = [], differing.pop("code", ({}, {}))
     then = then if isinstance(then, dict) else {}  # a stranger's
+    then.setdefault("network", now.get("network"))  # which was not recorded at first
     if changed := [name for name in now if now[name] != then.get(name)]:
         what = " and ".join(
             {"script": "the script", "mtseg": "mtseg", "network": "the network's file"}[name] for name in changed

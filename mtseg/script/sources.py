@@ -50,7 +50,8 @@ class Source:
 
     `files`: {case: Files} of images, None for HDF5 files.
     `dims`: the axes of its cases, 2 or 3. `axis`: along which of a case's three axes its slices follow each other.
-    `several`: whether its images are from several sets. `ignores`: whether some masks have a value to be ignored.
+    `indexed`: whether an index.json names them. `several`: whether its images are from several sets. `ignores`: whether
+    some masks have a value to be ignored.
     `tested`: the cases of test.list, and the images of nnU-Net's imagesTs.
     """
 
@@ -60,7 +61,8 @@ class Source:
         self.tested = {*test_cases(root)}
         named = Path(root_path).suffix == ".json"
         index = Path(root_path) if named else root / "index.json"
-        if named or index.is_file():
+        self.indexed = named or index.is_file()
+        if self.indexed:
             index = read_index(index)
             self.tables = {n: ClassTable.from_dict(d.classes) if d.classes else None for n, d in index.datasets.items()}
             self.files = {
