@@ -120,12 +120,12 @@ def take(args):
     others = rounds.rounds_of(folder.parent)
     if waiting := [path for path in others if rounds.order(path) < rounds.order(folder) and not rounds.is_taken(path)]:
         raise rounds.RoundError(f"{waiting[0]}: waits for its masks, from which {folder.name} goes on; take it first")
-    if (folder / "run").exists():
-        raise rounds.RoundError(f"{folder / 'run'}: learned from other labels; delete it, then take the masks")
     later = [path for path in others if rounds.order(path) > rounds.order(folder)]
     if later := [path.name for path in later if rounds.is_taken(path)]:  # which hold its labels as they were
         remedy = "remove taken.json and run/ there too, and take it anew afterwards"
         raise rounds.RoundError(f"{folder}: {later[0]} went on from its labels; {remedy}")
+    if (folder / "run").exists():
+        raise rounds.RoundError(f"{folder / 'run'}: learned from other labels; delete it, then take the masks")
     table, labels, changed, snapped = tasks.table_of(cases, loop), [], {}, 0
     check_folder(folder, selection["cases"])
     for record in selection["cases"]:

@@ -213,7 +213,7 @@ def test_padding_counts_in_no_loss(model, tmp_path, device):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--in_plane"], "--in_plane without a --strong_"),
+        (["--in_plane"], "--in_plane without --strong_rotation"),
         (
             ["--dims", "2", "--patch_size", "16", "16", "--strides", "2", "2", "2", "2", "--slices_first"],
             "--slices_first",
