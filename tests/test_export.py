@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -107,6 +108,12 @@ def test_a_thin_network_is_exported_for_the_sides_that_its_strides_divide(cls):
     kernels = [(3, 3, 1), (3, 3, 3), (3, 3, 3), (1, 3, 3), (3, 3, 1)]
     net = cls(1, 3, 2, strides=[(2, 2, 1), 2, (2, 1, 1), 1], kernel_sizes=kernels, max_filters=8).eval()
     runs_alike(net, [(1, 1, 24, 16, 10), (3, 1, 16, 20, 6)])
+
+
+def test_onnx_runtime_is_told_to_report_nothing(monkeypatch):
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    export.extra("onnxruntime")
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
 
 
 def test_the_difference_that_decides_is_seen():

@@ -10,6 +10,7 @@ import importlib
 import inspect
 import io
 import logging
+import os
 import tempfile
 import timeit
 import warnings
@@ -154,6 +155,7 @@ def seconds_a_window(net, n_channels, patch_size):
 
 def extra(name):
     """The module `name` of the packages that ONNX needs; ExportError where it is missing."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime reports its use over the network otherwise
     try:
         return importlib.import_module(name)
     except ImportError as error:
