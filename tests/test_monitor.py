@@ -5,6 +5,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -96,17 +97,17 @@ def logged(file):
     return rows
 
 
-def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(monkeypatch, tmp_path):
+def test_wandb_offline_needs_no_network_and_holds_every_iteration_once(tmp_path):
     pytest.importorskip("wandb")
     folder = tmp_path / "model" / "LA_vnet_8_labeled" / "MT"
     write(folder, 0)
-    monkeypatch.setenv("HOME", str(tmp_path))
     code = "import sys, test_monitor as t\nt.run_and_resume(t.Path(sys.argv[1]), wandb='offline', config={})"
     with socket.create_server(("127.0.0.1", 0)) as server:
-        for name in ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
-            monkeypatch.setenv(name, f"http://127.0.0.1:{server.getsockname()[1]}")
-        # A process of its own: in this one, what another test has loaded may call (ONNX Runtime reports its use).
-        subprocess.run([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parent, check=True)
+        # A process and settings of its own: what another test has loaded here may call, as ONNX Runtime does.
+        names = ("WANDB_BASE_URL", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+        where = dict.fromkeys(names, f"http://127.0.0.1:{server.getsockname()[1]}") | {"HOME": str(tmp_path)}
+        words = [sys.executable, "-c", code, str(folder)]
+        subprocess.run(words, cwd=Path(__file__).parent, env=os.environ | where, check=True)
         server.setblocking(False)
         said = b""
         with contextlib.suppress(BlockingIOError):
